@@ -1,0 +1,86 @@
+"""What the commands share: options, one-line errors, quiet libraries."""
+
+import functools
+import logging
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from workbench.errors import Failure, UserError
+
+
+def command(function: Callable) -> click.Command:
+    """A click command whose help is the function's docstring and whose known failures are one line, not a traceback."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        quiet()
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # schedulers stop jobs so
+        try:
+            function(*args, **kwargs)
+        except UserError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+        except (Failure, FloatingPointError) as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+
+    return click.command(context_settings={"max_content_width": 100})(guarded)
+
+
+def quiet() -> None:
+    """Keep libraries' notices and progress bars off the terminal, and off the network where nothing needs it."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads on busy cores cost far more than they win
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+def silence_transformers() -> None:
+    """Progress bars of weights being loaded, which the environment does not switch off."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity_error()
+
+
+experiment_argument = click.argument(
+    "experiment", type=click.Path(path_type=Path), default=None, required=False, metavar="[EXPERIMENT.toml]"
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting by its dotted name, e.g. reference.interval=16. Repeatable.",
+)
+
+
+def study_name(text: str) -> str:
+    """A study's name, checked.
+
+    Raises:
+        UserError: it could not be a folder's name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise UserError(f"--study {text!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
+    return text

@@ -1,0 +1,288 @@
+"""Experiment settings: one TOML file an experiment, typed, frozen, checked before anything runs.
+
+A setting has one name in five places: `reference.interval` is its path in the TOML file, on the command line,
+in Python, in Optuna and in MLflow. Sections that choose a function (`objective`, `timesteps`, `reward_scale`,
+`reference`) take that function's keyword arguments as their settings, with its annotations and defaults.
+"""
+
+import difflib
+import inspect
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import ErrorDetails
+
+from workbench import objectives, reference, reward_scale, timesteps
+from workbench.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A table of settings: frozen, no unknown keys, finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _keywords(function: Callable) -> dict[str, Any]:
+    """The keyword-only arguments of a function as pydantic fields."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: (p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _choice(selector: str, table: Mapping[str, Callable], common: Callable | None = None) -> Any:
+    """A section whose key `selector` names a function of `table` and whose other keys are its arguments."""
+    shared = _keywords(common) if common else {}
+    members = [
+        create_model(
+            f"{selector}:{name}", __base__=Section, **{selector: (Literal[name], name)}, **_keywords(f), **shared
+        )
+        for name, f in table.items()
+    ]
+    return Annotated[Union[tuple(members)], Field(discriminator=selector)]
+
+
+#: Section -> (the key that chooses, what it chooses from, what is chosen where nothing is said).
+CHOICES: dict[str, tuple[str, Mapping[str, Callable], str]] = {
+    "objective": ("loss", objectives.OBJECTIVES, "dpo"),
+    "timesteps": ("density", timesteps.DENSITIES, "uniform"),
+    "reward_scale": ("shape", reward_scale.SHAPES, "constant"),
+    "reference": ("policy", reference.RULES, "threshold"),
+}
+
+if TYPE_CHECKING:
+    ObjectiveSection = TimestepsSection = RewardScaleSection = ReferenceSection = Section
+else:
+    ObjectiveSection = _choice("loss", objectives.OBJECTIVES)
+    TimestepsSection = _choice("density", timesteps.DENSITIES)
+    RewardScaleSection = _choice("shape", reward_scale.SHAPES, common=reward_scale.scale)
+    ReferenceSection = _choice("policy", reference.RULES)
+
+
+class Model(Section):
+    """What is trained."""
+
+    path: str = Field("embedded", description="diffusers checkpoint folder; 'embedded' is the small model")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the forward passes")
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1', ...")
+
+
+class Data(Section):
+    """What it is trained and judged on."""
+
+    train: str = Field("embedded", description="parquet file, or folder of them, with Pick-a-Pic's columns")
+    validation: str = Field("embedded", description="the same, for diagnostics")
+    prompts: str = Field("embedded", description="text file of test prompts, one a line")
+    limit: NotNegative = Field(0, description="use at most so many training and validation pairs; 0 = all")
+
+
+class Train(Section):
+    """The optimizer and its budget."""
+
+    steps: Positive = Field(128, description="optimizer steps")
+    batch_size: Positive = Field(16, description="pairs a forward pass")
+    accumulation: Positive = Field(1, description="forward passes an optimizer step")
+    lr: float = Field(3e-5, gt=0, description="learning rate as the optimizer sees it, after warm-up")
+    warmup: NotNegative = Field(5, description="steps of linear warm-up")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+
+
+class Diagnostics(Section):
+    """What is measured while it trains."""
+
+    interval: Positive = Field(32, description="steps between passes over the validation pairs")
+    buckets: Positive = Field(10, description="equal timestep intervals")
+    draws: Positive = Field(2, description="timesteps a validation pair in each pass")
+    final_draws: Positive = Field(10, description="the same in the last pass")
+    probe: Positive = Field(256, description="winners in the fixed probe for the divergence")
+
+
+class Evaluation(Section):
+    """Samples drawn from the trained model and scored against the pretrained model's."""
+
+    seeds: NotNegative = Field(2, description="images a test prompt; 0 = no evaluation")
+    steps: Positive = Field(20, description="DDIM steps")
+    guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 = none")
+    batch_size: Positive = Field(48, description="images at once")
+    grid: NotNegative = Field(16, description="images in the sample grid of each diagnostics pass; 0 = none")
+
+
+class Pruning(Section):
+    """When a trial counts as collapsed and is stopped."""
+
+    metric: str = Field("divergence/policy", description="metric watched at every diagnostics pass")
+    above: float = Field(0.3, description="stop the trial when the metric exceeds this")
+
+
+class Sweep(Section):
+    """The study."""
+
+    trials: Positive = Field(10, description="finished trials in all")
+    objective: str = Field("eval/win_rate", description="final metric that the study optimises")
+    direction: Literal["maximize", "minimize"] = "maximize"
+    sampler: str = Field("TPESampler", description="a class of optuna.samplers")
+    sampler_options: dict[str, Any] = {}
+    seed: NotNegative = Field(0, description="of the sampler")
+    prune: Pruning = Pruning()
+    space: dict[str, dict[str, Any]] = Field({}, description="setting -> Optuna distribution")
+    arms: dict[str, dict[str, Any]] = Field({}, description="name -> settings of the first trials")
+    seeds: tuple[NotNegative, ...] = Field((), description="every arm is run once with each; empty = the seed above")
+
+
+class Config(Section):
+    """An experiment."""
+
+    seed: NotNegative = Field(0, description="of training: data order, timesteps and noise")
+    model: Model = Model()
+    data: Data = Data()
+    train: Train = Train()
+    objective: ObjectiveSection
+    timesteps: TimestepsSection
+    reward_scale: RewardScaleSection
+    reference: ReferenceSection
+    diagnostics: Diagnostics = Diagnostics()
+    evaluation: Evaluation = Evaluation()
+    sweep: Sweep = Sweep()
+
+    def chosen(self, section: str) -> tuple[Callable, dict[str, Any]]:
+        """The function that a choosing section names, and the keyword arguments it states."""
+        selector, table, _ = CHOICES[section]
+        settings = getattr(self, section).model_dump()
+        function = table[settings.pop(selector)]
+        return function, {key: settings[key] for key in _keywords(function)}
+
+    def flat(self) -> dict[str, Any]:
+        """Every resolved setting of a run by its dotted name, defaults included; the sweep's own are not among them."""
+        return flatten(self.model_dump(exclude={"sweep"}))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the dotted settings of `layer` on top.
+
+    Where the layer chooses another function in a choosing section, the base's arguments that the new function
+    does not take are dropped; arguments of the layer itself are kept, so that a misplaced one is an error.
+    """
+    merged = dict(base)
+    for section, (selector, table, _) in CHOICES.items():
+        new = layer.get(f"{section}.{selector}")
+        if new is not None and new != merged.get(f"{section}.{selector}"):
+            accepted = _keywords(table[new]) if isinstance(new, str) and new in table else {}
+            if section == "reward_scale":
+                accepted |= _keywords(reward_scale.scale)
+            merged = {k: v for k, v in merged.items() if not k.startswith(f"{section}.") or k.split(".")[1] in accepted}
+    return merged | layer
+
+
+def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, key = name.split(".")
+        table = tree
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise UserError(f"{name}: {section} is not a table of settings")
+        table[key] = value
+    return tree
+
+
+def _defaults() -> dict[str, Any]:
+    return {f"{section}.{selector}": default for section, (selector, _, default) in CHOICES.items()}
+
+
+def known_names() -> list[str]:
+    """Every setting's dotted name, those of all choices included."""
+    names = list(flatten(Config.model_validate(_tree(_defaults())).model_dump()))
+    for section, (_, table, _) in CHOICES.items():
+        names += [f"{section}.{key}" for function in table.values() for key in _keywords(function)]
+    return sorted(set(names))
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One line for a pydantic error: the key, the value, what is accepted."""
+    parts = [str(p) for p in error["loc"]]
+    if parts and parts[0] in CHOICES and len(parts) > 1:
+        parts = [parts[0], *parts[2:]]  # pydantic names the chosen function between section and key
+    name = ".".join(parts)
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, known_names(), n=1)
+        hint = f"did you mean {close[0]}?" if close and close[0] != name else "see --help for the settings"
+        if close and close[0] == name:
+            hint = f"not a setting of this {CHOICES[parts[0]][0]}"
+        return f"{name}: unknown setting ({hint})"
+    if error["type"] == "union_tag_invalid":
+        selector, table, _ = CHOICES[parts[0]]
+        value = error["input"].get(selector)
+        return f"{name}.{selector} = {value!r}: expected one of {', '.join(table)}"
+    return f"{name} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def resolve(flat: Mapping[str, Any]) -> Config:
+    """Check dotted settings on top of the defaults.
+
+    Raises:
+        UserError: an unknown key or a bad value; the message names key, value and what is accepted.
+    """
+    try:
+        return Config.model_validate(_tree(merge(_defaults(), flat)))
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(e) for e in error.errors()[:3])) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file by dotted name; paths in it are relative to it. The sweep stays one table.
+
+    Raises:
+        UserError: the file is missing or not TOML.
+    """
+    if not path.is_file():
+        raise UserError(f"experiment {path}: no such file")
+    try:
+        tree = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"experiment {path}: not valid TOML ({error})") from None
+    sweep = tree.pop("sweep", None)
+    flat = flatten(tree)
+    for name in ("model.path", "data.train", "data.validation", "data.prompts"):
+        value = flat.get(name)
+        if isinstance(value, str) and value != "embedded" and (path.parent / value).exists():
+            flat[name] = str((path.parent / value).resolve())
+    if sweep is not None:
+        if not isinstance(sweep, dict):
+            raise UserError(f"sweep = {sweep!r}: expected a table")
+        flat |= {f"sweep.{key}": value for key, value in sweep.items()}
+    return flat
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """A command line's KEY=VALUE; the value is read as TOML, or else is a string.
+
+    Raises:
+        UserError: there is no '='.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f"--set {text}: expected KEY=VALUE, such as reference.interval=16")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value
+
+
+def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """An experiment file's settings (or the defaults) with overrides on top, checked."""
+    return resolve(merge(read(path) if path else {}, overrides or {}))

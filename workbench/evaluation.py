@@ -1,0 +1,185 @@
+"""What a policy has become: per-timestep diagnostics, distance from the pretrained model, win rates on samples.
+
+All diagnostics compare with the *pretrained* model, the one yardstick that is the same in every run; where the
+reference is frozen the two are the same. Draws are fixed, so runs and steps are compared on the same noise,
+and the pretrained model's side is computed once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from workbench.cache import cached, digest
+from workbench.data import EncodedPairs
+from workbench.divergence import error_difference, kernel_kl
+from workbench.objectives import PairErrors
+from workbench.reference import Divergence
+from workbench.schedules import add_noise, bucket_names, bucket_of, squared_error, stratified
+from workbench.stats import mean_interval, wins
+from workbench.trainer import Denoise
+
+
+class Probe:
+    """Fixed noised winners, stratified over t, on which divergence from the pretrained model is measured.
+
+    Args:
+        pretrained: the pretrained denoiser; used here once, not kept.
+        size: number of winners, taken evenly from the data; at most as many as there are.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        pretrained: nn.Module,
+        pairs: EncodedPairs,
+        abar: Tensor,
+        *,
+        size: int,
+        device: torch.device,
+        seed: int = 0,
+        batch_size: int = 64,
+    ):
+        generator = Generator().manual_seed(seed)
+        size = min(size, len(pairs))
+        index = torch.randperm(len(pairs), generator=generator)[:size]
+        draws = torch.rand(size, 1, generator=generator)
+        self.t = stratified(draws, torch.arange(size), size, len(abar))[:, 0].to(device)
+        x_w = pairs.x_w[index]
+        self.eps = torch.randn(x_w.shape, generator=generator).to(device)
+        self.x_t = add_noise(x_w.to(device), self.eps, abar[self.t])
+        self.text = pairs.text[pairs.caption[index]].to(device)
+        self.denoise, self.batch_size = denoise, batch_size
+        self.prediction_init = self._predict(pretrained)
+        self.error_init = squared_error(self.prediction_init, self.eps)
+
+    @torch.no_grad()
+    def _predict(self, model: nn.Module) -> Tensor:
+        chunks = zip(*(x.split(self.batch_size) for x in (self.x_t, self.t, self.text)), strict=True)
+        return torch.cat([self.denoise(model, *chunk).float() for chunk in chunks])
+
+    def __call__(self, model: nn.Module) -> Divergence:
+        """The model's mean divergence: paper's Eq. 8 and the kernel KL."""
+        prediction = self._predict(model)
+        difference = error_difference(squared_error(prediction, self.eps), self.error_init).mean()
+        kl = kernel_kl(prediction, self.prediction_init).mean()
+        return Divergence(*torch.stack([difference, kl]).tolist())
+
+
+class BucketDiagnostics:
+    """Denoising loss, implicit reward, margin, accuracy and divergence by timestep bucket, on fixed draws of pairs.
+
+    Draw j of pair i lies in bucket (i + j) mod buckets, so every pass weighs the buckets alike, and a pass of
+    `buckets` draws sees every pair in every bucket.
+
+    Args:
+        pretrained: the pretrained denoiser; its errors on all draws are computed once and kept on disk.
+        pretrained_digest: of its weights.
+        draws: the most timesteps a pair in any pass.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        pretrained: nn.Module,
+        pairs: EncodedPairs,
+        abar: Tensor,
+        *,
+        pretrained_digest: str,
+        buckets: int,
+        draws: int,
+        device: torch.device,
+        seed: int = 1,
+        batch_size: int = 64,
+    ):
+        self.denoise, self.pairs, self.abar, self.device = denoise, pairs, abar, device
+        self.buckets, self.batch_size, self.seed = buckets, batch_size, seed
+        generator = Generator().manual_seed(seed)
+        order = torch.arange(len(pairs))
+        self.t = stratified(torch.rand(len(pairs), draws, generator=generator), order, buckets, len(abar))
+        self.errors_init = cached(
+            "diagnostics",
+            digest("diagnostics-1", pairs.digest, pretrained_digest, buckets, draws, seed),
+            lambda: {str(draw): self._errors(pretrained, draw).cpu() for draw in range(draws)},
+        )
+
+    @torch.no_grad()
+    def _errors(self, model: nn.Module, draw: int) -> Tensor:
+        generator = Generator().manual_seed(self.seed * 1000 + draw + 1)
+        parts = []
+        for index in torch.arange(len(self.pairs)).split(self.batch_size // 2):
+            t = self.t[index, draw].repeat(2).to(self.device)
+            eps = torch.randn(self.pairs.x_w[index].shape, generator=generator).repeat(2, 1, 1, 1).to(self.device)
+            x0 = torch.cat([self.pairs.x_w[index], self.pairs.x_l[index]]).to(self.device)
+            text = self.pairs.text[self.pairs.caption[index]].repeat(2, 1, 1).to(self.device)
+            parts.append(squared_error(self.denoise(model, add_noise(x0, eps, self.abar[t]), t, text), eps).view(2, -1))
+        return torch.cat(parts, dim=1)
+
+    def __call__(self, policy: nn.Module, draws: int) -> dict[str, float]:
+        """Metrics `timestep_*/BUCKET` and their means over all draws, `validation/*`; counts are exact."""
+        rows = []
+        for draw in range(draws):
+            errors = PairErrors(*self._errors(policy, draw).cpu(), *self.errors_init[str(draw)])
+            t = self.t[:, draw]
+            margin = errors.margin
+            values = {
+                "loss": (errors.policy_w + errors.policy_l) / 2,
+                "reward": (errors.reward_w + errors.reward_l) / 2,
+                "reward_scale": (errors.reward_w.abs() + errors.reward_l.abs()) / 2,
+                "margin": margin,
+                "accuracy": (margin > 0).float() + 0.5 * (margin == 0).float(),
+                "divergence": error_difference(errors.policy_w, errors.reference_w),
+            }
+            columns = torch.stack(list(values.values())).numpy()
+            frame = pl.DataFrame(dict(zip(values, columns, strict=True)))
+            rows.append(frame.with_columns(bucket=bucket_of(t, self.buckets, len(self.abar)).numpy()))
+        table = pl.concat(rows)
+        quantities = [c for c in table.columns if c != "bucket"]
+        by_bucket = table.group_by("bucket").agg(pl.col(quantities).cast(pl.Float64).mean(), count=pl.len())
+        names = bucket_names(self.buckets, len(self.abar))
+        metrics = {
+            f"timestep_{q}/{names[row['bucket']]}": row[q] for row in by_bucket.to_dicts() for q in (*quantities, "count")
+        }
+        means = table.select(pl.col("margin", "accuracy", "reward", "loss").cast(pl.Float64).mean()).to_dicts()[0]
+        return metrics | {f"validation/{name}": value for name, value in means.items()}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images of a model for fixed captions and seeds, with their rewards where a scorer applies."""
+
+    captions: Sequence[str]
+    seeds: Sequence[int]
+    images: NDArray[np.uint8]
+    rewards: NDArray[np.float64]
+
+
+def compare(ours: Samples, theirs: Samples) -> dict[str, float]:
+    """Mean reward and win rate of one model against another, same prompts and seeds, ties as half.
+
+    The interval resamples prompts, not images: images of one prompt are not independent.
+    """
+    won = pl.DataFrame({"caption": ours.captions, "won": wins(ours.rewards, theirs.rewards)})
+    low, high = mean_interval(won.group_by("caption", maintain_order=True).mean()["won"])
+    return {
+        "eval/reward": float(ours.rewards.mean()),
+        "eval/reward_gain": float((ours.rewards - theirs.rewards).mean()),
+        "eval/win_rate": float(won["won"].mean()),  # type: ignore[arg-type]
+        "eval/win_rate_low": low,
+        "eval/win_rate_high": high,
+    }
+
+
+def contact_sheet(images: NDArray[np.uint8], columns: int, zoom: int = 3) -> NDArray[np.uint8]:
+    """Images (N, H, W, 3) as one picture, row by row, each pixel `zoom` times enlarged."""
+    n, h, w, _ = images.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * columns, h, w, 3), 255, np.uint8)
+    sheet[:n] = images
+    sheet = sheet.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
+    return sheet.repeat(zoom, 0).repeat(zoom, 1)

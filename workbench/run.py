@@ -1,0 +1,263 @@
+"""The composition root: settings become functions and models, the loop runs, consumers hear of it. One run."""
+
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Generator, nn
+
+from workbench import backends, cache, data, evaluation, reward_scale
+from workbench.config import Config, Data, Diagnostics, Evaluation, Model
+from workbench.errors import UserError
+from workbench.evaluation import BucketDiagnostics, Probe, Samples
+from workbench.prompts import parse
+from workbench.reference import Divergence, Reference
+from workbench.rewards import Classifier, reward
+from workbench.trainer import StepRecord, as_floats, train
+
+
+class Listener(Protocol):
+    """Who hears of a run: a tracker, or nobody."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def image(self, key: str, step: int, pixels: np.ndarray) -> None: ...
+    def table(self, file: str, columns: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all runs on the same model, data and measurements share; computed once a process."""
+
+    backend: backends.StableDiffusion
+    train: data.EncodedPairs
+    validation: data.EncodedPairs
+    probe: Probe
+    diagnostics: BucketDiagnostics
+    scorer: Classifier | None
+    baseline: Samples | None
+
+
+def prepare(config: Config) -> Prepared:
+    """Load and encode everything that a run of these settings needs, or reuse what this process has."""
+    return _prepare(config.model, config.data, config.diagnostics, config.evaluation)
+
+
+@lru_cache(maxsize=1)
+def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evaluation) -> Prepared:
+    device = backends.pick_device(model.device)
+    backend = backends.StableDiffusion(model.path, device, getattr(torch, model.dtype))
+    captions = _captions(source.prompts) if asked.seeds or asked.grid else []
+    train_pairs, validation_pairs = (
+        data.encode(data.read_pairs(path, split, source.limit), backend)
+        for path, split in ((source.train, "train"), (source.validation, "validation"))
+    )
+    pretrained = backend.denoiser()
+    abar = backend.abar.to(device)
+    probe = Probe(backend.denoise, pretrained, train_pairs, abar, size=diagnostics.probe, device=device)
+    buckets = BucketDiagnostics(
+        backend.denoise,
+        pretrained,
+        validation_pairs,
+        abar,
+        pretrained_digest=backend.digest("unet"),
+        buckets=diagnostics.buckets,
+        draws=max(diagnostics.draws, diagnostics.final_draws),
+        device=device,
+    )
+    scorer = baseline = None
+    if asked.seeds:
+        scorer = Classifier(backends.ASSETS / "scorer", device)
+        key = cache.digest("samples-1", backend.digest(*backend.PARTS), captions, asked.model_dump_json())
+        images = cache.cached(
+            "samples", key, lambda: {"images": torch.from_numpy(_draw(backend, pretrained, captions, asked))}
+        )["images"].numpy()
+        baseline = _scored(scorer, images, captions, asked)
+    return Prepared(backend, train_pairs, validation_pairs, probe, buckets, scorer, baseline)
+
+
+def _captions(source: str) -> list[str]:
+    captions = list(data.read_prompts(source))
+    try:
+        for caption in captions:
+            parse(caption)
+    except ValueError as error:
+        raise UserError(
+            f"data.prompts = {source!r}: the ground-truth reward cannot judge this prompt ({error}); "
+            "set evaluation.seeds=0 and evaluation.grid=0 to train without evaluation"
+        ) from None
+    return captions
+
+
+def _plan(captions: list[str], seeds: int) -> tuple[list[str], list[int]]:
+    return captions * seeds, [seed for seed in range(seeds) for _ in captions]
+
+
+def _draw(backend: backends.StableDiffusion, denoiser: nn.Module, captions: list[str], asked: Evaluation) -> np.ndarray:
+    return backend.sample(
+        denoiser,
+        *_plan(captions, asked.seeds),
+        steps=asked.steps,
+        guidance=asked.guidance,
+        batch_size=asked.batch_size,
+    )
+
+
+def _scored(scorer: Classifier, images: np.ndarray, captions: list[str], asked: Evaluation) -> Samples:
+    names, seeds = _plan(captions, asked.seeds)
+    return Samples(names, seeds, images, reward(scorer, images, names))
+
+
+def execute(
+    config: Config,
+    listener: Listener,
+    *,
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+    save_to: Path | None = None,
+) -> dict[str, float]:
+    """Run one experiment.
+
+    Args:
+        listener: hears of every metric, image and table.
+        on_step: called after each step with what was newly measured at it; may raise to end the run.
+        save_to: folder for the trained model, as a diffusers checkpoint.
+    Returns:
+        The last value of every metric.
+    Raises:
+        FloatingPointError: the run met a number that is not finite.
+    """
+    ready = prepare(config)
+    backend, device = ready.backend, ready.backend.device
+    policy = backend.denoiser().requires_grad_(True).train()
+    rule, rule_settings = config.chosen("reference")
+    reference = Reference(
+        backend.denoiser(), rule(**rule_settings), ready.probe, lambda: backend.denoiser().state_dict()
+    )
+    objective, objective_settings = config.chosen("objective")
+    density, density_settings = config.chosen("timesteps")
+    shape, shape_settings = config.chosen("reward_scale")
+    lam = reward_scale.scale(
+        shape(backend.abar.double(), **shape_settings),
+        rise=config.reward_scale.rise,  # type: ignore[attr-defined]
+        unit_mean=config.reward_scale.unit_mean,  # type: ignore[attr-defined]
+    )
+    settings = config.train
+    optimizer = torch.optim.AdamW(
+        policy.parameters(),
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup + 1)))
+    order, draws = (Generator().manual_seed(config.seed * 2 + k) for k in range(2))
+    last: dict[str, float] = {}
+    waiting: list[StepRecord] = []
+
+    def tell(step: int, metrics: Mapping[str, float]) -> None:
+        listener.log(step, metrics)
+        last.update(metrics)
+
+    check_every = 1 if device.type == "cpu" else 16
+    for record in train(
+        policy,
+        reference,
+        data.batches(ready.train, settings.batch_size, order, device),
+        denoise=backend.denoise,
+        objective=partial(objective, **objective_settings),
+        abar=backend.abar.to(device),
+        density=density(backend.timesteps, **density_settings),
+        lam=lam.to(device),
+        optimizer=optimizer,
+        schedule=warmup,
+        steps=settings.steps,
+        accumulation=settings.accumulation,
+        clip=settings.clip,
+        generator=draws,
+        check_every=check_every,
+    ):
+        step, final = record.step, record.step == settings.steps
+        waiting.append(record)
+        news = _reference_state(reference)
+        decided = bool(reference.audit) and reference.audit[-1].step == step
+        if decided and reference.rule.rate == 1:  # the candidate was the policy itself
+            news |= _distance("policy", Divergence(*reference.audit[-1][1:3]))
+        if step % config.diagnostics.interval == 0 or final:
+            if "divergence/policy" not in news:
+                news |= _distance("policy", ready.probe(policy))
+            policy.eval()
+            news |= ready.diagnostics(policy, config.diagnostics.final_draws if final else config.diagnostics.draws)
+            if config.evaluation.grid:
+                listener.image("samples", step, _grid(config, ready, policy))
+            policy.train()
+        if len(waiting) >= check_every or len(news) > 4 or final:
+            for kept, metrics in zip(waiting, as_floats(waiting), strict=True):
+                tell(kept.step, metrics)
+            waiting.clear()
+        tell(step, news)
+        on_step(step, news)
+    policy.eval().requires_grad_(False)
+    if reference.audit:
+        columns = reference.audit[0]._fields
+        listener.table("reference_audit.json", {c: [getattr(d, c) for d in reference.audit] for c in columns})
+    if ready.scorer is not None and ready.baseline is not None:
+        captions = list(ready.baseline.captions[: len(ready.baseline.captions) // config.evaluation.seeds])
+        images = _draw(backend, policy, captions, config.evaluation)
+        ours = _scored(ready.scorer, images, captions, config.evaluation)
+        tell(settings.steps, evaluation.compare(ours, ready.baseline))
+        scores = {"caption": ours.captions, "seed": ours.seeds, "reward": ours.rewards.tolist()}
+        listener.table("samples.json", scores | {"pretrained_reward": ready.baseline.rewards.tolist()})
+    if save_to is not None:
+        backend.pipeline(policy).save_pretrained(save_to)
+    return last
+
+
+def _distance(who: str, found: Divergence) -> dict[str, float]:
+    return {f"divergence/{who}": found.error_difference, f"kl/{who}": found.kernel_kl}
+
+
+def _reference_state(reference: Reference) -> dict[str, float]:
+    counts = {"reference/updates": float(reference.updates), "reference/frozen": float(reference.frozen)}
+    return _distance("reference", reference.divergence) | counts
+
+
+def _grid(config: Config, ready: Prepared, policy: nn.Module) -> np.ndarray:
+    asked = config.evaluation
+    captions = _captions(config.data.prompts)
+    captions = captions[:: max(1, len(captions) // asked.grid)][: asked.grid]
+    images = ready.backend.sample(
+        policy, captions, [0] * len(captions), steps=asked.steps, guidance=asked.guidance, batch_size=asked.batch_size
+    )
+    return evaluation.contact_sheet(images, columns=8)
+
+
+def provenance(ready: Prepared) -> dict[str, str]:
+    """Tags that say what a run was made with: data digests, library versions, git commit."""
+    packages = ("torch", "diffusers", "transformers", "optuna", "mlflow")
+    tags = {f"version.{name}": version(name) for name in packages}
+    tags |= {"data.train_digest": ready.train.digest, "data.validation_digest": ready.validation.digest}
+    tags["data.train_counts"] = str(ready.train.counts)
+    root = Path(__file__).parent
+    for tag, command in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "-uno"])):
+        found = subprocess.run(["git", "-C", root, *command], capture_output=True, text=True)
+        if found.returncode == 0:
+            tags[f"git.{tag}"] = found.stdout.strip()[:2000] or "none"
+    return tags
+
+
+def describe(config: Config, arm: str = "") -> str:
+    """A run's description in Markdown: what differs from the defaults."""
+    from workbench.config import resolve
+
+    defaults = resolve({}).flat()
+    changed: Iterable[tuple[str, Any]] = ((k, v) for k, v in config.flat().items() if defaults.get(k) != v)
+    rows = "\n".join(f"| `{k}` | {v} | {defaults.get(k, '')} |" for k, v in changed)
+    head = f"Arm **{arm}** of the study.\n\n" if arm else ""
+    return head + (f"| setting | here | default |\n| --- | --- | --- |\n{rows}" if rows else "All settings are defaults.")
+
+

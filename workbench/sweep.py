@@ -1,0 +1,65 @@
+"""`python -m workbench.sweep`: run or resume a study."""
+
+import os
+from pathlib import Path
+
+import click
+
+from workbench.cli import command, experiment_argument, set_option, silence_transformers, study_name
+
+DEFAULT = Path(__file__).parent.parent / "experiments" / "default.toml"
+
+
+@experiment_argument
+@click.option("--study", metavar="NAME", help="The study's name; an existing one goes on. Default: the file's name.")
+@click.option("--trials", type=click.IntRange(1), help="Finished trials in all (overrides sweep.trials).")
+@click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, 1 on a GPU.")
+@set_option
+def main(
+    experiment: Path | None, study: str | None, trials: int | None, workers: int | None, overrides: tuple[str, ...]
+) -> None:
+    """Run the study that an experiment file declares, or go on with it.
+
+    Without a file: experiments/default.toml, the small model that comes with the workbench. The first trials are
+    the declared arms (the paper's own methods), then Optuna's sampler takes over. Finished trials are never
+    repeated; Ctrl-C ends cleanly, and the same command resumes.
+
+    \b
+    Examples:
+      python -m workbench.sweep
+      python -m workbench.sweep --study wide --trials 40 --workers 4
+      python -m workbench.sweep experiments/phenomena.toml --set train.lr=1e-5
+
+    Tracks to $MLFLOW_TRACKING_URI (default: mlflow.db here); the study lies in $WORKBENCH_STORAGE (default:
+    optuna.db here).
+    """
+    path = experiment or DEFAULT
+    name = study_name(study or path.stem)
+    from workbench.config import merge, parse_override, read, resolve
+
+    extra = dict(parse_override(text) for text in overrides)
+    if trials is not None:
+        extra["sweep.trials"] = trials
+    settings = merge(read(path), extra)
+    config = resolve(settings)
+    from workbench.backends import pick_device
+
+    silence_transformers()
+    on_cpu = pick_device(config.model.device).type == "cpu"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or (min(cores, 8) if on_cpu else 1)
+    from workbench import studies, tracking
+
+    try:
+        studies.run_study(settings, name, workers)
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. To go on: the same command, or python -m workbench.sweep {path} --study {name}", err=True)
+        raise
+    click.echo(f"\nOpen the UI:       make ui    (then {tracking.ui_link(tracking.connect())})")
+    click.echo(f"Make the figures:  python -m workbench.report --study {name}")
+
+
+main = command(main)
+
+if __name__ == "__main__":
+    main()
