@@ -73,7 +73,7 @@ class StableDiffusion:
         if kind != "epsilon":
             raise UserError(f"model.path = {path!r}: the model predicts {kind!r}; so far only 'epsilon' is supported")
         for part in (self.vae, self.text_encoder):
-            part.to(device).eval().requires_grad_(False)
+            nn.Module.to(part, device).eval().requires_grad_(False)
         self.abar: Tensor = self.scheduler.alphas_cumprod.float()
 
     @property

@@ -7,10 +7,13 @@ in Python, in Optuna and in MLflow. Sections that choose a function (`objective`
 
 import difflib
 import inspect
+import re
 import tomllib
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
@@ -20,6 +23,7 @@ from workbench.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -38,12 +42,12 @@ def _choice(selector: str, table: Mapping[str, Callable], common: Callable | Non
     """A section whose key `selector` names a function of `table` and whose other keys are its arguments."""
     shared = _keywords(common) if common else {}
     members = [
-        create_model(
+        create_model(  # type: ignore[call-overload]
             f"{selector}:{name}", __base__=Section, **{selector: (Literal[name], name)}, **_keywords(f), **shared
         )
         for name, f in table.items()
     ]
-    return Annotated[Union[tuple(members)], Field(discriminator=selector)]
+    return Annotated[reduce(or_, members), Field(discriminator=selector)]
 
 
 #: Section -> (the key that chooses, what it chooses from, what is chosen where nothing is said).
@@ -55,7 +59,10 @@ CHOICES: dict[str, tuple[str, Mapping[str, Callable], str]] = {
 }
 
 if TYPE_CHECKING:
-    ObjectiveSection = TimestepsSection = RewardScaleSection = ReferenceSection = Section
+    ObjectiveSection: TypeAlias = Section
+    TimestepsSection: TypeAlias = Section
+    RewardScaleSection: TypeAlias = Section
+    ReferenceSection: TypeAlias = Section
 else:
     ObjectiveSection = _choice("loss", objectives.OBJECTIVES)
     TimestepsSection = _choice("density", timesteps.DENSITIES)
@@ -88,7 +95,7 @@ class Train(Section):
     accumulation: Positive = Field(1, description="forward passes an optimizer step")
     lr: float = Field(3e-5, gt=0, description="learning rate as the optimizer sees it, after warm-up")
     warmup: NotNegative = Field(5, description="steps of linear warm-up")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="AdamW's")
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
 
@@ -96,9 +103,9 @@ class Train(Section):
 class Diagnostics(Section):
     """What is measured while it trains."""
 
-    interval: Positive = Field(32, description="steps between passes over the validation pairs")
+    interval: Positive = Field(16, description="steps between passes over the validation pairs")
     buckets: Positive = Field(10, description="equal timestep intervals")
-    draws: Positive = Field(2, description="timesteps a validation pair in each pass")
+    draws: Positive = Field(1, description="timesteps a validation pair in each pass")
     final_draws: Positive = Field(10, description="the same in the last pass")
     probe: Positive = Field(256, description="winners in the fixed probe for the divergence")
 
@@ -125,11 +132,11 @@ class Sweep(Section):
 
     trials: Positive = Field(10, description="finished trials in all")
     objective: str = Field("eval/win_rate", description="final metric that the study optimises")
-    direction: Literal["maximize", "minimize"] = "maximize"
+    direction: Literal["maximize", "minimize"] = Field("maximize", description="or minimize")
     sampler: str = Field("TPESampler", description="a class of optuna.samplers")
-    sampler_options: dict[str, Any] = {}
+    sampler_options: dict[str, Any] = Field({}, description="keyword arguments of the sampler")
     seed: NotNegative = Field(0, description="of the sampler")
-    prune: Pruning = Pruning()
+    prune: Pruning = Field(Pruning(), description="stop a trial as collapsed when `metric` exceeds `above`")
     space: dict[str, dict[str, Any]] = Field({}, description="setting -> Optuna distribution")
     arms: dict[str, dict[str, Any]] = Field({}, description="name -> settings of the first trials")
     seeds: tuple[NotNegative, ...] = Field((), description="every arm is run once with each; empty = the seed above")
@@ -184,7 +191,7 @@ def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
             if section == "reward_scale":
                 accepted |= _keywords(reward_scale.scale)
             merged = {k: v for k, v in merged.items() if not k.startswith(f"{section}.") or k.split(".")[1] in accepted}
-    return merged | layer
+    return {**merged, **layer}
 
 
 def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +217,48 @@ def known_names() -> list[str]:
     for section, (_, table, _) in CHOICES.items():
         names += [f"{section}.{key}" for function in table.values() for key in _keywords(function)]
     return sorted(set(names))
+
+
+class Setting(NamedTuple):
+    """A row of the settings' catalogue."""
+
+    name: str
+    default: Any
+    meaning: str
+
+
+def catalogue() -> list[Setting]:
+    """Every setting with its default and meaning, from the sections' fields and the functions' docstrings."""
+    rows = []
+    for section, field in Config.model_fields.items():
+        if section in CHOICES:
+            selector, table, default = CHOICES[section]
+            listed = "; ".join(f"`{name}`: {_first_sentence(f)}" for name, f in table.items())
+            rows.append(Setting(f"{section}.{selector}", default, listed))
+            functions = [*table.items(), ("all", reward_scale.scale)] if section == "reward_scale" else table.items()
+            arguments: dict[str, Setting] = {}
+            for name, function in functions:
+                for key, (_, value) in _keywords(function).items():
+                    meaning = f"({name}) {_argument(function, key)}"
+                    arguments.setdefault(key, Setting(f"{section}.{key}", value, meaning))
+            rows += arguments.values()
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            for key, inner in field.annotation.model_fields.items():
+                default = inner.get_default(call_default_factory=True)
+                rows.append(Setting(f"{section}.{key}", default, inner.description or key.replace("_", " ")))
+        else:
+            rows.append(Setting(section, field.default, field.description or ""))
+    return rows
+
+
+def _first_sentence(function: Callable) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0].rstrip(".")
+
+
+def _argument(function: Callable, name: str) -> str:
+    """What a Google-style docstring says of an argument, on one line."""
+    found = re.search(rf"^    {name}: (.+(?:\n        .+)*)", inspect.getdoc(function) or "", re.MULTILINE)
+    return re.sub(r"\s+", " ", found[1]).rstrip(".") if found else ""
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -55,13 +55,13 @@ def read_pairs(source: str, split: str, limit: int = 0) -> Pairs:
     if not shards or not all(shard.is_file() for shard in shards):
         raise UserError(f"{key}: no such parquet file, or a folder without any")
     try:
-        table = pl.scan_parquet(shards)
-        names = table.collect_schema().names()
+        scan = pl.scan_parquet(shards)
+        names = scan.collect_schema().names()
         missing = [column for column in COLUMNS if column not in names]
         if missing:
             raise UserError(f"{key}: no column {', '.join(missing)} (expected Pick-a-Pic's: {', '.join(COLUMNS)})")
-        table = table.select(*COLUMNS, (pl.col("has_label") if "has_label" in names else pl.lit(True)).alias("has_label"))
-        table = table.with_row_index("row").collect()
+        labelled = pl.col("has_label") if "has_label" in names else pl.lit(True)
+        table = scan.select(*COLUMNS, has_label=labelled).with_row_index("row").collect()
         label_0, label_1 = (pl.col(c).cast(pl.Float64) for c in ("label_0", "label_1"))
         first = ((label_0 == 1) & (label_1 == 0)).fill_null(False)
         second = ((label_0 == 0) & (label_1 == 1)).fill_null(False)
@@ -181,9 +181,8 @@ def batches(pairs: EncodedPairs, size: int, generator: Generator, device: torch.
 
 def gather(pairs: EncodedPairs, index: Tensor, device: torch.device) -> Batch:
     """The pairs at `index`, on the device."""
-    return Batch(
-        *(x.to(device, non_blocking=True) for x in (pairs.x_w[index], pairs.x_l[index], pairs.text[pairs.caption[index]]))
-    )
+    chosen = (pairs.x_w[index], pairs.x_l[index], pairs.text[pairs.caption[index]])
+    return Batch(*(x.to(device, non_blocking=True) for x in chosen))
 
 
 def read_prompts(source: str) -> Sequence[str]:

@@ -143,10 +143,19 @@ class BucketDiagnostics:
         by_bucket = table.group_by("bucket").agg(pl.col(quantities).cast(pl.Float64).mean(), count=pl.len())
         names = bucket_names(self.buckets, len(self.abar))
         metrics = {
-            f"timestep_{q}/{names[row['bucket']]}": row[q] for row in by_bucket.to_dicts() for q in (*quantities, "count")
+            f"timestep_{q}/{names[row['bucket']]}": row[q]
+            for row in by_bucket.to_dicts()
+            for q in (*quantities, "count")
         }
         means = table.select(pl.col("margin", "accuracy", "reward", "loss").cast(pl.Float64).mean()).to_dicts()[0]
         return metrics | {f"validation/{name}": value for name, value in means.items()}
+
+
+def bucket_means(lam: Tensor, buckets: int) -> dict[str, float]:
+    """`timestep_lambda/BUCKET`: the mean of lambda(t), (T,), over each bucket."""
+    bucket = bucket_of(torch.arange(len(lam)), buckets, len(lam))
+    names = bucket_names(buckets, len(lam))
+    return {f"timestep_lambda/{name}": lam[bucket == i].mean().item() for i, name in enumerate(names)}
 
 
 @dataclass(frozen=True)

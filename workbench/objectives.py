@@ -55,6 +55,8 @@ def dpo(errors: PairErrors, lam: Tensor, *, beta: Annotated[float, Gt(0)] = 300.
 def ipo(errors: PairErrors, lam: Tensor, *, beta: Annotated[float, Gt(0)] = 300.0) -> Tensor:
     """IPO: (lam margin - 1/(2 beta))^2 (Azar et al. 2023, in the diffusion units of diffusers' DPO example).
 
+    Args:
+        beta: 1/(2 beta) is the margin aimed at.
     Returns:
         Loss, shape (B,); 1/(4 beta^2) where policy and reference agree.
     """

@@ -1,4 +1,4 @@
-"""`python -m workbench.prefer`: draw preference pairs with the small model and label them by the ground-truth reward."""
+"""`python -m workbench.prefer`: draw preference pairs with the small model and label them."""
 
 from pathlib import Path
 
@@ -25,23 +25,32 @@ def label(difference: float, slope: float, tie: float, uniform: float) -> float:
 
 @click.option("--out", type=click.Path(path_type=Path), default=Path("pretrain/assets/pairs"), show_default=True)
 @click.option("--model", default="embedded", show_default=True, help="Checkpoint folder that draws the images.")
-@click.option("--scorer", type=click.Path(path_type=Path), help="The scorer's folder. Default: the embedded one.")
+@click.option(
+    "--scorers", type=click.Path(path_type=Path), help="Folder of scorer and critic. Default: the embedded ones."
+)
 @click.option("--train-pairs", default=6, show_default=True, help="Pairs a training prompt (432 prompts).")
 @click.option("--validation-pairs", default=7, show_default=True, help="Pairs a validation prompt (72 prompts).")
 @click.option("--steps", default=20, show_default=True, help="DDIM steps.")
-@click.option("--guidance", default=2.0, show_default=True, help="Classifier-free guidance.")
-@click.option("--slope", default=2.0, show_default=True, help="Bradley-Terry slope, per unit of reward.")
+@click.option(
+    "--guidance",
+    multiple=True,
+    type=float,
+    default=(1.0, 2.0, 3.0),
+    show_default=True,
+    help="Guidance of an image is drawn from these. Repeatable.",
+)
+@click.option("--slope", default=6.0, show_default=True, help="Bradley-Terry slope, per unit of reward.")
 @click.option("--tie", default=0.05, show_default=True, help="Smaller differences of reward are ties.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 def main(
     out: Path,
     model: str,
-    scorer: Path | None,
+    scorers: Path | None,
     train_pairs: int,
     validation_pairs: int,
     steps: int,
-    guidance: float,
+    guidance: tuple[float, ...],
     slope: float,
     tie: float,
     seed: int,
@@ -63,62 +72,68 @@ def main(
 
     from workbench.backends import ASSETS, StableDiffusion, pick_device
     from workbench.prompts import split
-    from workbench.rewards import Classifier, reward
+    from workbench.rewards import Reward
 
     silence_transformers()
     place = pick_device(device)
     backend = StableDiffusion(model, place)
     denoiser = backend.denoiser()
-    judge = Classifier(scorer or ASSETS / "scorer", place)
+    reward = Reward(scorers or ASSETS, place)
     prompts = split()
     out.mkdir(parents=True, exist_ok=True)
     (out / "test_prompts.txt").write_text("".join(f"{p}\n" for p in prompts["test"]))
-    name = "small-diffusion"
     for part, (set_name, count) in enumerate((("train", train_pairs), ("validation", validation_pairs))):
         rng = random.Random(seed * 2 + part)
-        captions = [str(p) for p in prompts[set_name] for _ in range(2 * count)]
-        seeds = [(seed * 2 + part) * 10_000_000 + i for i in range(len(captions))]
-        rows = []
-        for start in tqdm(range(0, len(captions), 64), desc=f"{set_name} pairs", unit="batch"):
-            chunk = slice(start, start + 64)
-            images = backend.sample(
-                denoiser, captions[chunk], seeds[chunk], steps=steps, guidance=guidance, batch_size=64
-            )
-            scores = reward(judge, images, captions[chunk])
-            for i in range(0, len(images), 2):
-                stored = []
-                for image in images[i : i + 2]:
+        wanted = pl.DataFrame({"caption": [str(p) for p in prompts[set_name] for _ in range(2 * count)]})
+        wanted = wanted.with_row_index("image").with_columns(
+            seed=(seed * 2 + part) * 10_000_000 + pl.col("image").cast(pl.Int64),
+            guidance=pl.Series([rng.choice(guidance) for _ in range(len(wanted))]),
+        )
+        drawn: dict[int, tuple[bytes, float]] = {}
+        bar = tqdm(total=len(wanted), desc=f"{set_name} images", unit="image")
+        for (scale,), group in wanted.group_by("guidance", maintain_order=True):
+            for chunk in group.iter_slices(96):
+                captions = chunk["caption"].to_list()
+                images = backend.sample(
+                    denoiser, captions, chunk["seed"].to_list(), steps=steps, guidance=float(scale), batch_size=96
+                )
+                for i, image, score in zip(chunk["image"], images, reward(images, captions), strict=True):
                     stream = io.BytesIO()
                     Image.fromarray(image).save(stream, "WEBP", lossless=True, quality=100, method=6)
-                    stored.append(stream.getvalue())
-                uids = [hashlib.sha1(b).hexdigest() for b in stored]
-                first = label(float(scores[i] - scores[i + 1]), slope, tie, rng.random())
-                best = "tie" if first == 0.5 else uids[0] if first == 1 else uids[1]
-                number = (start + i) // 2
-                rows.append(
-                    {
-                        "are_different": uids[0] != uids[1],
-                        "best_image_uid": best,
-                        "caption": captions[start + i],
-                        "created_at": None,
-                        "has_label": True,
-                        "image_0_uid": uids[0],
-                        "image_1_uid": uids[1],
-                        "image_0_url": "",
-                        "image_1_url": "",
-                        "jpg_0": stored[0],
-                        "jpg_1": stored[1],
-                        "label_0": first,
-                        "label_1": 1.0 - first,
-                        "model_0": name,
-                        "model_1": name,
-                        "ranking_id": number,
-                        "user_id": 0,
-                        "num_example_per_prompt": count,
-                        "reward_0": float(scores[i]),
-                        "reward_1": float(scores[i + 1]),
-                    }
-                )
+                    drawn[i] = stream.getvalue(), float(score)
+                bar.update(len(chunk))
+        bar.close()
+        rows = []
+        for number in range(len(wanted) // 2):
+            pair = wanted[2 * number : 2 * number + 2]
+            (jpg_0, reward_0), (jpg_1, reward_1) = (drawn[i] for i in pair["image"])
+            uids = [hashlib.sha1(jpg).hexdigest() for jpg in (jpg_0, jpg_1)]
+            models = [f"small-diffusion, guidance {g:g}" for g in pair["guidance"]]
+            label_0 = label(reward_0 - reward_1, slope, tie, rng.random())
+            rows.append(
+                {
+                    "are_different": uids[0] != uids[1],
+                    "best_image_uid": "tie" if label_0 == 0.5 else uids[0 if label_0 == 1 else 1],
+                    "caption": pair["caption"][0],
+                    "created_at": None,
+                    "has_label": True,
+                    "image_0_uid": uids[0],
+                    "image_1_uid": uids[1],
+                    "image_0_url": "",
+                    "image_1_url": "",
+                    "jpg_0": jpg_0,
+                    "jpg_1": jpg_1,
+                    "label_0": label_0,
+                    "label_1": 1.0 - label_0,
+                    "model_0": models[0],
+                    "model_1": models[1],
+                    "ranking_id": number,
+                    "user_id": 0,
+                    "num_example_per_prompt": count,
+                    "reward_0": reward_0,
+                    "reward_1": reward_1,
+                }
+            )
         frame = pl.DataFrame(rows, schema_overrides={"created_at": pl.Datetime("us")})
         partial = out / f"{set_name}.tmp"
         frame.write_parquet(partial, compression="zstd")

@@ -42,7 +42,12 @@ def frozen() -> Rule:
 
 
 def update(*, interval: Interval = 8, rate: Rate = 1.0) -> Rule:
-    """Every `interval` steps the reference moves to the policy, however far it has gone (paper, no regularisation)."""
+    """Every `interval` steps the reference moves to the policy, however far it has gone (paper, no regularisation).
+
+    Args:
+        interval: optimizer steps between updates, the paper's tau.
+        rate: how far the reference moves towards the policy; 1 is a hard copy, as in the paper.
+    """
     return Rule(interval, rate)
 
 
@@ -53,7 +58,12 @@ def threshold(
     delta: Annotated[float, Ge(0)] = 0.005,
     on_exceed: Literal["freeze", "reinit"] = "freeze",
 ) -> Rule:
-    """As `update`, but a candidate whose divergence exceeds `delta` is refused (paper, "Regularisation")."""
+    """As `update`, but a candidate whose divergence exceeds `delta` is refused (paper, "Regularisation").
+
+    Args:
+        delta: largest divergence of the reference, paper's Eq. 8, mean-per-element units (SD1.5: 0.005).
+        on_exceed: "freeze" for good, or "reinit" to the pretrained weights and go on.
+    """
     return Rule(interval, rate, delta, on_exceed)
 
 
@@ -91,7 +101,7 @@ class Reference:
     rule: Rule
     measure: Callable[[nn.Module], Divergence]
     pretrained: Callable[[], dict[str, Tensor]]
-    divergence: Divergence = Divergence(0.0, 0.0)
+    divergence: Divergence = field(default_factory=lambda: Divergence(0.0, 0.0))
     updates: int = 0
     frozen: bool = False
     audit: list[Decision] = field(default_factory=list)
@@ -131,7 +141,8 @@ class Reference:
 
     @torch.no_grad()
     def _move(self, policy: nn.Module) -> None:
-        ours, theirs = list(self.model.parameters()), list(policy.parameters())
+        ours: list[Tensor] = list(self.model.parameters())
+        theirs: list[Tensor] = list(policy.parameters())
         if self.rule.rate == 1:
             torch._foreach_copy_(ours, theirs)
         else:

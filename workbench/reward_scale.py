@@ -30,7 +30,11 @@ def inverse_sqrt_snr(abar: Tensor) -> Tensor:
 
 
 def power(abar: Tensor, *, exponent: Annotated[float, Gt(0)] = 0.25) -> Tensor:
-    """SNR(t)^-exponent: 0.5 is the paper's, less is flatter towards high noise, more is steeper."""
+    """SNR(t)^-exponent.
+
+    Args:
+        exponent: 0.5 is the paper's; less rises earlier, more later and steeper.
+    """
     return snr(abar) ** -exponent
 
 
@@ -50,7 +54,11 @@ def log_snr(abar: Tensor) -> Tensor:
 
 
 def min_snr(abar: Tensor, *, clip: Annotated[float, Gt(0)] = 5.0) -> Tensor:
-    """min(SNR, clip) / SNR: the min-SNR weight of epsilon prediction (Hang et al. 2023), which saturates."""
+    """min(SNR, clip) / SNR: the min-SNR weight of epsilon prediction (Hang et al. 2023), which saturates.
+
+    Args:
+        clip: the SNR below which the curve is flat.
+    """
     return snr(abar).clamp(max=clip) / snr(abar)
 
 

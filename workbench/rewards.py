@@ -1,9 +1,15 @@
 """The small model's ground-truth reward, and the judge that is independent of it.
 
-reward = max(log p(concept), -6) - 4 * colour error - 6 * border noise, where p is the scorer's probability that
-the image shows the prompt's concept, the colour error is the mean absolute difference (0..1) between the median
-colour of the image's outer ring and the named background, and the border noise is that ring's standard
-deviation (0..1). A perfect drawing scores near 0; the unit is nats.
+reward = max(log p(concept), -6) - 3 * damage - 4 * colour error - 6 * border noise, where
+
+- p is the scorer's probability that the image shows the prompt's concept;
+- damage, 0..1, is the critic's estimate of how far the drawing is from clean artwork (wobbled outlines, lost
+  detail, blotches, grain);
+- the colour error, 0..1, is the mean absolute difference between the median colour of the image's outer ring
+  and the named background;
+- the border noise, 0..1, is that ring's standard deviation.
+
+A perfect drawing scores near 0; the unit is nats.
 """
 
 from collections.abc import Sequence
@@ -19,8 +25,8 @@ from workbench.prompts import COLOURS, CONCEPTS, parse
 FLOOR = -6.0
 
 
-class Classifier:
-    """A classifier of the named concepts and "something else", from a transformers folder.
+class ImageModel:
+    """A small network on images, from a transformers folder.
 
     Args:
         path: folder with config.json and model.safetensors.
@@ -34,15 +40,34 @@ class Classifier:
         self.model.to(self.device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def log_probabilities(self, images: NDArray[np.uint8], batch_size: int = 128) -> Tensor:
-        """Log-probabilities of every class, (N, classes), for images (N, H, W, 3)."""
+    def __call__(self, images: NDArray[np.uint8], batch_size: int = 128) -> Tensor:
+        """The network's outputs, (N, outputs), for images (N, H, W, 3)."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        parts = [self.model(chunk.to(self.device)).logits.log_softmax(1).cpu() for chunk in pixels.split(batch_size)]
-        return torch.cat(parts)
+        return torch.cat([self.model(chunk.to(self.device)).logits.cpu() for chunk in pixels.split(batch_size)])
 
-    def names_concept(self, images: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.bool_]:
-        """Whether the likeliest class of each image is its caption's concept, (N,)."""
-        return (self.log_probabilities(images).argmax(1) == concepts(captions)).numpy()
+
+class Reward:
+    """The ground-truth reward; the module's docstring has the formula.
+
+    Args:
+        folder: holds the folders `scorer` and `critic`.
+    """
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu"):
+        self.scorer = ImageModel(folder / "scorer", device)
+        self.critic = ImageModel(folder / "critic", device)
+
+    def __call__(self, images: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.float64]:
+        """Reward of each image for its caption, (N,), in nats."""
+        likelihood = self.scorer(images).double().log_softmax(1)[torch.arange(len(images)), concepts(captions)].numpy()
+        damage = self.critic(images)[:, 0].double().clamp(0, 1).numpy()
+        noise = ring(images).std(axis=1).mean(1)
+        return np.maximum(likelihood, FLOOR) - 3 * damage - 4 * colour_error(images, captions) - 6 * noise
+
+
+def names_concept(judge: ImageModel, images: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether the judge's likeliest class of each image is its caption's concept, (N,)."""
+    return (judge(images).argmax(1) == concepts(captions)).numpy()
 
 
 def concepts(captions: Sequence[str]) -> Tensor:
@@ -68,10 +93,3 @@ def nearest_colour(images: NDArray[np.uint8]) -> list[str]:
     found = np.median(ring(images), axis=1)[:, None]
     distance = np.abs(found - np.array(list(COLOURS.values()))[None] / 255).sum(2)
     return [list(COLOURS)[i] for i in distance.argmin(1)]
-
-
-def reward(scorer: Classifier, images: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.float64]:
-    """Ground-truth reward of each image for its caption, (N,), in nats; the module's docstring has the formula."""
-    likelihood = scorer.log_probabilities(images)[torch.arange(len(images)), concepts(captions)].numpy()
-    noise = ring(images).std(axis=1).mean(1)
-    return np.maximum(likelihood.astype(np.float64), FLOOR) - 4 * colour_error(images, captions) - 6 * noise

@@ -18,16 +18,21 @@ from workbench.errors import UserError
 from workbench.evaluation import BucketDiagnostics, Probe, Samples
 from workbench.prompts import parse
 from workbench.reference import Divergence, Reference
-from workbench.rewards import Classifier, reward
+from workbench.rewards import Reward
 from workbench.trainer import StepRecord, as_floats, train
 
 
 class Listener(Protocol):
-    """Who hears of a run: a tracker, or nobody."""
+    """Who hears of a run: `tracking.Tracker`, or a test's list."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def image(self, key: str, step: int, pixels: np.ndarray) -> None: ...
-    def table(self, file: str, columns: Mapping[str, Any]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of a step."""
+
+    def image(self, key: str, step: int, pixels: np.ndarray) -> None:
+        """A picture, (H, W, 3) uint8."""
+
+    def table(self, file: str, columns: Mapping[str, Any]) -> None:
+        """A table by columns."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Prepared:
     validation: data.EncodedPairs
     probe: Probe
     diagnostics: BucketDiagnostics
-    scorer: Classifier | None
+    reward: Reward | None
     baseline: Samples | None
 
 
@@ -70,15 +75,15 @@ def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evalua
         draws=max(diagnostics.draws, diagnostics.final_draws),
         device=device,
     )
-    scorer = baseline = None
+    reward = baseline = None
     if asked.seeds:
-        scorer = Classifier(backends.ASSETS / "scorer", device)
+        reward = Reward(backends.ASSETS, device)
         key = cache.digest("samples-1", backend.digest(*backend.PARTS), captions, asked.model_dump_json())
         images = cache.cached(
             "samples", key, lambda: {"images": torch.from_numpy(_draw(backend, pretrained, captions, asked))}
         )["images"].numpy()
-        baseline = _scored(scorer, images, captions, asked)
-    return Prepared(backend, train_pairs, validation_pairs, probe, buckets, scorer, baseline)
+        baseline = _scored(reward, images, captions, asked)
+    return Prepared(backend, train_pairs, validation_pairs, probe, buckets, reward, baseline)
 
 
 def _captions(source: str) -> list[str]:
@@ -108,9 +113,9 @@ def _draw(backend: backends.StableDiffusion, denoiser: nn.Module, captions: list
     )
 
 
-def _scored(scorer: Classifier, images: np.ndarray, captions: list[str], asked: Evaluation) -> Samples:
+def _scored(reward: Reward, images: np.ndarray, captions: list[str], asked: Evaluation) -> Samples:
     names, seeds = _plan(captions, asked.seeds)
-    return Samples(names, seeds, images, reward(scorer, images, names))
+    return Samples(names, seeds, images, reward(images, names))
 
 
 def execute(
@@ -191,6 +196,7 @@ def execute(
             if "divergence/policy" not in news:
                 news |= _distance("policy", ready.probe(policy))
             policy.eval()
+            news |= evaluation.bucket_means(lam, config.diagnostics.buckets) if final else {}
             news |= ready.diagnostics(policy, config.diagnostics.final_draws if final else config.diagnostics.draws)
             if config.evaluation.grid:
                 listener.image("samples", step, _grid(config, ready, policy))
@@ -205,10 +211,10 @@ def execute(
     if reference.audit:
         columns = reference.audit[0]._fields
         listener.table("reference_audit.json", {c: [getattr(d, c) for d in reference.audit] for c in columns})
-    if ready.scorer is not None and ready.baseline is not None:
+    if ready.reward is not None and ready.baseline is not None:
         captions = list(ready.baseline.captions[: len(ready.baseline.captions) // config.evaluation.seeds])
         images = _draw(backend, policy, captions, config.evaluation)
-        ours = _scored(ready.scorer, images, captions, config.evaluation)
+        ours = _scored(ready.reward, images, captions, config.evaluation)
         tell(settings.steps, evaluation.compare(ours, ready.baseline))
         scores = {"caption": ours.captions, "seed": ours.seeds, "reward": ours.rewards.tolist()}
         listener.table("samples.json", scores | {"pretrained_reward": ready.baseline.rewards.tolist()})
@@ -258,6 +264,6 @@ def describe(config: Config, arm: str = "") -> str:
     changed: Iterable[tuple[str, Any]] = ((k, v) for k, v in config.flat().items() if defaults.get(k) != v)
     rows = "\n".join(f"| `{k}` | {v} | {defaults.get(k, '')} |" for k, v in changed)
     head = f"Arm **{arm}** of the study.\n\n" if arm else ""
-    return head + (f"| setting | here | default |\n| --- | --- | --- |\n{rows}" if rows else "All settings are defaults.")
-
-
+    return head + (
+        f"| setting | here | default |\n| --- | --- | --- |\n{rows}" if rows else "All settings are defaults."
+    )

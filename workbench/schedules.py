@@ -4,6 +4,8 @@ Symbols: abar_t = product of (1 - beta_s) for s <= t; x_t = sqrt(abar_t) x0 + sq
 SNR(t) = abar_t / (1 - abar_t); T = number of training timesteps; large t = much noise = early in generation.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ def bucket_names(buckets: int, timesteps: int) -> list[str]:
     """Names such as 't000-099', zero-padded so that they sort by timestep."""
     edges = [-(-i * timesteps // buckets) for i in range(buckets + 1)]
     width = len(str(timesteps - 1))
-    return [f"t{low:0{width}}-{high - 1:0{width}}" for low, high in zip(edges, edges[1:], strict=False)]
+    return [f"t{low:0{width}}-{high - 1:0{width}}" for low, high in pairwise(edges)]
 
 
 def stratified(draws: Tensor, first_bucket: Tensor, buckets: int, timesteps: int) -> Tensor:

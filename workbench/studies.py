@@ -120,7 +120,7 @@ def read_sampler(config: Config, worker: int = 0) -> samplers.BaseSampler:
     if name == "TPESampler":  # running trials count as bad guesses; dimensions that exist together go together
         options = {"multivariate": True, "group": True, "constant_liar": True, "n_startup_trials": 4} | options
     try:
-        return found(**options, seed=config.sweep.seed + worker)
+        return found(**options, seed=config.sweep.seed + worker)  # type: ignore[call-arg]
     except TypeError as error:
         raise UserError(f"sweep.sampler_options = {options}: {error}") from None
 
@@ -286,7 +286,9 @@ def run_trial(told: Worker, sweep: Sweep, trial: Trial, events: Any) -> float:
         if sweep.prune.metric in news:
             trial.report(news[sweep.prune.metric], step)
             if trial.should_prune():
-                reason = f"{sweep.prune.metric} = {news[sweep.prune.metric]:.4g} above {sweep.prune.above} at step {step}"
+                reason = (
+                    f"{sweep.prune.metric} = {news[sweep.prune.metric]:.4g} above {sweep.prune.above} at step {step}"
+                )
                 trial.set_user_attr("reason", reason)
                 raise TrialPruned(reason)
 
@@ -334,7 +336,9 @@ def run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
     started = time.monotonic()
     try:
         if missing:
-            tqdm.write("Preparing: encoding the pairs, drawing the pretrained model's samples (kept for later runs) ...")
+            tqdm.write(
+                "Preparing: encoding the pairs, drawing the pretrained model's samples (kept for later runs) ..."
+            )
             prepare(config)
             problem = _supervise(settings, config, study, parent, url, min(workers, missing), missing)
     except KeyboardInterrupt:
@@ -346,7 +350,9 @@ def run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
         tracking.finish_study(client, parent, summary_metrics(study), summary(study, config), state)
     if problem:
         raise Failure(problem)
-    tqdm.write(f"\n{summary(study, config)}\n\n{missing} trials in {time.monotonic() - started:.0f} s, {workers} workers.")
+    tqdm.write(
+        f"\n{summary(study, config)}\n\n{missing} trials in {time.monotonic() - started:.0f} s, {workers} workers."
+    )
     return study
 
 
@@ -357,9 +363,7 @@ def _supervise(
     context = multiprocessing.get_context("spawn")
     tokens, events = context.Semaphore(missing), context.Queue()
     processes = [
-        context.Process(
-            target=work, args=(Worker(settings, study.study_name, url, parent, i), tokens, events)
-        )
+        context.Process(target=work, args=(Worker(settings, study.study_name, url, parent, i), tokens, events))
         for i in range(workers)
     ]
     before = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
@@ -421,7 +425,9 @@ def line_of(trial: FrozenTrial) -> str:
     value = "" if trial.value is None or trial.state != TrialState.COMPLETE else f"{trial.value:.4f}"
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
     why = trial.user_attrs.get("failed") or trial.user_attrs.get("reason") or ""
-    return f"trial {trial.number:3d}  {_state(trial):11s} {value:>8s}  {seconds:5.0f} s  {_label(trial)}  {why}".rstrip()
+    return (
+        f"trial {trial.number:3d}  {_state(trial):11s} {value:>8s}  {seconds:5.0f} s  {_label(trial)}  {why}".rstrip()
+    )
 
 
 def summary(study: Study, config: Config) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from workbench.cli import command, experiment_argument, set_option, silence_transformers, study_name
+from workbench.cli import command, experiment_argument, set_option, settings_option, silence_transformers, study_name
 
 DEFAULT = Path(__file__).parent.parent / "experiments" / "default.toml"
 
@@ -15,6 +15,7 @@ DEFAULT = Path(__file__).parent.parent / "experiments" / "default.toml"
 @click.option("--trials", type=click.IntRange(1), help="Finished trials in all (overrides sweep.trials).")
 @click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, 1 on a GPU.")
 @set_option
+@settings_option
 def main(
     experiment: Path | None, study: str | None, trials: int | None, workers: int | None, overrides: tuple[str, ...]
 ) -> None:

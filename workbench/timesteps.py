@@ -13,6 +13,8 @@ import torch
 from annotated_types import Gt, Le
 from torch import Generator, Tensor
 
+from workbench.errors import UserError
+
 
 def uniform(timesteps: int) -> Tensor:
     """Every timestep alike."""
@@ -31,10 +33,10 @@ def discounted(
         gamma: discount; 1 is uniform over cells.
         grid: number of cells over the T timesteps, at most T.
     Raises:
-        ValueError: more cells than timesteps.
+        UserError: more cells than timesteps.
     """
     if grid > timesteps:
-        raise ValueError(f"timesteps.grid = {grid}: more cells than the model's {timesteps} timesteps")
+        raise UserError(f"timesteps.grid = {grid}: more cells than the model's {timesteps} timesteps")
     k = torch.arange(timesteps - 1, -1, -1) * grid // timesteps
     share = gamma ** torch.arange(grid, dtype=torch.float64) / torch.bincount(k, minlength=grid)
     return share[k] / share[k].sum()

@@ -327,8 +327,6 @@ def _local(uri: str) -> Path:
     return Path(unquote(urlparse(uri).path))
 
 
-
-
 def attach(study: str, folder: Path, where: str = "figures") -> None:
     """Attach a folder of figures to a study's run."""
     client = connect()

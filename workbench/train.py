@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from workbench.cli import command, experiment_argument, set_option, silence_transformers, study_name
+from workbench.cli import command, experiment_argument, set_option, settings_option, silence_transformers, study_name
 
 
 @experiment_argument
@@ -14,6 +14,7 @@ from workbench.cli import command, experiment_argument, set_option, silence_tran
 @click.option("--name", default=None, help="The run's name. Default: the experiment file's, with the time.")
 @click.option("--output", type=click.Path(path_type=Path), help="Save the trained model here, as a diffusers folder.")
 @set_option
+@settings_option
 def main(
     experiment: Path | None, study: str | None, name: str | None, output: Path | None, overrides: tuple[str, ...]
 ) -> None:
@@ -42,7 +43,11 @@ def main(
     parent = tracking.open_study(client, study_name(study), f"Study **{study}**: single runs.") if study else None
     ready = prepare(config)
     label = name or f"{experiment.stem if experiment else 'train'}-{time.strftime('%m%d-%H%M%S')}"
-    tags = provenance(ready) | {"workbench.kind": "run", "workbench.arm": label, "mlflow.note.content": describe(config)}
+    tags = provenance(ready) | {
+        "workbench.kind": "run",
+        "workbench.arm": label,
+        "mlflow.note.content": describe(config),
+    }
     if study:
         tags["workbench.study"] = study
     tracker = tracking.Tracker(client, label, params=config.flat(), tags=tags, parent=parent)

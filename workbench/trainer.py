@@ -95,7 +95,7 @@ def train(
             (loss / accumulation).backward()
             seen.append(_summary(loss, errors))
         grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), clip)
-        lr = schedule.get_last_lr()[0]
+        lr = float(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
         loss_mean, *rest = torch.stack(seen).mean(0)
@@ -128,6 +128,5 @@ def as_floats(records: Sequence[StepRecord]) -> list[dict[str, float]]:
         return []
     rows = torch.stack([r.values for r in records]).tolist()
     return [
-        dict(zip(StepRecord.NAMES, row, strict=True)) | {"train/lr": r.lr}
-        for r, row in zip(records, rows, strict=True)
+        dict(zip(StepRecord.NAMES, row, strict=True)) | {"train/lr": r.lr} for r, row in zip(records, rows, strict=True)
     ]

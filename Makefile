@@ -1,0 +1,47 @@
+# make sweep · make test · make lab · make ui · make figures; each sets up .venv first where it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 5000
+STUDY ?= default
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+
+.PHONY: install sweep test check lab ui figures phenomena clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+sweep: install
+	$(BIN)/python -m workbench.sweep --study $(STUDY)
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lab: install
+	WORKBENCH_HOME=$(CURDIR) $(BIN)/jupyter lab --notebook-dir=notebooks
+
+ui: install
+	@$(BIN)/python -c 'from workbench import tracking; print("\nOpen:", tracking.ui_link(tracking.connect(), $(PORT)), "\n")'
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --host 127.0.0.1 --port $(PORT) --workers 1
+
+figures: install
+	$(BIN)/python -m workbench.report
+
+phenomena: install
+	$(BIN)/python -m workbench.sweep experiments/phenomena.toml
+
+clean:
+	rm -rf $(VENV) .cache *.egg-info

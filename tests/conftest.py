@@ -1,0 +1,140 @@
+"""Shared fixtures: a tiny random Stable Diffusion folder and tiny preference pairs, made here, no network."""
+
+import io
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A random-weight checkpoint folder of the small model's format, far smaller."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from workbench.pretrain import save_model
+    from workbench.recipes import new_text_encoder
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        mid_block_add_attention=False,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=64,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    tokenizer, text_encoder = new_text_encoder(folder / "tokenizer")
+    save_model(folder, vae, text_encoder, tokenizer, unet, 1.0)
+    return folder
+
+
+def picture(rng: np.random.Generator, kind: str = "PNG") -> bytes:
+    """A random image's bytes."""
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(stream, kind)
+    return stream.getvalue()
+
+
+def pair_rows(count: int, seed: int = 0) -> list[dict]:
+    """Rows in Pick-a-Pic's columns, labels alternating."""
+    from workbench.prompts import split
+
+    rng, captions = np.random.default_rng(seed), [str(p) for p in split()["train"]]
+    return [
+        {
+            "caption": captions[i % len(captions)],
+            "jpg_0": picture(rng),
+            "jpg_1": picture(rng),
+            "label_0": float(i % 2),
+            "label_1": float(1 - i % 2),
+            "has_label": True,
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory) -> Path:
+    """A parquet file of 24 usable pairs."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    pl.DataFrame(pair_rows(24)).write_parquet(path)
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_model, tiny_pairs, tmp_path) -> dict:
+    """Dotted settings of a run that takes a second."""
+    from workbench.prompts import split
+
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(str(p) for p in random.Random(0).sample(split()["test"], 4)))
+    return {
+        "model.path": str(tiny_model),
+        "data.train": str(tiny_pairs),
+        "data.validation": str(tiny_pairs),
+        "data.prompts": str(prompts),
+        "train.steps": 4,
+        "train.batch_size": 4,
+        "train.lr": 1e-3,
+        "diagnostics.interval": 2,
+        "diagnostics.probe": 16,
+        "diagnostics.final_draws": 2,
+        "reference.interval": 2,
+        "evaluation.seeds": 1,
+        "evaluation.steps": 2,
+        "evaluation.grid": 4,
+    }
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A working folder of its own: tracking store, study storage and cache."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def workbench(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    """Run `python -m workbench.ARGUMENTS` as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def overrides(settings: dict) -> list[str]:
+    """Settings as --set options."""
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]

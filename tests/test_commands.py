@@ -1,0 +1,219 @@
+"""Whole commands, as a user runs them, on a tiny random model."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import mlflow
+import optuna
+import polars as pl
+import pytest
+from conftest import ROOT, overrides, pair_rows, workbench
+from diffusers import StableDiffusionPipeline
+
+SPACE = """
+[sweep.arms]
+frozen = { "reference.policy" = "frozen" }
+update = { "reference.policy" = "update" }
+
+[sweep.space]
+"reference.interval" = { type = "CategoricalDistribution", choices = [1, 2] }
+"timesteps.density" = { type = "CategoricalDistribution", choices = ["uniform", "discounted"] }
+"timesteps.gamma" = { type = "FloatDistribution", low = 0.8, high = 0.98 }
+"""
+
+
+@pytest.fixture
+def experiment(tiny, workplace):
+    """An experiment file of the tiny run, with a small study."""
+    tables: dict[str, list[str]] = {}
+    for name, value in tiny.items():
+        section, key = name.split(".")
+        tables.setdefault(section, []).append(f"{key} = {value!r}".replace("'", '"'))
+    body = "\n".join(f"[{section}]\n" + "\n".join(lines) for section, lines in tables.items())
+    path = workplace / "tiny.toml"
+    path.write_text(f"{body}\n[sweep]\ntrials = 4\n{SPACE}")
+    return path
+
+
+def trials(workplace, study):
+    return optuna.load_study(study_name=study, storage=f"sqlite:///{workplace / 'optuna.db'}").get_trials()
+
+
+def runs(workplace, kind):
+    client = mlflow.MlflowClient(f"sqlite:///{workplace / 'mlflow.db'}")
+    number = client.get_experiment_by_name("diffusion-dpo").experiment_id
+    return client.search_runs([number], f"tags.`workbench.kind` = '{kind}'")
+
+
+def test_sweep_train_and_report_from_nothing(experiment, workplace):
+    done = workbench("workbench.sweep", str(experiment), "--study", "s", "--workers", "2", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "| 0 |" in done.stdout + done.stderr and "python -m workbench.report --study s" in done.stdout
+    found = trials(workplace, "s")
+    assert [t.state.name for t in found] == ["COMPLETE"] * 4
+    assert [t.user_attrs.get("arm") for t in found] == ["frozen", "update", None, None]
+    assert found[1].params == {"reference.interval": 2, "timesteps.density": "uniform"}
+    (parent,) = runs(workplace, "study")
+    assert parent.info.status == "FINISHED" and parent.data.metrics["study/complete"] == 4
+    children = runs(workplace, "trial")
+    assert len(children) == 4
+    for run in children:
+        assert run.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        for metric in (
+            "train/loss", "train/lr", "train/grad_norm", "rewards/margins", "rewards/accuracies", "divergence/policy",
+            "divergence/reference", "kl/policy", "kl/reference", "reference/updates", "reference/frozen",
+            "eval/reward", "eval/win_rate", "timestep_accuracy/t000-099", "timestep_reward/t900-999",
+            "timestep_margin/t500-599", "timestep_loss/t000-099", "timestep_divergence/t900-999",
+        ):  # fmt: skip
+            assert metric in run.data.metrics, metric
+        assert run.data.params["reference.policy"] in ("frozen", "update", "threshold")
+        assert {"data.train_digest", "version.torch"} <= run.data.tags.keys()
+
+    again = workbench("workbench.sweep", str(experiment), "--study", "s", cwd=workplace)
+    assert again.returncode == 0 and len(trials(workplace, "s")) == 4  # nothing is repeated
+    more = workbench("workbench.sweep", str(experiment), "--study", "s", "--trials", "5", cwd=workplace)
+    assert more.returncode == 0 and len(trials(workplace, "s")) == 5
+
+    other = workbench("workbench.sweep", str(experiment), "--study", "s", "--set", "train.lr=0.5", cwd=workplace)
+    assert other.returncode == 2 and "train.lr = 0.001, now it is 0.5" in other.stderr
+    assert len(trials(workplace, "s")) == 5
+
+    report = workbench("workbench.report", cwd=workplace)
+    assert report.returncode == 0, report.stderr
+    for name in ("divergence", "divergence-score", "imbalance"):
+        assert (workplace / "reports" / "s" / f"{name}.png").stat().st_size > 10_000
+        assert (workplace / "reports" / "s" / f"{name}.svg").exists()
+    page = (workplace / "reports" / "s" / "divergence.html").read_text()
+    assert "https://cdn" not in page  # the page needs no network
+    names = {
+        a.path
+        for a in mlflow.MlflowClient(f"sqlite:///{workplace / 'mlflow.db'}").list_artifacts(
+            parent.info.run_id, "figures"
+        )
+    }
+    assert "figures/divergence.png" in names
+
+    typo = workbench("workbench.report", "-p", "smooting=3", cwd=workplace)
+    assert typo.returncode == 2 and "notebook divergence has only" in typo.stderr
+    unknown = workbench("workbench.report", "--study", "t", cwd=workplace)
+    assert unknown.returncode == 2 and "there are: s" in unknown.stderr
+
+
+def test_train_saves_a_model_that_plain_diffusers_loads(tiny, workplace):
+    done = workbench("workbench.train", "--output", "trained", *overrides(tiny), cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "eval/win_rate" in done.stdout
+    StableDiffusionPipeline.from_pretrained(workplace / "trained")
+    (run,) = runs(workplace, "run")
+    assert run.info.status == "FINISHED"
+    full = workbench("workbench.train", "--output", "trained", *overrides(tiny), cwd=workplace)
+    assert full.returncode == 2 and "not empty" in full.stderr
+
+
+def test_a_run_can_join_a_study(tiny, workplace):
+    done = workbench("workbench.train", "--study", "mine", "--name", "one", *overrides(tiny), cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    (parent,) = runs(workplace, "study")
+    (run,) = runs(workplace, "run")
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def wait_for_a_running_trial(workplace, seconds=120):
+    """Look into the database from outside, read-only, so as not to take part in making its schema."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        with contextlib.suppress(sqlite3.Error):
+            database = sqlite3.connect(f"file:{workplace / 'optuna.db'}?mode=ro", uri=True)
+            if database.execute("SELECT 1 FROM trial_user_attributes WHERE key = 'run_id'").fetchone():
+                return
+    raise AssertionError("no trial started")
+
+
+def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(experiment, workplace):
+    arguments = [sys.executable, "-m", "workbench.sweep", str(experiment), "--study", "s", "--set", "train.steps=60"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [*arguments, "--workers", "1"], cwd=workplace, env=env, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_a_running_trial(workplace)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "To go on: the same command" in stderr, stderr
+    assert all(run.info.status == "KILLED" for run in runs(workplace, "trial"))
+    (parent,) = runs(workplace, "study")
+    assert parent.info.status == "KILLED"
+    done = workbench("workbench.sweep", str(experiment), "--study", "s", "--set", "train.steps=60", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    states = [t.state.name for t in trials(workplace, "s")]
+    assert states.count("COMPLETE") == 4 and "RUNNING" not in states
+    arms = [t.user_attrs.get("arm") for t in trials(workplace, "s") if t.state.name == "COMPLETE"]
+    assert sorted(a for a in arms if a) == ["frozen", "update"]  # the interrupted arm was run again
+
+
+def test_a_run_that_explodes_fails_with_its_step_and_the_sweep_goes_on(experiment, workplace):
+    text = experiment.read_text().replace("update = {", 'explodes = { "train.lr" = 1e30 }\nupdate = {')
+    experiment.write_text(text)
+    done = workbench("workbench.sweep", str(experiment), "--study", "s", "--workers", "1", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    states = {t.user_attrs.get("arm", "sampled"): t for t in trials(workplace, "s")}
+    assert states["explodes"].state.name == "FAIL" and "step 2: not finite" in states["explodes"].user_attrs["failed"]
+    assert states["update"].state.name == "COMPLETE"
+    failed = [r for r in runs(workplace, "trial") if r.info.status == "FAILED"]
+    assert len(failed) == 1 and "step 2" in failed[0].data.tags["workbench.reason"]
+
+
+def test_a_collapsed_trial_is_pruned_and_its_run_says_so(experiment, workplace):
+    settings = ("--set", "sweep.prune.above=-1.0", "--set", "sweep.trials=1")
+    done = workbench("workbench.sweep", str(experiment), "--study", "s", *settings, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert trials(workplace, "s")[0].state.name == "PRUNED"
+    (run,) = runs(workplace, "trial")
+    assert run.info.status == "KILLED" and run.data.tags["workbench.state"] == "pruned"
+
+
+def bad(tmp_path):
+    """Arguments that are a user's mistake, and what the one line must name."""
+    pl.DataFrame([{k: v for k, v in r.items() if k != "jpg_1"} for r in pair_rows(4)]).write_parquet(
+        tmp_path / "c.parquet"
+    )
+    rows = pair_rows(8)
+    rows[3]["jpg_0"] = b"not an image"
+    pl.DataFrame(rows).write_parquet(tmp_path / "d.parquet")
+    return [
+        (("--set", "reference.intervall=3"), 2, "did you mean reference.interval?"),
+        (("--set", "reference.interval=0"), 2, "reference.interval = 0"),
+        (("--set", "timesteps.density=discounted", "--set", "timesteps.gamma=1.5"), 2, "timesteps.gamma = 1.5"),
+        (("--set", "reference.delta=-1"), 2, "reference.delta = -1"),
+        (("nowhere.toml",), 2, "nowhere.toml: no such file"),
+        (("--set", "model.path=nowhere"), 2, "model.path = 'nowhere'"),
+        (("--set", "data.train=c.parquet"), 2, "no column jpg_1"),
+        (("--set", "data.train=d.parquet"), 2, "row 3: an image cannot be decoded"),
+        (("--set", "timesteps.density=discounted", "--set", "timesteps.grid=5000"), 2, "timesteps.grid = 5000"),
+        (("--study", "../evil"), 2, "--study '../evil'"),
+    ]
+
+
+def test_mistakes_are_one_clear_line_and_nothing_is_left_behind(tiny, workplace):
+    for arguments, code, message in bad(workplace):
+        settings = {k: v for k, v in tiny.items() if not any(k in a for a in arguments)}
+        done = workbench("workbench.train", *overrides(settings), *arguments, cwd=workplace)
+        assert done.returncode == code, (arguments, done.stderr)
+        assert message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not [r for r in runs(workplace, "run") if r.info.status == "RUNNING"]
+
+
+def test_an_unreachable_tracking_server_is_a_failure(tiny, workplace):
+    done = workbench("workbench.train", *overrides(tiny), cwd=workplace, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 1 and "cannot be reached" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["sweep", "train", "report", "prefer", "pretrain"])
+def test_help_teaches(module, workplace):
+    done = workbench(f"workbench.{module}", "--help", cwd=workplace)
+    assert done.returncode == 0 and "Usage:" in done.stdout and len(done.stdout) > 400

@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+
+from workbench.backends import StableDiffusion
+from workbench.data import encode, read_pairs
+from workbench.evaluation import BucketDiagnostics, Probe, Samples, bucket_means, compare, contact_sheet
+from workbench.schedules import add_noise, squared_error
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def parts(tiny_model, tiny_pairs, workplace):
+    backend = StableDiffusion(str(tiny_model), CPU)
+    pairs = encode(read_pairs(str(tiny_pairs), "train"), backend)
+    moved = backend.denoiser()
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    return backend, pairs, backend.denoiser(), moved
+
+
+def test_the_pretrained_model_has_not_moved_from_itself(parts):
+    backend, pairs, pretrained, _ = parts
+    probe = Probe(backend.denoise, pretrained, pairs, backend.abar, size=16, device=CPU)
+    assert probe(pretrained) == (0.0, 0.0)
+
+
+def test_the_probe_is_eq_8_on_its_own_draws_whatever_the_batch(parts):
+    backend, pairs, pretrained, moved = parts
+    probe = Probe(backend.denoise, pretrained, pairs, backend.abar, size=16, device=CPU, batch_size=5)
+    with torch.no_grad():
+        errors = [
+            squared_error(backend.denoise(m, probe.x_t, probe.t, probe.text), probe.eps).mean()
+            for m in (moved, pretrained)
+        ]
+    found = probe(moved)
+    assert found.error_difference == pytest.approx((errors[0] - errors[1]).item(), abs=1e-5)
+    assert found.kernel_kl > 0
+
+
+def test_the_probe_is_stratified_over_timesteps(parts):
+    backend, pairs, pretrained, _ = parts
+    probe = Probe(backend.denoise, pretrained, pairs, backend.abar, size=20, device=CPU)
+    assert sorted((probe.t // 50).tolist()) == list(range(20))
+
+
+def diagnostics(parts, draws):
+    backend, pairs, pretrained, _ = parts
+    return BucketDiagnostics(
+        backend.denoise, pretrained, pairs, backend.abar,
+        pretrained_digest="x", buckets=10, draws=draws, device=CPU, batch_size=7,
+    )  # fmt: skip
+
+
+def test_every_bucket_counts_every_pair_when_all_are_drawn(parts):
+    metrics = diagnostics(parts, 10)(parts[3], 10)
+    counts = {k: v for k, v in metrics.items() if k.startswith("timestep_count/")}
+    assert len(counts) == 10 and set(counts.values()) == {24}
+    assert metrics["validation/margin"] == pytest.approx(
+        np.mean([v for k, v in metrics.items() if k.startswith("timestep_margin/")]), abs=1e-6
+    )
+
+
+def test_the_pretrained_model_has_no_reward_and_accuracy_one_half(parts):
+    metrics = diagnostics(parts, 3)(parts[2], 3)
+    for name, value in metrics.items():
+        if name.startswith(("timestep_reward", "timestep_margin/", "timestep_divergence/")):
+            assert value == 0
+        if name.startswith("timestep_accuracy/"):
+            assert value == 0.5
+
+
+def test_divergence_by_bucket_is_the_winners_error_difference(parts):
+    _, _, pretrained, moved = parts
+    d = diagnostics(parts, 2)
+    metrics = d(moved, 1)
+    inside = [i for i in range(24) if i % 10 == 3]  # draw 0 of pair i lies in bucket i mod 10
+    assert metrics["timestep_count/t300-399"] == len(inside)
+    errors = d._errors(moved, 0)[0] - d._errors(pretrained, 0)[0]
+    assert metrics["timestep_divergence/t300-399"] == pytest.approx(errors[inside].mean().item(), abs=1e-6)
+
+
+def test_a_later_pass_with_fewer_draws_uses_the_same_noise(parts):
+    d = diagnostics(parts, 2)
+    assert d(parts[3], 1) == d(parts[3], 1)
+
+
+def test_pretrained_errors_come_from_the_cache_the_second_time(parts):
+    first = diagnostics(parts, 2)(parts[3], 2)
+    backend, pairs, _, _ = parts
+    again = diagnostics((backend, pairs, None, None), 2)(parts[3], 2)
+    assert first == again
+
+
+def test_lambda_by_bucket():
+    means = bucket_means(torch.arange(100.0), 10)
+    assert means["timestep_lambda/t00-09"] == pytest.approx(4.5)
+    assert means["timestep_lambda/t90-99"] == pytest.approx(94.5)
+
+
+def test_compare_counts_ties_as_half_and_resamples_prompts():
+    captions, seeds, images = ["a", "b", "a", "b"], [0, 0, 1, 1], np.zeros((4, 2, 2, 3), np.uint8)
+    ours = Samples(captions, seeds, images, np.array([1.0, 0.0, 1.0, 0.0]))
+    theirs = Samples(captions, seeds, images, np.zeros(4))
+    result = compare(ours, theirs)
+    assert result["eval/win_rate"] == pytest.approx(0.75)
+    assert result["eval/reward_gain"] == pytest.approx(0.5)
+    assert (result["eval/win_rate_low"], result["eval/win_rate_high"]) == (0.5, 1.0)  # two prompts: one won, one tied
+
+
+def test_contact_sheet_goes_row_by_row():
+    images = np.stack([np.full((2, 2, 3), i, np.uint8) for i in range(5)])
+    sheet = contact_sheet(images, columns=3, zoom=1)
+    assert sheet.shape == (4, 6, 3)
+    assert sheet[0, ::2, 0].tolist() == [0, 1, 2] and sheet[2, ::2, 0].tolist() == [3, 4, 255]
+
+
+def test_add_noise_is_not_called_with_another_schedule(parts):
+    backend, _, _, _ = parts
+    assert backend.abar.shape == (1000,) and (backend.abar.diff() < 0).all()
+    x0 = torch.ones(1, 1, 1, 1)
+    assert add_noise(x0, 0 * x0, backend.abar[:1]).item() == pytest.approx(backend.abar[0].sqrt().item())

@@ -1,0 +1,114 @@
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+from workbench import tracking
+from workbench.errors import Failure, UserError
+
+
+def tracker(client, name="run", parent=None, **tags):
+    return tracking.Tracker(client, name, params={"a.b": 1}, tags=tags, parent=parent)
+
+
+def test_metrics_reach_the_store_and_the_history_alike(workplace):
+    client = tracking.connect()
+    run = tracker(client)
+    for step in range(1, 6):
+        run.log(step, {"train/loss": step / 2})
+        run.log(step, {"reference/updates": float(step)})
+    run.close("complete")
+    stored = client.get_metric_history(run.run_id, "train/loss")
+    assert [(m.step, m.value) for m in stored] == [(s, s / 2) for s in range(1, 6)]
+    frame = pl.read_parquet(client.download_artifacts(run.run_id, "history.parquet", str(workplace)))
+    assert frame["train/loss"].to_list() == [0.5, 1, 1.5, 2, 2.5] and frame["step"].to_list() == [1, 2, 3, 4, 5]
+
+
+def test_more_metrics_than_one_batch_takes_arrive_all(workplace):
+    client = tracking.connect()
+    run = tracker(client)
+    run.log(1, {f"m/{i}": float(i) for i in range(2500)})
+    run.close("complete")
+    assert len(client.get_run(run.run_id).data.metrics) == 2500
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("complete", "FINISHED"), ("pruned", "KILLED"), ("interrupted", "KILLED"), ("failed", "FAILED")],
+)
+def test_states_are_tagged_and_mapped(workplace, state, status):
+    client = tracking.connect()
+    run = tracker(client)
+    run.close(state, "because")
+    found = client.get_run(run.run_id)
+    assert found.info.status == status
+    assert found.data.tags["workbench.state"] == state and found.data.tags["workbench.reason"] == "because"
+
+
+def test_an_error_of_the_writer_thread_is_raised_on_a_later_call(workplace, monkeypatch):
+    client = tracking.connect()
+    run = tracker(client)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(client, "log_batch", broken)
+    run.log(1, {"x": 1.0})
+    run._queue.put(None)
+    run._thread.join()
+    with pytest.raises(Failure, match="disk on fire"):
+        run.log(2, {"x": 1.0})
+
+
+def test_logging_does_not_wait_for_the_store(workplace, monkeypatch):
+    client = tracking.connect()
+    run = tracker(client)
+    slow = client.log_batch
+    monkeypatch.setattr(client, "log_batch", lambda *a, **k: (time.sleep(0.5), slow(*a, **k)))
+    start = time.monotonic()
+    for step in range(200):
+        run.log(step, {f"m/{i}": 1.0 for i in range(30)})
+    assert time.monotonic() - start < 0.5
+    run.close("complete")
+    assert len(client.get_metric_history(run.run_id, "m/0")) == 200
+
+
+def test_a_study_is_one_parent_run_and_its_trials_are_read_back(workplace):
+    client = tracking.connect()
+    parent = tracking.open_study(client, "s", "note")
+    assert tracking.open_study(client, "s", "note") == parent
+    for arm in ("frozen", "update"):
+        run = tracker(client, arm, parent, **{"workbench.arm": arm})
+        run.log(1, {"x/y": 2.0})
+        run.image("samples", 1, np.zeros((4, 4, 3), np.uint8))
+        run.close("complete")
+    runs = tracking.load_runs("s")
+    assert runs["arm"].to_list() == ["frozen", "update"] and runs["a.b"].to_list() == ["1", "1"]
+    assert runs["x/y"].to_list() == [2.0, 2.0]
+    assert tracking.load_runs("s", "update")["name"].to_list() == ["update"]
+    assert tracking.load_history(runs).select("arm", "step", "x/y").rows() == [("frozen", 1, 2.0), ("update", 1, 2.0)]
+
+
+def test_unknown_studies_and_runs_name_what_there_is(workplace):
+    client = tracking.connect()
+    parent = tracking.open_study(client, "known", "note")
+    with pytest.raises(UserError, match="study 'other': not found; there are: known"):
+        tracking.load_runs("other")
+    with pytest.raises(UserError, match="has no runs yet"):
+        tracking.load_runs("known")
+    tracker(client, "a", parent).close("complete")
+    with pytest.raises(UserError, match="runs b: not in study"):
+        tracking.load_runs("known", "a,b")
+
+
+def test_an_unreachable_server_is_one_line_without_its_password(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(Failure, match="cannot be reached") as error:
+        tracking.connect()
+    assert "secret" not in str(error.value)
+
+
+def test_history_fills_gaps_with_nulls():
+    frame = tracking.history({2: {"b": 1.0}, 1: {"a": 0.5}})
+    assert frame.rows() == [(1, 0.5, None), (2, None, 1.0)]
