@@ -4,7 +4,7 @@ import pytest
 
 from workbench.config import load, merge, parse_override, read, resolve
 from workbench.errors import UserError
-from workbench.studies import arms_of, read_sampler, read_space
+from workbench.space import arms_of, read_sampler, read_space
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
 

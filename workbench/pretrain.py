@@ -50,9 +50,10 @@ drawings: attribute the three sets when you publish them.
 
 ## Recipe
 `python -m workbench.pretrain` rebuilds everything here ({autoencoder_steps} autoencoder steps of 16 images,
-{denoiser_steps} denoiser steps of 64 with min-SNR weights, AdamW 1.5e-3, weights averaged at 0.999, a tenth of the
-captions dropped). The denoiser is stopped early, on purpose: a model that draws perfectly leaves preference
-optimisation nothing to win.
+then the denoiser with min-SNR weights, AdamW, weights averaged at 0.999, a tenth of the captions dropped:
+{framed_steps} steps of 64 on drawings framed as published, {denoiser_steps} on drawings scattered over the canvas in
+any size, slant and mirroring). It is stopped before it draws perfectly, on purpose: preference optimisation needs
+something to win.
 
 ## Known weaknesses
 Fine detail (faces, window panes, toppings) is often smeared; outlines wobble; it knows no prompt outside its grammar.
@@ -69,7 +70,6 @@ def fit(
     *,
     steps: int,
     lr: float,
-    horizon: int = 0,
     ema_decay: float = 0.0,
     save_every: float = 60.0,
 ) -> None:
@@ -80,7 +80,6 @@ def fit(
 
     Args:
         loss: draws a batch from the generator and returns the scalar loss.
-        horizon: step at which the cosine decay ends; 0 = `steps`.
         work: folder of the checkpoint `NAME.pt`, written atomically every `save_every` seconds.
         ema_decay: largest decay of the weights' running average; 0 keeps the last weights.
     """
@@ -89,13 +88,12 @@ def fit(
     from tqdm import tqdm
 
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    horizon = horizon or steps
-    warmup = min(300, horizon // 10 + 1)
+    warmup = min(300, steps // 10 + 1)
     schedule = torch.optim.lr_scheduler.SequentialLR(
         optimizer,
         [
             torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, warmup),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, horizon - warmup, eta_min=lr * 0.01),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warmup, eta_min=lr * 0.01),
         ],
         [warmup],
     )
@@ -221,11 +219,11 @@ STAGES = ["scorers", "autoencoder", "denoiser", "verdict"]
 @click.option("--out", type=click.Path(path_type=Path), default=Path("pretrain/assets"), show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("pretrain"), show_default=True)
 @click.option("--device", default="auto", show_default=True)
-@click.option("--scorer-steps", default=3000, show_default=True, help="Steps of scorer and judge, 64 images each.")
+@click.option("--scorer-steps", default=2200, show_default=True, help="Steps of scorer and judge, 64 images each.")
 @click.option("--critic-steps", default=2000, show_default=True, help="Steps of the critic, 64 images each.")
 @click.option("--autoencoder-steps", default=4000, show_default=True, help="Steps of 16 images.")
-@click.option("--denoiser-steps", default=4000, show_default=True, help="Steps of 64 images.")
-@click.option("--denoiser-horizon", default=9000, show_default=True, help="Step at which the decay would end.")
+@click.option("--framed-steps", default=4000, show_default=True, help="Denoiser steps on framed drawings, 64 each.")
+@click.option("--denoiser-steps", default=2500, show_default=True, help="Denoiser steps on scattered ones, 64 each.")
 @click.option("--steps", default=30, show_default=True, help="DDIM steps of the verdict's samples.")
 @click.option("--guidance", default=3.0, show_default=True, help="Guidance of the verdict's samples.")
 @click.option("--only", type=click.Choice(STAGES), help="Just this stage; the others' checkpoints must be there.")
@@ -236,8 +234,8 @@ def main(
     scorer_steps: int,
     critic_steps: int,
     autoencoder_steps: int,
+    framed_steps: int,
     denoiser_steps: int,
-    denoiser_horizon: int,
     steps: int,
     guidance: float,
     only: str | None,
@@ -261,22 +259,23 @@ def main(
     torch.manual_seed(0)
     work.mkdir(parents=True, exist_ok=True)
     wanted = [only] if only else STAGES
+    made = {"autoencoder_steps": autoencoder_steps, "framed_steps": framed_steps, "denoiser_steps": denoiser_steps}
     if wanted == ["verdict"]:
-        verdict(out, steps, guidance, {"autoencoder_steps": autoencoder_steps, "denoiser_steps": denoiser_steps})
+        verdict(out, steps, guidance, made)
         return
-    named, others = artwork.load(work / "artwork")
+    art = artwork.load(work / "artwork")
 
     if "scorers" in wanted:
         for kind in ("scorer", "judge"):
             classifier = recipes.new_classifier(kind).to(place)
-            loss = recipes.classifier_loss(kind, classifier, named, others, place)
+            loss = recipes.classifier_loss(kind, classifier, art.framed, art.others, place)
             fit(kind, classifier, loss, work, steps=scorer_steps, lr=1e-3, ema_decay=0.998)
             classifier.half().save_pretrained(out / kind)
         critic = recipes.new_critic().to(place)
         fit(
             "critic",
             critic,
-            recipes.critic_loss(critic, named, place),
+            recipes.critic_loss(critic, art.framed, place),
             work,
             steps=critic_steps,
             lr=1e-3,
@@ -286,23 +285,26 @@ def main(
 
     if "autoencoder" in wanted or "denoiser" in wanted:
         vae = recipes.new_autoencoder().to(place)
-        loss = recipes.autoencoder_loss(vae, named, others, place)
+        loss = recipes.autoencoder_loss(vae, art.framed, art.others, place)
         fit("autoencoder", vae, loss, work, steps=autoencoder_steps, lr=2e-3, ema_decay=0.998)
 
     if "denoiser" in wanted:
-        latents, captions = recipes.all_latents(vae, named, place)
-        scaling_factor = 1 / latents.std().item()
         tokenizer, text_encoder = recipes.new_text_encoder(work / "tokenizer")
         model = nn.ModuleDict({"unet": recipes.new_unet(), "text_encoder": text_encoder}).to(place)
-        loss = recipes.denoiser_loss(model, tokenizer, latents * scaling_factor, captions, place)
-        fit(
-            "denoiser", model, loss, work,
-            steps=denoiser_steps, horizon=denoiser_horizon, lr=1.5e-3, ema_decay=0.999,
-        )  # fmt: skip
+        scaling_factor = 0.0
+        for name, drawings, count, lr in (  # first what things look like, then anywhere and of any size
+            ("denoiser-framed", recipes.shifted(art.framed), framed_steps, 1.5e-3),
+            ("denoiser", art.scattered, denoiser_steps, 1e-3),
+        ):
+            latents, captions = recipes.all_latents(vae, drawings, place)
+            scaling_factor = scaling_factor or 1 / latents.std().item()
+            loss = recipes.denoiser_loss(model, tokenizer, latents * scaling_factor, captions, place)
+            model.requires_grad_(True)
+            fit(name, model, loss, work, steps=count, lr=lr, ema_decay=0.999)
         save_model(out / "model", vae, model["text_encoder"], tokenizer, model["unet"], scaling_factor)
 
     if "verdict" in wanted:
-        verdict(out, steps, guidance, {"autoencoder_steps": autoencoder_steps, "denoiser_steps": denoiser_steps})
+        verdict(out, steps, guidance, made)
 
 
 main = command(main)

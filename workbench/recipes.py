@@ -33,6 +33,12 @@ def draw(drawings: Drawings, count: int, background: Tensor, g: Generator) -> tu
     return artwork.compose(rgba, background), drawings.concept[index]
 
 
+def shifted(drawings: Drawings) -> Drawings:
+    """Every drawing at every one of `artwork.SHIFTS`."""
+    rgba = torch.cat([drawings.rgba.roll(shift, (2, 3)) for shift in artwork.SHIFTS])
+    return Drawings(rgba, drawings.concept.repeat(len(artwork.SHIFTS)), drawings.style.repeat(len(artwork.SHIFTS)))
+
+
 # --- autoencoder ---------------------------------------------------------------------------------------------
 
 
@@ -77,21 +83,21 @@ def autoencoder_loss(vae, named: Drawings, others: Drawings, device: torch.devic
 
 
 @torch.no_grad()
-def all_latents(vae, named: Drawings, device: torch.device) -> tuple[Tensor, list[str]]:
-    """Latents (posterior means, unscaled) of every drawing at every scale and shift on every named colour.
+def all_latents(vae, drawings: Drawings, device: torch.device) -> tuple[Tensor, list[str]]:
+    """Latents (posterior means, unscaled) of every drawing on every named colour.
 
     Returns:
         Latents (N, C, 8, 8) and their N captions.
     """
-    names, colours = list(CONCEPTS), list(COLOURS)
+    names, colours, palette = list(CONCEPTS), list(COLOURS), artwork.palette()
     latents, captions = [], []
-    for i in tqdm(range(len(named.rgba)), desc="encode artwork", mininterval=5):
-        for c, colour in enumerate(colours):
-            rgba = torch.stack([torch.roll(named.rgba[i], shift, (1, 2)) for shift in artwork.SHIFTS])
-            images = artwork.compose(rgba, artwork.palette()[c].expand(len(rgba), 3))
-            latents.append(vae.encode(images.to(device)).latent_dist.mean.cpu())
-            prompt = Prompt(names[int(named.concept[i])], colour, STYLES[int(named.style[i])])
-            captions += [str(prompt)] * len(rgba)
+    for index in tqdm(torch.arange(len(drawings.rgba)).split(8), desc="encode artwork", mininterval=5):
+        rgba = drawings.rgba[index].repeat_interleave(len(colours), 0)
+        images = artwork.compose(rgba, palette.repeat(len(index), 1))
+        latents.append(vae.encode(images.to(device)).latent_dist.mean.cpu())
+        for i in index.tolist():
+            concept, style = names[int(drawings.concept[i])], STYLES[int(drawings.style[i])]
+            captions += [str(Prompt(concept, colour, style)) for colour in colours]
     return torch.cat(latents), captions
 
 
@@ -160,21 +166,21 @@ def scrambled(images: Tensor, g: Generator) -> Tensor:
 def augmented(kind: str, rgba: Tensor, g: Generator) -> Tensor:
     """Drawings as the scorer or the judge trains on them, images in -1..1.
 
-    The scorer sees small turns, plain backgrounds, noise and blur; the judge sees larger turns, mirrored
-    drawings, two-colour backgrounds, shifted hues, low resolution and a hole.
+    Both see drawings turned, zoomed, moved and mirrored; the scorer on plain backgrounds with noise and blur, the
+    judge on two-colour backgrounds with shifted hues, low resolution and a hole.
     """
     n = len(rgba)
     chosen = artwork.palette()[torch.randint(len(COLOURS), (n,), generator=g)]
     plain = torch.where(torch.rand(n, 1, generator=g) < 0.6, chosen, torch.rand(n, 3, generator=g))
     some = lambda p: torch.rand(n, 1, 1, 1, generator=g) < p  # noqa: E731
+    rgba = torch.where(some(0.5), rgba.flip(3), rgba)
     if kind == "scorer":
-        images = artwork.compose(warp(rgba, g, turn=0.15, zoom=(0.85, 1.15), move=0.12), plain)
+        images = artwork.compose(warp(rgba, g, turn=0.3, zoom=(0.65, 1.15), move=0.35), plain)
         images = torch.where(some(0.4), F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
         strength = torch.rand(n, 1, 1, 1, generator=g) * 0.25
         images = images + strength * torch.randn(images.shape, generator=g)
         return images * torch.empty(n, 1, 1, 1).uniform_(0.85, 1.15, generator=g)
-    rgba = torch.where(some(0.5), rgba.flip(3), rgba)
-    rgba = warp(rgba, g, turn=0.35, zoom=(0.75, 1.2), move=0.15)
+    rgba = warp(rgba, g, turn=0.4, zoom=(0.6, 1.2), move=0.35)
     other = (plain + 0.4 * torch.rand(n, 3, generator=g) - 0.2).clamp(0, 1)
     ramp = torch.linspace(0, 1, artwork.SIZE)[None, None, :, None]
     ground = plain[:, :, None, None] * (1 - ramp) + other[:, :, None, None] * ramp
@@ -230,28 +236,40 @@ def new_critic():
     )
 
 
-def damaged(images: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
-    """Images damaged in the ways in which a diffusion model fails, each by a random strength, and how much in all.
+def damaged(rgba: Tensor, background: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
+    """Drawings damaged in the ways in which a diffusion model fails, each by a random strength, and how much in all.
 
-    Wobbled outlines, lost detail, blotches of colour, pixel noise, another drawing shining through; each happens
-    with probability one half at strength u in 0..1, and the damage is 1 - prod(1 - u).
+    Small, off-centre and aslant; wobbled outlines; lost detail; blotches of colour; pixel noise; another drawing
+    shining through. Each happens with probability one half at strength u in 0..1; the damage is 1 - prod(1 - u).
 
     Args:
-        images: (N, 3, H, W) in -1..1.
+        rgba: premultiplied framed drawings, (N, 4, H, W).
+        background: (N, 3) in 0..1.
     Returns:
-        Images alike, and the damage, (N,).
+        Images in -1..1, (N, 3, H, W), and the damage, (N,).
     """
-    n, _, size, _ = images.shape
-    u = torch.rand(n, 5, generator=g) * (torch.rand(n, 5, generator=g) < 0.5)
-    wobble, blur, blotch, grain, ghost = u[:, :, None, None, None].unbind(1)
+    n, _, size, _ = rgba.shape
+    u = torch.rand(n, 6, generator=g) * (torch.rand(n, 6, generator=g) < 0.5)
+    misplaced, wobble, blur, blotch, grain, ghost = u[:, :, None, None, None].unbind(1)
     smooth = lambda channels, cells: F.interpolate(  # noqa: E731
         torch.randn(n, channels, cells, cells, generator=g), size=size, mode="bicubic", align_corners=True
     )
-    images = images + 0.5 * ghost * (images.roll(1, 0) - images)
+    angle = 0.4 * misplaced * (torch.rand(n, 1, 1, 1, generator=g) * 2 - 1)
+    shift = 0.35 * misplaced[..., 0] * (torch.rand(n, 1, 2, generator=g) * 2 - 1)
     line = torch.linspace(-1, 1, size)
-    straight = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).expand(n, -1, -1, -1)
-    bent = straight + (0.12 * wobble * smooth(2, 6)).permute(0, 2, 3, 1)
-    images = F.grid_sample(images, bent, padding_mode="border", align_corners=True)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).expand(n, -1, -1, -1)
+    turned = torch.stack(
+        [
+            grid[..., 0] * angle[..., 0].cos() - grid[..., 1] * angle[..., 0].sin(),
+            grid[..., 0] * angle[..., 0].sin() + grid[..., 1] * angle[..., 0].cos(),
+        ],
+        -1,
+    )
+    where = turned / (1 - 0.3 * misplaced) + shift[:, None]
+    where = where + (0.12 * wobble * smooth(2, 6)).permute(0, 2, 3, 1)
+    rgba = F.grid_sample(rgba, where, align_corners=True)
+    images = artwork.compose(rgba, background)
+    images = images + 0.5 * ghost * (images.roll(1, 0) - images)
     soft = F.interpolate(F.interpolate(images, size=8, mode="area"), size=size, mode="bilinear")
     images = images + blur * (soft - images)
     images = images + 0.35 * blotch * smooth(3, 6) + 0.25 * grain * torch.randn(images.shape, generator=g)
@@ -263,8 +281,9 @@ def critic_loss(model, named: Drawings, device: torch.device, batch: int = 64) -
     palette = artwork.palette()
 
     def loss(g: Generator) -> Tensor:
-        clean, _ = draw(named, batch, palette[torch.randint(len(palette), (batch,), generator=g)], g)
-        images, damage = damaged(clean, g)
+        rgba = named.rgba[torch.randint(len(named.rgba), (batch,), generator=g)]
+        rgba = torch.where(torch.rand(batch, 1, 1, 1, generator=g) < 0.5, rgba.flip(3), rgba)
+        images, damage = damaged(rgba, palette[torch.randint(len(palette), (batch,), generator=g)], g)
         return F.mse_loss(model(images.to(device)).logits[:, 0], damage.to(device))
 
     return loss

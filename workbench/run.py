@@ -242,18 +242,24 @@ def _grid(config: Config, ready: Prepared, policy: nn.Module) -> np.ndarray:
     return evaluation.contact_sheet(images, columns=8)
 
 
-def provenance(ready: Prepared) -> dict[str, str]:
-    """Tags that say what a run was made with: data digests, library versions, git commit."""
+def provenance() -> dict[str, str]:
+    """Tags that say what a run was made with: library versions, git commit."""
     packages = ("torch", "diffusers", "transformers", "optuna", "mlflow")
     tags = {f"version.{name}": version(name) for name in packages}
-    tags |= {"data.train_digest": ready.train.digest, "data.validation_digest": ready.validation.digest}
-    tags["data.train_counts"] = str(ready.train.counts)
     root = Path(__file__).parent
     for tag, command in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "-uno"])):
         found = subprocess.run(["git", "-C", root, *command], capture_output=True, text=True)
         if found.returncode == 0:
             tags[f"git.{tag}"] = found.stdout.strip()[:2000] or "none"
     return tags
+
+
+def datasets(ready: Prepared) -> dict[str, tuple[str, dict[str, int]]]:
+    """Digest and row counts of the training and validation pairs."""
+    return {
+        "train": (ready.train.digest, ready.train.counts),
+        "validation": (ready.validation.digest, ready.validation.counts),
+    }
 
 
 def describe(config: Config, arm: str = "") -> str:

@@ -56,7 +56,9 @@ def main(
     except KeyboardInterrupt:
         click.echo(f"Stopped. To go on: the same command, or python -m workbench.sweep {path} --study {name}", err=True)
         raise
-    click.echo(f"\nOpen the UI:       make ui    (then {tracking.ui_link(tracking.connect())})")
+    click.echo(
+        f"\nOpen the UI:       {tracking.ui_command()}\n                   {tracking.ui_link(tracking.connect())}"
+    )
     click.echo(f"Make the figures:  python -m workbench.report --study {name}")
 
 

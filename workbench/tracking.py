@@ -5,6 +5,7 @@ a writer thread, so the training loop never waits; the same rows go up as one wi
 is what notebooks read.
 """
 
+import json
 import logging
 import os
 import queue
@@ -19,7 +20,7 @@ import mlflow
 import numpy as np
 import polars as pl
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
@@ -89,6 +90,14 @@ def experiment(client: MlflowClient) -> Experiment:
     return found
 
 
+def ui_command() -> str:
+    """The command that serves the MLflow UI of this tracking store, on this machine only."""
+    uri = tracking_uri()
+    if uri.startswith("http"):
+        return "(your tracking server)"
+    return f"mlflow ui --backend-store-uri {_without_password(uri)} --host 127.0.0.1"
+
+
 def ui_link(client: MlflowClient, port: int = 5000) -> str:
     """Direct link to the experiment's charts in a local MLflow UI."""
     number = experiment(client).experiment_id
@@ -129,6 +138,7 @@ class Tracker:
     Args:
         name: shown in the UI.
         tags, params: logged at the start; a parent is given by `parent`.
+        datasets: name -> (digest, counts) of what the run learns from and is judged on.
         flush: largest number of metric values kept back; `seconds` the longest time.
     Raises (on the next call): whatever the writer thread met.
     """
@@ -140,6 +150,7 @@ class Tracker:
         *,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
+        datasets: Mapping[str, tuple[str, Mapping[str, int]]] | None = None,
         parent: str | None = None,
         flush: int = 900,
         seconds: float = 5.0,
@@ -148,6 +159,17 @@ class Tracker:
         run = client.create_run(experiment(client).experiment_id, run_name=name, tags=all_tags)
         self.client, self.run_id, self.name = client, run.info.run_id, name
         client.log_batch(self.run_id, params=[Param(k, str(v)) for k, v in params.items()])
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name, digest[:36], source_type="local", source=json.dumps({"uri": name}), profile=json.dumps(counts)
+                ),
+                [InputTag("mlflow.data.context", name)],
+            )
+            for name, (digest, counts) in (datasets or {}).items()
+        ]
+        if inputs:
+            client.log_inputs(self.run_id, inputs)
         self._rows: dict[int, dict[str, float]] = {}
         self._queue: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
         self._flush, self._seconds = flush, seconds

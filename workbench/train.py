@@ -36,21 +36,21 @@ def main(
     from tqdm import tqdm
 
     from workbench import tracking
-    from workbench.run import describe, execute, prepare, provenance
+    from workbench.run import datasets, describe, execute, prepare, provenance
 
     silence_transformers()
     client = tracking.connect()
     parent = tracking.open_study(client, study_name(study), f"Study **{study}**: single runs.") if study else None
     ready = prepare(config)
     label = name or f"{experiment.stem if experiment else 'train'}-{time.strftime('%m%d-%H%M%S')}"
-    tags = provenance(ready) | {
+    tags = provenance() | {
         "workbench.kind": "run",
         "workbench.arm": label,
         "mlflow.note.content": describe(config),
     }
     if study:
         tags["workbench.study"] = study
-    tracker = tracking.Tracker(client, label, params=config.flat(), tags=tags, parent=parent)
+    tracker = tracking.Tracker(client, label, params=config.flat(), tags=tags, datasets=datasets(ready), parent=parent)
     bar = tqdm(total=config.train.steps, desc=label, unit="step")
 
     def on_step(step: int, news: Mapping[str, float]) -> None:
@@ -76,7 +76,7 @@ def main(
     for metric in ("eval/reward", "eval/win_rate", "validation/margin", "divergence/policy", "divergence/reference"):
         if metric in final:
             click.echo(f"{metric:22s} {final[metric]:.4f}")
-    click.echo(f"\nOpen the UI: make ui    (then {tracking.ui_link(client)})")
+    click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client)}")
 
 
 main = command(main)

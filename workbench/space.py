@@ -1,0 +1,124 @@
+"""What a study searches: its space, sampler and arms as declared in an experiment file. Knows Optuna's vocabulary."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from optuna import Trial, distributions, samplers
+
+from workbench.config import Config, Sweep, known_names, merge, resolve
+from workbench.errors import UserError
+
+DISTRIBUTIONS = ("CategoricalDistribution", "IntDistribution", "FloatDistribution")
+
+
+class Dimension(NamedTuple):
+    """A setting that the sampler chooses; it takes part where the setting exists under the other choices made."""
+
+    name: str
+    distribution: distributions.BaseDistribution
+
+    def suggest(self, trial: Trial) -> Any:
+        """The trial's value."""
+        d = self.distribution
+        if isinstance(d, distributions.CategoricalDistribution):
+            return trial.suggest_categorical(self.name, d.choices)
+        if isinstance(d, distributions.IntDistribution):
+            return trial.suggest_int(self.name, d.low, d.high, step=d.step, log=d.log)
+        assert isinstance(d, distributions.FloatDistribution)
+        return trial.suggest_float(self.name, d.low, d.high, step=d.step, log=d.log)
+
+    def holds(self, value: Any) -> bool:
+        """Whether the distribution could give this value."""
+        d = self.distribution
+        if isinstance(d, distributions.CategoricalDistribution):
+            return value in d.choices
+        assert isinstance(d, distributions.IntDistribution | distributions.FloatDistribution)
+        return d.low <= value <= d.high
+
+
+def read_space(sweep: Sweep) -> list[Dimension]:
+    """The declared search space, in order.
+
+    Raises:
+        UserError: an unknown setting, distribution or argument, or a value that the setting does not take.
+    """
+    known, space = known_names(), []
+    for name, declared in sweep.space.items():
+        key = f"sweep.space.{name}"
+        if name not in known or name.startswith("sweep."):
+            raise UserError(f"{key}: no setting of that name")
+        arguments = dict(declared)
+        kind = arguments.pop("type", None)
+        if kind not in DISTRIBUTIONS:
+            raise UserError(f"{key}.type = {kind!r}: expected one of {', '.join(DISTRIBUTIONS)}")
+        try:
+            distribution = getattr(distributions, kind)(**arguments)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{key}: {error}") from None
+        space.append(Dimension(name, distribution))
+    return space
+
+
+def read_sampler(config: Config, worker: int = 0) -> samplers.BaseSampler:
+    """The declared sampler, seeded apart for each worker.
+
+    Raises:
+        UserError: no such sampler, or it does not take these options.
+    """
+    name, options = config.sweep.sampler, dict(config.sweep.sampler_options)
+    found = getattr(samplers, name, None)
+    if not (isinstance(found, type) and issubclass(found, samplers.BaseSampler)):
+        raise UserError(f"sweep.sampler = {name!r}: no such class in optuna.samplers (e.g. TPESampler, RandomSampler)")
+    if name == "TPESampler":  # running trials count as bad guesses; dimensions that exist together go together
+        options = {"multivariate": True, "group": True, "constant_liar": True, "n_startup_trials": 4} | options
+    try:
+        return found(**options, seed=config.sweep.seed + worker)  # type: ignore[call-arg]
+    except TypeError as error:
+        raise UserError(f"sweep.sampler_options = {options}: {error}") from None
+
+
+def arm_point(settings: Mapping[str, Any], space: list[Dimension]) -> dict[str, Any]:
+    """Where in the space a set of resolved settings lies; what lies outside is left out."""
+    return {d.name: settings[d.name] for d in space if d.name in settings and d.holds(settings[d.name])}
+
+
+def resolve_arm(name: str, base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of an arm: the experiment's with the arm's on top.
+
+    Raises:
+        UserError: something impossible; names the arm.
+    """
+    try:
+        return resolve(merge(dict(base), overrides)).flat()
+    except UserError as error:
+        raise UserError(f"sweep.arms.{name}: {error}") from None
+
+
+def arms_of(config: Config, base: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every declared arm with every seed: its point in the space, and its attributes."""
+    space, queued = read_space(config.sweep), []
+    seeds = config.sweep.seeds or (config.seed,)
+    for name, declared in config.sweep.arms.items():
+        for seed in seeds:
+            overrides = {**declared, "seed": seed}
+            label = f"{name}-s{seed}" if len(seeds) > 1 else name
+            point = arm_point(resolve_arm(name, base, overrides), space)
+            queued.append((point, {"arm": name, "name": label, "overrides": overrides}))
+    return queued
+
+
+def settings_of(trial: Trial, base: Mapping[str, Any], space: list[Dimension]) -> dict[str, Any]:
+    """The dotted settings of a trial: the experiment's, then the arm's where it is one, else the sampler's."""
+    overrides = trial.user_attrs.get("overrides")
+    if overrides is not None:
+        settings = merge(dict(base), overrides)
+        point = arm_point(resolve(settings).flat(), space)
+        for dimension in space:
+            if dimension.name in point:  # so that the sampler learns from the arm too
+                dimension.suggest(trial)
+        return settings
+    settings = dict(base)
+    for dimension in space:
+        if dimension.name in resolve(settings).flat():
+            settings = merge(settings, {dimension.name: dimension.suggest(trial)})
+    return settings
