@@ -34,7 +34,7 @@ lab: install
 	WORKBENCH_HOME=$(CURDIR) $(BIN)/jupyter lab --notebook-dir=notebooks
 
 ui: install
-	@$(BIN)/python -c 'from workbench import tracking; print("\nOpen:", tracking.ui_link(tracking.connect(), $(PORT)), "\n")'
+	@$(BIN)/python -c 'from workbench import tracking as t; c = t.connect(); print("\nOpen:", t.ui_link(c, next(iter(t.studies(c)), None), $(PORT)), "\n")'
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --host 127.0.0.1 --port $(PORT) --workers 1
 
 figures: install

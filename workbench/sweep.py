@@ -57,7 +57,7 @@ def main(
         click.echo(f"Stopped. To go on: the same command, or python -m workbench.sweep {path} --study {name}", err=True)
         raise
     click.echo(
-        f"\nOpen the UI:       {tracking.ui_command()}\n                   {tracking.ui_link(tracking.connect())}"
+        f"\nOpen the UI:       {tracking.ui_command()}\n                   {tracking.ui_link(tracking.connect(), name)}"
     )
     click.echo(f"Make the figures:  python -m workbench.report --study {name}")
 

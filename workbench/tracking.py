@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote, urlencode, urlparse
 
 import mlflow
 import numpy as np
@@ -98,10 +99,17 @@ def ui_command() -> str:
     return f"mlflow ui --backend-store-uri {_without_password(uri)} --host 127.0.0.1"
 
 
-def ui_link(client: MlflowClient, port: int = 5000) -> str:
-    """Direct link to the experiment's charts in a local MLflow UI."""
+def ui_link(client: MlflowClient, study: str | None = None, port: int = 5000) -> str:
+    """Direct link to a study's charts (or the experiment's) in a local MLflow UI.
+
+    Sorted by win rate, since the UI hides child runs behind their parent only where it sorts by date.
+    """
     number = experiment(client).experiment_id
-    return f"http://127.0.0.1:{port}/#/experiments/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    query = {"workflowType": "machine_learning", "compareRunsMode": "CHART"}
+    if study:
+        query |= {"orderByKey": "metrics.`eval/win_rate`", "orderByAsc": "false"}
+        query["searchFilter"] = f"tags.`workbench.study` = '{_quoted(study)}'"
+    return f"http://127.0.0.1:{port}/#/experiments/{number}/runs?{urlencode(query, quote_via=quote)}"
 
 
 # --- writing -------------------------------------------------------------------------------------------------
@@ -344,8 +352,6 @@ def load_history(runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def _local(uri: str) -> Path:
-    from urllib.parse import unquote, urlparse
-
     return Path(unquote(urlparse(uri).path))
 
 

@@ -76,7 +76,7 @@ def main(
     for metric in ("eval/reward", "eval/win_rate", "validation/margin", "divergence/policy", "divergence/reference"):
         if metric in final:
             click.echo(f"{metric:22s} {final[metric]:.4f}")
-    click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client)}")
+    click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client, study)}")
 
 
 main = command(main)

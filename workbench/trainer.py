@@ -28,8 +28,8 @@ class StepRecord:
         "rewards/accuracies",
         "rewards/chosen",
         "rewards/rejected",
-        "error/winner",
-        "error/loser",
+        "train/error_winner",
+        "train/error_loser",
     )
     step: int
     values: Tensor

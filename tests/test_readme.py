@@ -1,0 +1,65 @@
+"""What the README says exists, exists."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from workbench.config import CHOICES, catalogue, known_names, resolve
+from workbench.space import read_space
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_its_commands_are_modules():
+    modules = set(re.findall(r"python -m workbench\.([a-z_]+)", README))
+    assert {"sweep", "train", "report"} <= modules
+    for module in modules:
+        assert (ROOT / "workbench" / f"{module}.py").exists(), module
+
+
+def test_its_settings_are_settings():
+    sections = "|".join({name.split(".")[0] for name in known_names() if "." in name})
+    named = set(re.findall(rf"`((?:{sections})\.[a-z_]+)`", README))
+    assert len(named) > 10
+    assert named <= set(known_names()), named - set(known_names())
+
+
+def test_its_defaults_are_the_defaults():
+    defaults = {row.name: row.default for row in catalogue()}
+    for name, value in re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \| ([^ |,]+) \|", README, re.MULTILINE):
+        assert str(defaults[name]) == value, name
+
+
+def test_its_choices_are_all_the_choices():
+    for selector, (key, table, _) in CHOICES.items():
+        assert all(f"`{name}`" in README or name in README for name in table), (selector, key)
+
+
+def test_its_example_is_a_valid_experiment():
+    (block,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    tree = tomllib.loads(block)
+    config = resolve(
+        {"reference.policy": "threshold", "sweep.space": tree["sweep"]["space"], "sweep.arms": tree["sweep"]["arms"]}
+    )
+    assert len(read_space(config.sweep)) == 2
+
+
+def test_its_make_targets_and_files_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make ([a-z]+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for path in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_setting_is_explained():
+    for row in catalogue():
+        assert row.meaning.strip() and not row.meaning.endswith(") "), row.name
+
+
+@pytest.mark.parametrize("mark", ["@[A-Z_]+@", r"\bTODO\b", r"\bTBD\b"])
+def test_it_has_no_gaps(mark):
+    assert not re.search(mark, README)
