@@ -57,11 +57,12 @@ def test_another_prediction_type_is_refused(tiny_model, tmp_path):
         StableDiffusion(str(copy), CPU)
 
 
-def test_truncated_weights_are_one_line(tiny_model, tmp_path):
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_truncated_weights_are_one_line(tiny_model, tmp_path, part):
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
-    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    (weights,) = (copy / part).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="the UNet cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         StableDiffusion(str(copy), CPU).denoiser()
 
 

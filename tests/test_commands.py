@@ -99,6 +99,12 @@ def test_sweep_train_and_report_from_nothing(experiment, workplace):
     }
     assert "figures/divergence.png" in names
 
+    plain = subprocess.run(
+        [sys.executable, "-m", "papermill", str(ROOT / "notebooks/divergence.ipynb"), "out.ipynb", "-p", "study", "s"],
+        cwd=workplace, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert plain.returncode == 0, plain.stderr
+
     typo = workbench("workbench.report", "-p", "smooting=3", cwd=workplace)
     assert typo.returncode == 2 and "notebook divergence has only" in typo.stderr
     unknown = workbench("workbench.report", "--study", "t", cwd=workplace)
@@ -136,25 +142,86 @@ def wait_for_a_running_trial(workplace, seconds=120):
     raise AssertionError("no trial started")
 
 
-def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(experiment, workplace):
-    arguments = [sys.executable, "-m", "workbench.sweep", str(experiment), "--study", "s", "--set", "train.steps=60"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+def start_sweep(experiment, workplace, workers):
+    """A sweep in a process group of its own, as a terminal starts it, with trials long enough to be stopped."""
+    arguments = ["-m", "workbench.sweep", str(experiment), "--study", "s", "--workers", str(workers)]
     process = subprocess.Popen(
-        [*arguments, "--workers", "1"], cwd=workplace, env=env, stderr=subprocess.PIPE, text=True
+        [sys.executable, *arguments, "--set", "train.steps=60"],
+        cwd=workplace,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     wait_for_a_running_trial(workplace)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and "To go on: the same command" in stderr, stderr
+    return process
+
+
+def resume(experiment, workplace):
+    return workbench("workbench.sweep", str(experiment), "--study", "s", "--set", "train.steps=60", cwd=workplace)
+
+
+def check_that_nothing_is_lost(workplace):
+    found = trials(workplace, "s")
+    complete = [t for t in found if t.state.name == "COMPLETE"]
+    assert len(complete) == 4 and not any(t.state.name in ("RUNNING", "WAITING") for t in found)
+    assert sorted(t.user_attrs["arm"] for t in complete if "arm" in t.user_attrs) == ["frozen", "update"]
+    statuses = [run.info.status for run in runs(workplace, "trial")]
+    assert statuses.count("FINISHED") == 4 and set(statuses) <= {"FINISHED", "KILLED"}
+    (parent,) = runs(workplace, "study")
+    assert parent.info.status == "FINISHED"
+    assert len(tracking_runs(workplace)) == 4  # half-run attempts stay out of the figures
+
+
+def tracking_runs(workplace):
+    from workbench import tracking
+
+    return tracking.load_runs("s")
+
+
+@pytest.mark.parametrize("stop", ["ctrl-c", "sigterm"])
+def test_a_stopped_sweep_ends_cleanly_and_the_same_command_goes_on(experiment, workplace, stop):
+    process = start_sweep(experiment, workplace, workers=2)
+    if stop == "ctrl-c":  # a terminal signals the whole group
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 130 and "the same command again" in output, output
+    assert "Traceback" not in output
     assert all(run.info.status == "KILLED" for run in runs(workplace, "trial"))
     (parent,) = runs(workplace, "study")
     assert parent.info.status == "KILLED"
-    done = workbench("workbench.sweep", str(experiment), "--study", "s", "--set", "train.steps=60", cwd=workplace)
+    done = resume(experiment, workplace)
     assert done.returncode == 0, done.stderr
-    states = [t.state.name for t in trials(workplace, "s")]
-    assert states.count("COMPLETE") == 4 and "RUNNING" not in states
-    arms = [t.user_attrs.get("arm") for t in trials(workplace, "s") if t.state.name == "COMPLETE"]
-    assert sorted(a for a in arms if a) == ["frozen", "update"]  # the interrupted arm was run again
+    check_that_nothing_is_lost(workplace)
+
+
+def test_a_sweep_killed_outright_goes_on_too(experiment, workplace):
+    process = start_sweep(experiment, workplace, workers=2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = resume(experiment, workplace)
+    assert done.returncode == 0, done.stderr
+    check_that_nothing_is_lost(workplace)
+
+
+def test_a_first_mistake_does_not_use_up_the_studys_name(experiment, workplace):
+    for setting, message in (
+        ("model.path=nowhere", "model.path = 'nowhere'"),
+        ("sweep.objective=eval/typo", "sweep.objective = 'eval/typo': runs log no such metric"),
+        ("train.batch_size=5000", "train.batch_size = 5000"),
+    ):
+        wrong = workbench("workbench.sweep", str(experiment), "--study", "s", "--set", setting, cwd=workplace)
+        assert wrong.returncode == 2 and message in wrong.stderr and "Traceback" not in wrong.stderr, wrong.stderr
+    assert (
+        "s" not in optuna.get_all_study_names(f"sqlite:///{workplace / 'optuna.db'}")
+        if (workplace / "optuna.db").exists()
+        else True
+    )
+    right = workbench("workbench.sweep", str(experiment), "--study", "s", "--set", "sweep.trials=1", cwd=workplace)
+    assert right.returncode == 0, right.stderr
 
 
 def test_a_run_that_explodes_fails_with_its_step_and_the_sweep_goes_on(experiment, workplace):

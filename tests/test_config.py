@@ -88,7 +88,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_every_experiment_file_is_valid_with_its_space_arms_and_sampler(path):
     config = load(path)
-    assert read_space(config.sweep) or arms_of(config, read(path))
+    assert read_space(config) or arms_of(config, read(path))
     read_sampler(config)
 
 
@@ -103,7 +103,60 @@ def test_every_experiment_file_is_valid_with_its_space_arms_and_sampler(path):
 )
 def test_a_bad_space_is_named(space, message):
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
-        read_space(resolve({"sweep.space": space}).sweep)
+        read_space(resolve({"sweep.space": space}))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"reference.interval": {"type": "IntDistribution", "low": 0, "high": 4}}, "reference.interval = 0"),
+        ({"reward_scale.shape": {"type": "FloatDistribution", "low": 0, "high": 4}}, "sweep.space.reward_scale.shape"),
+        ({"reference.policy": {"type": "CategoricalDistribution", "choices": ["thaw"]}}, "reference.policy = 'thaw'"),
+        (
+            {"timesteps.gamma": {"type": "FloatDistribution", "low": 0.5, "high": 0.9}},
+            "timesteps.density = uniform does not",
+        ),
+        (
+            {
+                "timesteps.gamma": {"type": "FloatDistribution", "low": 0.5, "high": 0.9},
+                "timesteps.density": {"type": "CategoricalDistribution", "choices": ["uniform", "discounted"]},
+            },
+            "put timesteps.density with more choices above it",
+        ),
+    ],
+)
+def test_a_space_that_runs_could_not_take_is_refused_before_any_runs(space, message):
+    with pytest.raises(UserError) as error:
+        read_space(resolve({"sweep.space": space}))
+    assert message in str(error.value)
+
+
+def test_a_dimension_may_hang_on_a_choice_above_it():
+    space = {
+        "timesteps.density": {"type": "CategoricalDistribution", "choices": ["uniform", "discounted"]},
+        "timesteps.gamma": {"type": "FloatDistribution", "low": 0.5, "high": 0.9},
+    }
+    assert len(read_space(resolve({"sweep.space": space}))) == 2
+
+
+def test_arms_take_their_own_seed_or_the_sweeps_seeds_not_both():
+    arms = {"one": {"seed": 7}}
+    ((_, attributes),) = arms_of(resolve({"sweep.arms": arms}), {})
+    assert attributes["overrides"]["seed"] == 7
+    with pytest.raises(UserError, match=r"sweep\.arms\.one: seed"):
+        arms_of(resolve({"sweep.arms": arms, "sweep.seeds": (0, 1)}), {})
+    assert len(arms_of(resolve({"sweep.arms": {"one": {}}, "sweep.seeds": (0, 1)}), {})) == 2
+
+
+def test_a_resumed_session_does_not_draw_the_same_points_again():
+    import optuna
+
+    config = resolve({"sweep.sampler": "RandomSampler"})
+    draws = [
+        optuna.create_study(sampler=read_sampler(config, offset)).ask().suggest_float("x", 0, 1)
+        for offset in (0, 1, 1003)
+    ]
+    assert len(set(draws)) == 3
 
 
 def test_a_bad_arm_is_named():

@@ -89,7 +89,7 @@ def test_encoded_pairs_agree_with_encoding_each_image(tiny_pairs, backend, workp
     pairs = read_pairs(str(tiny_pairs), "train")
     encoded = encode(pairs, backend, batch_size=5)
     row = pairs.frame.row(7, named=True)
-    latent = backend.encode_images([data._decode(row["jpg_w"], 7)])[0]
+    latent = backend.encode_images([data._decode(row["jpg_w"], "row 7")])[0]
     torch.testing.assert_close(encoded.x_w[7], latent, atol=1e-5, rtol=1e-4)
     text = backend.encode_text([row["caption"]])[0]
     torch.testing.assert_close(encoded.text[encoded.caption[7]], text, atol=1e-5, rtol=1e-4)

@@ -15,7 +15,7 @@ def runs() -> pl.DataFrame:
                 "divergence/policy": 0.01 * (seed + 1), "eval/reward": -1.0 + seed,
             }  # fmt: skip
             for bucket in range(10):
-                for quantity in ("loss", "reward_scale", "accuracy", "lambda"):
+                for quantity in ("loss", "reward_size", "accuracy", "lambda"):
                     row[f"timestep_{quantity}/t{bucket * 100:03d}-{bucket * 100 + 99:03d}"] = (
                         1.0 - bucket / 20 + seed / 100
                     )

@@ -95,7 +95,7 @@ def test_unknown_studies_and_runs_name_what_there_is(workplace):
     parent = tracking.open_study(client, "known", "note")
     with pytest.raises(UserError, match="study 'other': not found; there are: known"):
         tracking.load_runs("other")
-    with pytest.raises(UserError, match="has no runs yet"):
+    with pytest.raises(UserError, match="has no ended runs yet"):
         tracking.load_runs("known")
     tracker(client, "a", parent).close("complete")
     with pytest.raises(UserError, match="runs b: not in study"):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from workbench.errors import UserError
@@ -67,7 +68,7 @@ class StableDiffusion:
             )
             self.tokenizer = CLIPTokenizer.from_pretrained(self.path, subfolder="tokenizer")
             self.scheduler = DDIMScheduler.from_pretrained(self.path, subfolder="scheduler")
-        except (OSError, ValueError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"model.path = {path!r}: cannot be loaded ({str(error).splitlines()[0]})") from None
         kind = self.scheduler.config.prediction_type
         if kind != "epsilon":
@@ -87,7 +88,7 @@ class StableDiffusion:
 
         try:
             unet = UNet2DConditionModel.from_pretrained(self.path, subfolder="unet", torch_dtype=torch.float32)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"model.path: the UNet cannot be loaded ({str(error).splitlines()[0]})") from None
         return unet.to(self.device).eval().requires_grad_(False)
 
@@ -172,8 +173,10 @@ class StableDiffusion:
             )
 
     def digest(self, *parts: str) -> str:
-        """SHA-256 of the files of the named parts of the checkpoint folder."""
-        return digest_of(sorted(f for part in parts for f in (self.path / part).rglob("*") if f.is_file()))
+        """Of the files of the named parts of the checkpoint folder and the precision in which they are used."""
+        return f"{self.dtype}-" + digest_of(
+            sorted(f for part in parts for f in (self.path / part).rglob("*") if f.is_file())
+        )
 
 
 def digest_of(paths: Sequence[Path]) -> str:

@@ -22,7 +22,9 @@ def command(function: Callable) -> click.Command:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
         quiet()
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # schedulers stop jobs so
+        for name in ("SIGTERM", "SIGHUP"):  # schedulers and closed terminals stop jobs so
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), lambda *_: signal.raise_signal(signal.SIGINT))
         try:
             function(*args, **kwargs)
         except UserError as error:
@@ -39,7 +41,9 @@ def command(function: Callable) -> click.Command:
 
 
 def quiet() -> None:
-    """Keep libraries' notices and progress bars off the terminal, and off the network where nothing needs it."""
+    """Keep libraries' notices and progress bars off the terminal, and their telemetry off the network."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads on busy cores cost far more than they win
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -49,6 +53,7 @@ def quiet() -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*experimental feature.*")  # Optuna's grouped TPE
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 
@@ -90,6 +95,12 @@ settings_option = click.option(
     "--settings", is_flag=True, is_eager=True, expose_value=False, callback=_list_settings,
     help="List every setting with its default and meaning, and exit.",
 )  # fmt: skip
+
+
+def this_python() -> str:
+    """How the user can call the interpreter that runs now."""
+    relative = os.path.relpath(sys.executable)
+    return "python" if relative.startswith("..") else relative
 
 
 def study_name(text: str) -> str:

@@ -32,11 +32,13 @@ class Pairs(NamedTuple):
         frame: columns caption, jpg_w, jpg_l, row (of the source).
         counts: rows, used, ties, unlabelled, invalid.
         digest: SHA-256 of the source files.
+        source: the setting they come from, for messages.
     """
 
     frame: pl.DataFrame
     counts: dict[str, int]
     digest: str
+    source: str
 
 
 def read_pairs(source: str, split: str, limit: int = 0) -> Pairs:
@@ -90,7 +92,7 @@ def read_pairs(source: str, split: str, limit: int = 0) -> Pairs:
         counts["used"] = len(frame)
     if frame.is_empty():
         raise UserError(f"{key}: no usable row among {len(table)} (ties, unlabelled or invalid)")
-    return Pairs(frame, counts, digest_of(shards))
+    return Pairs(frame, counts, digest_of(shards), key)
 
 
 @dataclass(frozen=True)
@@ -133,17 +135,20 @@ def encode(pairs: Pairs, backend: StableDiffusion, batch_size: int = 64) -> Enco
     rows = hashlib.sha256(pairs.frame["row"].to_numpy().tobytes()).hexdigest()
     key = digest(ENCODING, pairs.digest, rows, backend.digest("vae", "text_encoder", "tokenizer"))
     return EncodedPairs(
-        **cached("pairs", key, lambda: _encode(pairs.frame, backend, batch_size)), counts=pairs.counts, digest=key
+        **cached("pairs", key, lambda: _encode(pairs, backend, batch_size)), counts=pairs.counts, digest=key
     )
 
 
-def _encode(frame: pl.DataFrame, backend: StableDiffusion, batch_size: int) -> dict[str, Tensor]:
+def _encode(pairs: Pairs, backend: StableDiffusion, batch_size: int) -> dict[str, Tensor]:
+    frame = pairs.frame
     captions = frame["caption"].unique(maintain_order=True)
     index = {caption: i for i, caption in enumerate(captions)}
     latents: dict[str, list[Tensor]] = {"jpg_w": [], "jpg_l": []}
     for chunk in tqdm(frame.iter_slices(batch_size), "encode pairs", -(-len(frame) // batch_size), leave=False):
         for column, parts in latents.items():
-            images = [_decode(b, row) for b, row in zip(chunk[column], chunk["row"], strict=True)]
+            images = [
+                _decode(b, f"{pairs.source}, row {row}") for b, row in zip(chunk[column], chunk["row"], strict=True)
+            ]
             parts.append(backend.encode_images(images).cpu())
     text = [backend.encode_text(captions[i : i + 256].to_list()).cpu() for i in range(0, len(captions), 256)]
     return {
@@ -154,13 +159,13 @@ def _encode(frame: pl.DataFrame, backend: StableDiffusion, batch_size: int) -> d
     }
 
 
-def _decode(data: bytes, row: int) -> Image.Image:
+def _decode(data: bytes, what: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
         return image
     except Exception as error:  # Pillow raises many kinds for broken files
-        raise UserError(f"row {row}: an image cannot be decoded ({error}); mend or drop that row") from None
+        raise UserError(f"{what}: an image cannot be decoded ({error}); mend or drop that row") from None
 
 
 def batches(pairs: EncodedPairs, size: int, generator: Generator, device: torch.device) -> Iterator[Batch]:

@@ -79,7 +79,7 @@ class BucketDiagnostics:
 
     Args:
         pretrained: the pretrained denoiser; its errors on all draws are computed once and kept on disk.
-        pretrained_digest: of its weights.
+        pretrained_digest: of its weights, its schedule and the precision.
         draws: the most timesteps a pair in any pass.
     """
 
@@ -104,7 +104,7 @@ class BucketDiagnostics:
         self.t = stratified(torch.rand(len(pairs), draws, generator=generator), order, buckets, len(abar))
         self.errors_init = cached(
             "diagnostics",
-            digest("diagnostics-1", pairs.digest, pretrained_digest, buckets, draws, seed),
+            digest("diagnostics-2", pairs.digest, pretrained_digest, buckets, draws, seed),
             lambda: {str(draw): self._errors(pretrained, draw).cpu() for draw in range(draws)},
         )
 
@@ -130,7 +130,7 @@ class BucketDiagnostics:
             values = {
                 "loss": (errors.policy_w + errors.policy_l) / 2,
                 "reward": (errors.reward_w + errors.reward_l) / 2,
-                "reward_scale": (errors.reward_w.abs() + errors.reward_l.abs()) / 2,
+                "reward_size": (errors.reward_w.abs() + errors.reward_l.abs()) / 2,
                 "margin": margin,
                 "accuracy": (margin > 0).float() + 0.5 * (margin == 0).float(),
                 "divergence": error_difference(errors.policy_w, errors.reference_w),

@@ -47,6 +47,12 @@ def paper_arms(runs: pl.DataFrame) -> pl.DataFrame:
     return runs if arms.is_empty() else arms
 
 
+def baseline(runs: pl.DataFrame) -> pl.DataFrame:
+    """The runs whose reference is frozen, plain Diffusion-DPO; all arms where there is none."""
+    frozen = paper_arms(runs).filter(pl.col("reference.policy") == "frozen")
+    return paper_arms(runs) if frozen.is_empty() else frozen
+
+
 def curves(history: pl.DataFrame, metric: str, smoothing: int = 1) -> pl.DataFrame:
     """A metric over steps, by arm: mean, lowest and highest of its runs, each smoothed by a running mean.
 
@@ -91,12 +97,11 @@ def margin_and_divergence(
     arm's runs, bands their range.
     """
     arms = runs["arm"].unique(maintain_order=True).to_list()
-    beta = runs.select("arm", beta=pl.col("objective.beta").cast(pl.Float64)).unique("arm")
-    scaled = (
-        curves(history, margin, smoothing)
-        .join(beta, on="arm")
-        .with_columns(pl.col("mean", "low", "high") * pl.col("beta") / 2)
-    )
+    half_beta = pl.col("objective.beta").cast(pl.Float64) / 2 if "objective.beta" in runs.columns else pl.lit(1.0)
+    scaled = history.join(runs.select("run_id", half_beta=half_beta.fill_null(1.0)), on="run_id")
+    if margin in scaled.columns:
+        scaled = scaled.with_columns(pl.col(margin) * pl.col("half_beta"))
+    scaled = curves(scaled, margin, smoothing)
     moving = runs.filter(pl.col("reference.policy") != "frozen")["arm"].unique().to_list()
     reference = curves(history, "divergence/reference").filter(pl.col("arm").is_in(moving))
     policy = curves(history, "divergence/policy").filter(~pl.col("arm").is_in(moving))
@@ -174,6 +179,7 @@ def by_bucket(runs: pl.DataFrame, quantity: str) -> pl.DataFrame:
     Returns:
         Columns bucket (such as "0-99"), mean, low, high; least noise first.
     """
+    runs = runs.filter(pl.col("state") == "complete")
     columns = sorted(c for c in runs.columns if c.startswith(f"timestep_{quantity}/"))
     if not columns:
         raise UserError(f"metric timestep_{quantity}: no run of the study logged it")
@@ -200,7 +206,7 @@ def imbalance(runs: pl.DataFrame, scales: pl.DataFrame) -> Figure:
     figure, panels = plt.subplots(1, 4, figsize=(17, 4.2))
     titles = {
         "loss": "(a) model loss",
-        "reward_scale": "(b) implicit reward scale",
+        "reward_size": "(b) implicit reward, mean size",
         "accuracy": "(c) preference accuracy",
     }
     for axes, (quantity, title) in zip(panels, titles.items(), strict=False):

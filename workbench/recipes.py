@@ -1,8 +1,8 @@
 """The small model's parts and how each is trained: architectures, augmentations, losses.
 
 Loss functions here return closures that draw a batch from a generator and return a scalar, as `pretrain.fit`
-takes them. The scorer and the critic make the ground-truth reward; the judge shares neither architecture nor
-augmentations with them.
+takes them. The scorer and the critic make the ground-truth reward; the judge shares no weights and no
+architecture with them, and adds other augmentations.
 """
 
 import itertools

@@ -116,6 +116,8 @@ class Reference:
 
         Returns:
             The decision, or None where none was due.
+        Raises:
+            FloatingPointError: the candidate's divergence is not finite.
         """
         if self.frozen or step % self.rule.interval:
             return None
@@ -125,6 +127,8 @@ class Reference:
             self._move(policy)
             candidate = self.model
         found = self.measure(candidate)
+        if not math.isfinite(found.error_difference):
+            raise FloatingPointError(f"step {step}: not finite (divergence = {found.error_difference})")
         if found.error_difference <= self.rule.delta:
             if undo is None:
                 self._move(policy)

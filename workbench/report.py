@@ -35,6 +35,9 @@ def main(study: str | None, chosen: tuple[str, ...], out: Path, parameters: tupl
     if unknown:
         raise UserError(f"--notebook {unknown[0]}: expected one of {', '.join(available)}")
     given = dict(parse_override(text) for text in parameters)
+    for name in ("study", "out"):
+        if name in given:
+            raise UserError(f"--parameter {name}: use --{name}")
     client = tracking.connect()
     names = tracking.studies(client)
     if study is None and not names:

@@ -19,6 +19,7 @@ from workbench.evaluation import BucketDiagnostics, Probe, Samples
 from workbench.prompts import parse
 from workbench.reference import Divergence, Reference
 from workbench.rewards import Reward
+from workbench.schedules import bucket_names
 from workbench.trainer import StepRecord, as_floats, train
 
 
@@ -70,7 +71,7 @@ def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evalua
         pretrained,
         validation_pairs,
         abar,
-        pretrained_digest=backend.digest("unet"),
+        pretrained_digest=backend.digest("unet", "scheduler"),
         buckets=diagnostics.buckets,
         draws=max(diagnostics.draws, diagnostics.final_draws),
         device=device,
@@ -138,7 +139,7 @@ def execute(
     """
     ready = prepare(config)
     backend, device = ready.backend, ready.backend.device
-    policy = backend.denoiser().requires_grad_(True).train()
+    policy = backend.denoiser().requires_grad_(True)  # in eval mode throughout, like the reference: no dropout
     rule, rule_settings = config.chosen("reference")
     reference = Reference(
         backend.denoiser(), rule(**rule_settings), ready.probe, lambda: backend.denoiser().state_dict()
@@ -169,48 +170,50 @@ def execute(
         last.update(metrics)
 
     check_every = 1 if device.type == "cpu" else 16
-    for record in train(
-        policy,
-        reference,
-        data.batches(ready.train, settings.batch_size, order, device),
-        denoise=backend.denoise,
-        objective=partial(objective, **objective_settings),
-        abar=backend.abar.to(device),
-        density=density(backend.timesteps, **density_settings),
-        lam=lam.to(device),
-        optimizer=optimizer,
-        schedule=warmup,
-        steps=settings.steps,
-        accumulation=settings.accumulation,
-        clip=settings.clip,
-        generator=draws,
-        check_every=check_every,
-    ):
-        step, final = record.step, record.step == settings.steps
-        waiting.append(record)
-        news = _reference_state(reference)
-        decided = bool(reference.audit) and reference.audit[-1].step == step
-        if decided and reference.rule.rate == 1:  # the candidate was the policy itself
-            news |= _distance("policy", Divergence(*reference.audit[-1][1:3]))
-        if step % config.diagnostics.interval == 0 or final:
-            if "divergence/policy" not in news:
-                news |= _distance("policy", ready.probe(policy))
-            policy.eval()
-            news |= evaluation.bucket_means(lam, config.diagnostics.buckets) if final else {}
-            news |= ready.diagnostics(policy, config.diagnostics.final_draws if final else config.diagnostics.draws)
-            if config.evaluation.grid:
-                listener.image("samples", step, _grid(config, ready, policy))
-            policy.train()
-        if len(waiting) >= check_every or len(news) > 4 or final:
-            for kept, metrics in zip(waiting, as_floats(waiting), strict=True):
-                tell(kept.step, metrics)
-            waiting.clear()
-        tell(step, news)
-        on_step(step, news)
-    policy.eval().requires_grad_(False)
-    if reference.audit:
-        columns = reference.audit[0]._fields
-        listener.table("reference_audit.json", {c: [getattr(d, c) for d in reference.audit] for c in columns})
+    if config.evaluation.grid and ready.baseline is not None:
+        listener.image("samples", 0, evaluation.contact_sheet(ready.baseline.images[_grid_rows(config)], columns=8))
+    try:
+        for record in train(
+            policy,
+            reference,
+            data.batches(ready.train, settings.batch_size, order, device),
+            denoise=backend.denoise,
+            objective=partial(objective, **objective_settings),
+            abar=backend.abar.to(device),
+            density=density(backend.timesteps, **density_settings),
+            lam=lam.to(device),
+            optimizer=optimizer,
+            schedule=warmup,
+            steps=settings.steps,
+            accumulation=settings.accumulation,
+            clip=settings.clip,
+            generator=draws,
+            check_every=check_every,
+        ):
+            step, final = record.step, record.step == settings.steps
+            waiting.append(record)
+            news = _reference_state(reference)
+            decided = bool(reference.audit) and reference.audit[-1].step == step
+            if decided and reference.rule.rate == 1:  # the candidate was the policy itself
+                news |= _distance("policy", Divergence(*reference.audit[-1][1:3]))
+            if step % config.diagnostics.interval == 0 or final:
+                if "divergence/policy" not in news:
+                    news |= _distance("policy", ready.probe(policy))
+                news |= evaluation.bucket_means(lam, config.diagnostics.buckets) if final else {}
+                news |= ready.diagnostics(policy, config.diagnostics.final_draws if final else config.diagnostics.draws)
+                if config.evaluation.grid:
+                    listener.image("samples", step, _grid(config, ready, policy))
+            if len(waiting) >= check_every or len(news) > 4 or final:
+                for kept, metrics in zip(waiting, as_floats(waiting), strict=True):
+                    tell(kept.step, metrics)
+                waiting.clear()
+            tell(step, news)
+            on_step(step, news)
+    finally:  # what the reference did matters most for the runs that did not end well
+        if reference.audit:
+            columns = reference.audit[0]._fields
+            listener.table("reference_audit.json", {c: [getattr(d, c) for d in reference.audit] for c in columns})
+    policy.requires_grad_(False)
     if ready.reward is not None and ready.baseline is not None:
         captions = list(ready.baseline.captions[: len(ready.baseline.captions) // config.evaluation.seeds])
         images = _draw(backend, policy, captions, config.evaluation)
@@ -232,14 +235,43 @@ def _reference_state(reference: Reference) -> dict[str, float]:
     return _distance("reference", reference.divergence) | counts
 
 
+def _grid_rows(config: Config) -> list[int]:
+    """Which test prompts the sample grid shows: evenly spread, at most `evaluation.grid`."""
+    count = len(_captions(config.data.prompts))
+    return list(range(0, count, max(1, count // config.evaluation.grid)))[: config.evaluation.grid]
+
+
 def _grid(config: Config, ready: Prepared, policy: nn.Module) -> np.ndarray:
-    asked = config.evaluation
-    captions = _captions(config.data.prompts)
-    captions = captions[:: max(1, len(captions) // asked.grid)][: asked.grid]
+    asked, captions = config.evaluation, _captions(config.data.prompts)
+    captions = [captions[i] for i in _grid_rows(config)]
     images = ready.backend.sample(
         policy, captions, [0] * len(captions), steps=asked.steps, guidance=asked.guidance, batch_size=asked.batch_size
     )
     return evaluation.contact_sheet(images, columns=8)
+
+
+def check(config: Config) -> None:
+    """Everything about a run that can be found wrong before it starts, once its data are there.
+
+    Raises:
+        UserError: more pairs a batch than there are, or a density that the model's timesteps cannot have.
+    """
+    ready = prepare(config)
+    next(data.batches(ready.train, config.train.batch_size, Generator(), torch.device("cpu")))
+    density, settings = config.chosen("timesteps")
+    density(ready.backend.timesteps, **settings)
+
+
+def metric_names(config: Config) -> set[str]:
+    """Every metric that a finished run of these settings has logged."""
+    names = {*StepRecord.NAMES, "train/lr", "reference/updates", "reference/frozen"}
+    names |= {f"{kind}/{who}" for kind in ("divergence", "kl") for who in ("policy", "reference")}
+    names |= {f"validation/{name}" for name in ("margin", "accuracy", "reward", "loss")}
+    if config.evaluation.seeds:
+        names |= {f"eval/{name}" for name in ("reward", "reward_gain", "win_rate", "win_rate_low", "win_rate_high")}
+    buckets = bucket_names(config.diagnostics.buckets, prepare(config).backend.timesteps)
+    quantities = ("loss", "reward", "reward_size", "margin", "accuracy", "divergence", "count", "lambda")
+    return names | {f"timestep_{quantity}/{bucket}" for quantity in quantities for bucket in buckets}
 
 
 def provenance() -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from optuna import Trial, distributions, samplers
 
-from workbench.config import Config, Sweep, known_names, merge, resolve
+from workbench.config import CHOICES, Config, known_names, merge, resolve
 from workbench.errors import UserError
 
 DISTRIBUTIONS = ("CategoricalDistribution", "IntDistribution", "FloatDistribution")
@@ -36,14 +36,18 @@ class Dimension(NamedTuple):
         return d.low <= value <= d.high
 
 
-def read_space(sweep: Sweep) -> list[Dimension]:
+def read_space(config: Config) -> list[Dimension]:
     """The declared search space, in order.
 
     Raises:
-        UserError: an unknown setting, distribution or argument, or a value that the setting does not take.
+        UserError: an unknown setting, distribution or argument, a value that the setting does not take, or a
+            dimension that no choice lets apply.
     """
-    known, space = known_names(), []
-    for name, declared in sweep.space.items():
+    known, chosen, space = known_names(), config.flat(), []
+    choices = {
+        f"{section}.{selector}": {chosen[f"{section}.{selector}"]} for section, (selector, _, _) in CHOICES.items()
+    }
+    for name, declared in config.sweep.space.items():
         key = f"sweep.space.{name}"
         if name not in known or name.startswith("sweep."):
             raise UserError(f"{key}: no setting of that name")
@@ -55,12 +59,29 @@ def read_space(sweep: Sweep) -> list[Dimension]:
             distribution = getattr(distributions, kind)(**arguments)
         except (TypeError, ValueError) as error:
             raise UserError(f"{key}: {error}") from None
+        values = declared.get("choices", [declared.get("low"), declared.get("high")])
+        section = name.split(".")[0]
+        selector = f"{section}.{CHOICES[section][0]}" if section in CHOICES else ""
+        hosts = [{selector: choice} for choice in sorted(choices[selector])] if selector else [{}]
+        if name == selector:
+            hosts, choices[selector] = [{}], choices[selector] | set(values)
+        hosts = [host for host in hosts if name in resolve(host).flat()]
+        if not hosts:
+            raise UserError(
+                f"{key}: {selector} = {', '.join(sorted(choices[selector]))} does not take it; choose another, or put "
+                f"{selector} with more choices above it in sweep.space"
+            )
+        for value in values:
+            try:
+                resolve({**hosts[0], name: value})
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
         space.append(Dimension(name, distribution))
     return space
 
 
-def read_sampler(config: Config, worker: int = 0) -> samplers.BaseSampler:
-    """The declared sampler, seeded apart for each worker.
+def read_sampler(config: Config, offset: int = 0) -> samplers.BaseSampler:
+    """The declared sampler; the offset to its seed keeps workers and resumed sessions from drawing alike.
 
     Raises:
         UserError: no such sampler, or it does not take these options.
@@ -72,7 +93,7 @@ def read_sampler(config: Config, worker: int = 0) -> samplers.BaseSampler:
     if name == "TPESampler":  # running trials count as bad guesses; dimensions that exist together go together
         options = {"multivariate": True, "group": True, "constant_liar": True, "n_startup_trials": 4} | options
     try:
-        return found(**options, seed=config.sweep.seed + worker)  # type: ignore[call-arg]
+        return found(**options, seed=config.sweep.seed + offset)  # type: ignore[call-arg]
     except TypeError as error:
         raise UserError(f"sweep.sampler_options = {options}: {error}") from None
 
@@ -96,11 +117,14 @@ def resolve_arm(name: str, base: Mapping[str, Any], overrides: Mapping[str, Any]
 
 def arms_of(config: Config, base: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Every declared arm with every seed: its point in the space, and its attributes."""
-    space, queued = read_space(config.sweep), []
+    space, queued = read_space(config), []
     seeds = config.sweep.seeds or (config.seed,)
     for name, declared in config.sweep.arms.items():
+        foreign = [k for k in declared if k.startswith("sweep.") or (k == "seed" and config.sweep.seeds)]
+        if foreign:
+            raise UserError(f"sweep.arms.{name}: {foreign[0]} cannot be set by an arm here")
         for seed in seeds:
-            overrides = {**declared, "seed": seed}
+            overrides = {"seed": seed, **declared}
             label = f"{name}-s{seed}" if len(seeds) > 1 else name
             point = arm_point(resolve_arm(name, base, overrides), space)
             queued.append((point, {"arm": name, "name": label, "overrides": overrides}))

@@ -5,9 +5,12 @@ schemas, the study and its MLflow run before any worker starts, hands out exactl
 and shows progress; workers are processes on one Optuna storage.
 """
 
+import difflib
 import json
+import math
 import multiprocessing
 import os
+import platform
 import queue
 import signal
 import time
@@ -17,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 from optuna import Study, Trial, TrialPruned, pruners
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from workbench import tracking
-from workbench.config import Config, Sweep, resolve
+from workbench.config import Config, resolve
 from workbench.errors import Failure, UserError
 from workbench.space import arms_of, read_sampler, read_space, settings_of
 
@@ -45,15 +49,26 @@ def open_storage(url: str) -> RDBStorage:
     engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
         return RDBStorage(
-            url,
-            engine_kwargs=engine,
-            heartbeat_interval=15,
-            grace_period=60,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
+            url, engine_kwargs=engine, heartbeat_interval=15, grace_period=60, heartbeat_stale_trial_callback=requeue
         )
     except Exception as error:  # whatever the database's driver raises
         place = url.split("@")[-1]  # without user and password
         raise Failure(f"study storage {place} cannot be opened ({str(error).splitlines()[0]})") from None
+
+
+def requeue(study: Study, trial: FrozenTrial) -> None:
+    """Queue a trial again that ended through no fault of its settings, once."""
+    if any(t.user_attrs.get("retry_of") == trial.number for t in study.get_trials(deepcopy=False)):
+        return
+    kept = {key: value for key, value in trial.user_attrs.items() if key in ("arm", "name", "overrides")}
+    attributes = kept | {"retry_of": trial.number, "dead_run": trial.user_attrs.get("run_id", "")}
+    study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params}, user_attrs=attributes)
+
+
+def _died(trial: FrozenTrial) -> bool:
+    """Whether a trial that counts as running belonged to a process of this machine that is gone."""
+    host, _, pid = str(trial.user_attrs.get("process", "")).rpartition(":")
+    return trial.state == TrialState.RUNNING and host == platform.node() and not psutil.pid_exists(int(pid))
 
 
 # --- the study -----------------------------------------------------------------------------------------------
@@ -65,9 +80,6 @@ def open_study(config: Config, base: Mapping[str, Any], name: str, url: str) -> 
     Raises:
         UserError: a study of that name exists with another space, other arms or other settings.
     """
-    read_sampler(config)
-    if config.sweep.objective.startswith("eval/") and not config.evaluation.seeds:
-        raise UserError(f"sweep.objective = {config.sweep.objective!r}: needs evaluation.seeds above 0")
     queued = arms_of(config, base)
     definition = config.flat() | {
         f"sweep.{key}": getattr(config.sweep, key) for key in ("space", "arms", "seeds", "objective", "direction")
@@ -84,13 +96,13 @@ def open_study(config: Config, base: Mapping[str, Any], name: str, url: str) -> 
                 f"study {name!r} was made with {key} = {stored.get(key)!r}, now it is {definition.get(key)!r} "
                 f"({len(differing)} settings differ); choose another --study name or restore the settings"
             )
-        trials = study.get_trials(deepcopy=False)
-        again = {t.user_attrs.get("retry_of") for t in trials}
-        for trial in trials:
-            if trial.user_attrs.get("interrupted") and trial.number not in again:
-                kept = {k: v for k, v in trial.user_attrs.items() if k in ("arm", "name", "overrides")}
-                study.enqueue_trial(trial.params, user_attrs=kept | {"retry_of": trial.number})
+        for trial in study.get_trials(deepcopy=False):
+            if _died(trial):
+                study.tell(trial.number, state=TrialState.FAIL)
         optuna.storages.fail_stale_trials(study)
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state == TrialState.FAIL and not counts(trial):
+                requeue(study, trial)
         return study
     study = optuna.create_study(study_name=name, storage=storage, direction=config.sweep.direction)
     study.set_user_attr("definition", definition)
@@ -117,87 +129,100 @@ class Worker:
 
 
 def work(told: Worker, tokens: Any, events: Any) -> None:
-    """Run trials, one a token, until none is left. The body of a worker process."""
+    """Run trials, one a token, until none is left. The body of a worker process.
+
+    Only the parent hears Ctrl-C; it ends its workers by SIGTERM, which counts once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop_once)
     from workbench.cli import quiet, silence_transformers
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     quiet()
     silence_transformers()
-    config = resolve(told.settings)
-    study = optuna.load_study(
-        study_name=told.study,
-        storage=open_storage(told.url),
-        sampler=read_sampler(config, told.index),
-        pruner=pruners.ThresholdPruner(upper=config.sweep.prune.above),
-    )
     try:
+        config = resolve(told.settings)
+        storage = open_storage(told.url)
+        study = optuna.load_study(study_name=told.study, storage=storage)
+        offset = told.index + 1000 * len(study.get_trials(deepcopy=False))
+        study.sampler, study.pruner = (
+            read_sampler(config, offset),
+            pruners.ThresholdPruner(upper=config.sweep.prune.above),
+        )
         while tokens.acquire(block=False):
-            study.optimize(
-                lambda trial: run_trial(told, config.sweep, trial, events),
-                n_trials=1,
-                catch=(FloatingPointError, UserError),  # these end the trial, not the sweep
-            )
-            events.put(("trial", 1))
+            study.optimize(lambda t: run_trial(told, config, t, events), n_trials=1, catch=(FloatingPointError,))
+            events.put(("trial", ""))
     except KeyboardInterrupt:
         pass
-    except Failure as error:
-        events.put(("error", str(error)))
+    except (UserError, Failure) as error:
+        events.put((type(error).__name__, str(error)))
 
 
-def run_trial(told: Worker, sweep: Sweep, trial: Trial, events: Any) -> float:
-    """One trial, tracked as a child run of the study's; its state in MLflow follows its state in Optuna."""
+def _stop_once(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def run_trial(told: Worker, study_config: Config, trial: Trial, events: Any) -> float:
+    """One trial, tracked as a child run of the study's; its state in MLflow follows its state in Optuna.
+
+    A trial whose numbers are not finite has failed and counts; one that ends otherwise (stopped, a store out of
+    reach, out of memory) is queued again when the study is resumed.
+    """
     from workbench.run import datasets, describe, execute, prepare, provenance
 
-    client = tracking.connect()
-    if "run_id" in trial.user_attrs:  # this is the retry of a worker's that died: its run is over
-        client.set_tag(trial.user_attrs["run_id"], "workbench.state", "interrupted")
-        client.set_terminated(trial.user_attrs["run_id"], "KILLED")
-    config = resolve(settings_of(trial, told.settings, read_space(sweep)))
-    arm = trial.user_attrs.get("arm", "")
-    tags = provenance() | {
-        "workbench.kind": "trial",
-        "workbench.study": told.study,
-        "workbench.trial": str(trial.number),
-        "workbench.arm": arm or "sampled",
-        "mlflow.note.content": describe(config, arm),
-    }
-    name = trial.user_attrs.get("name", f"trial-{trial.number}")
-    tracker = tracking.Tracker(
-        client, name, params=config.flat(), tags=tags, datasets=datasets(prepare(config)), parent=told.parent
-    )
-    trial.set_user_attr("run_id", tracker.run_id)
+    sweep, tracker, state, reason = study_config.sweep, None, "interrupted", ""
+    parent_process = multiprocessing.parent_process()
 
     def on_step(step: int, news: Mapping[str, float]) -> None:
-        events.put(("step", step))
+        events.put(("step", ""))
+        if parent_process is not None and not parent_process.is_alive():
+            raise KeyboardInterrupt  # nobody is left to hand out trials
         if sweep.prune.metric in news:
             trial.report(news[sweep.prune.metric], step)
             if trial.should_prune():
-                reason = (
-                    f"{sweep.prune.metric} = {news[sweep.prune.metric]:.4g} above {sweep.prune.above} at step {step}"
-                )
-                trial.set_user_attr("reason", reason)
-                raise TrialPruned(reason)
+                found = news[sweep.prune.metric]
+                raise TrialPruned(f"{sweep.prune.metric} = {found:.4g} above {sweep.prune.above} at step {step}")
 
     try:
+        trial.set_user_attr("process", f"{platform.node()}:{os.getpid()}")
+        client = tracking.connect()
+        if trial.user_attrs.get("dead_run"):
+            tracking.bury(client, trial.user_attrs["dead_run"])
+        config = resolve(settings_of(trial, told.settings, read_space(study_config)))
+        arm = trial.user_attrs.get("arm", "")
+        tags = provenance() | {
+            "workbench.kind": "trial",
+            "workbench.study": told.study,
+            "workbench.trial": str(trial.number),
+            "workbench.arm": arm or "sampled",
+            "mlflow.note.content": describe(config, arm),
+        }
+        name, inputs = trial.user_attrs.get("name", f"trial-{trial.number}"), datasets(prepare(config))
+        tracker = tracking.Tracker(client, name, params=config.flat(), tags=tags, datasets=inputs, parent=told.parent)
+        trial.set_user_attr("run_id", tracker.run_id)
         final = execute(config, tracker, on_step=on_step)
-        if sweep.objective not in final:
-            raise UserError(f"sweep.objective = {sweep.objective!r}: runs do not log it (they log {', '.join(final)})")
+        value = final[sweep.objective]
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{sweep.objective} = {value} at the end: not finite")
+        for metric in SHOWN:
+            if metric in final:
+                trial.set_user_attr(metric, final[metric])
+        state = "complete"
+        return value
     except TrialPruned as stop:
-        tracker.close("pruned", str(stop))
+        state, reason = "pruned", str(stop)
+        trial.set_user_attr("reason", reason)
         raise
-    except KeyboardInterrupt:
-        trial.set_user_attr("interrupted", True)
-        tracker.close("interrupted")
+    except FloatingPointError as error:
+        state, reason = "failed", str(error)
+        trial.set_user_attr("failed", reason)
         raise
-    except BaseException as error:
-        trial.set_user_attr("failed", str(error)[:1000])
-        tracker.close("failed", str(error))
+    except Exception as error:
+        state, reason = "failed", str(error)
         raise
-    for metric in SHOWN:
-        if metric in final:
-            trial.set_user_attr(metric, final[metric])
-    tracker.close("complete")
-    return final[sweep.objective]
+    finally:
+        if tracker is not None:
+            tracker.close(state, reason)
 
 
 def run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
@@ -211,41 +236,48 @@ def run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
         KeyboardInterrupt: stopped by the user; finished trials are kept and the rest can be resumed.
         Failure: a worker could not go on.
     """
-    from workbench.run import prepare
+    from workbench.run import check, metric_names, prepare
 
-    config, url = resolve(settings), storage_url()
+    config, url, started = resolve(settings), storage_url(), time.monotonic()
+    arms_of(config, settings)
+    read_space(config)
+    read_sampler(config)
     client = tracking.connect()
+    tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
+    prepare(config)
+    check(config)
+    for name_of_setting in ("objective", "prune.metric"):
+        metric = config.sweep.objective if name_of_setting == "objective" else config.sweep.prune.metric
+        if metric not in metric_names(config):
+            close = difflib.get_close_matches(metric, metric_names(config), 3) or ["eval/win_rate", "eval/reward"]
+            raise UserError(f"sweep.{name_of_setting} = {metric!r}: runs log no such metric (try {', '.join(close)})")
     study = open_study(config, settings, name, url)
     parent = tracking.open_study(client, name, f"Study **{name}**, running.")
     missing = max(0, config.sweep.trials - sum(map(counts, study.get_trials(deepcopy=False))))
-    state, problem = "complete", ""
-    started = time.monotonic()
+    state = "failed"
     try:
         if missing:
-            tqdm.write(
-                "Preparing: encoding the pairs, drawing the pretrained model's samples (kept for later runs) ..."
-            )
-            prepare(config)
-            problem = _supervise(settings, config, study, parent, url, min(workers, missing), missing)
+            _supervise(settings, config, study, parent, url, min(workers, missing), missing)
+        state = "complete"
     except KeyboardInterrupt:
         state = "interrupted"
         raise
     finally:
-        if problem:
-            state = "failed"
         tracking.finish_study(client, parent, summary_metrics(study), summary(study, config), state)
-    if problem:
-        raise Failure(problem)
-    tqdm.write(
-        f"\n{summary(study, config)}\n\n{missing} trials in {time.monotonic() - started:.0f} s, {workers} workers."
-    )
+    tqdm.write(f"\n{summary(study, config)}\n\n{missing} trials in {time.monotonic() - started:.0f} s.")
+    if not any(t.state == TrialState.COMPLETE for t in study.get_trials(deepcopy=False)):
+        raise Failure(f"no trial of study {name!r} completed; the table above says why")
     return study
 
 
 def _supervise(
     settings: dict[str, Any], config: Config, study: Study, parent: str, url: str, workers: int, missing: int
-) -> str:
-    """Start the workers and show what they do, until they are done; returns what went wrong, or nothing."""
+) -> None:
+    """Start the workers and show what they do, until they are done.
+
+    Raises:
+        UserError, Failure: what a worker met that is not one trial's affair.
+    """
     context = multiprocessing.get_context("spawn")
     tokens, events = context.Semaphore(missing), context.Queue()
     processes = [
@@ -253,11 +285,14 @@ def _supervise(
         for i in range(workers)
     ]
     before = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
-    problem, done = "", 0
+    problems: list[tuple[str, str]] = []
+    done = 0
     bar = tqdm(total=missing * config.train.steps, desc="sweep", unit="step", smoothing=0.05)
     try:
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the workers inherit
         for process in processes:
             process.start()
+        signal.signal(signal.SIGINT, heard)
         while any(p.is_alive() for p in processes) or not events.empty():
             try:
                 kind, value = events.get(timeout=0.5)
@@ -265,8 +300,8 @@ def _supervise(
                 continue
             if kind == "step":
                 bar.update(1)
-            elif kind == "error":
-                problem = value
+            elif kind != "trial":
+                problems.append((kind, value))
             else:
                 done += 1
                 bar.n = max(bar.n, done * config.train.steps)  # pruned trials take fewer steps
@@ -285,10 +320,11 @@ def _supervise(
             if process.pid is not None:
                 process.join(60)
         bar.close()
+    for kind, text in problems:
+        raise UserError(text) if kind == "UserError" else Failure(text)
     crashed = [p.exitcode for p in processes if p.exitcode]
-    if crashed and not problem:
-        problem = f"a worker died (exit code {crashed[0]}); run the same command again to go on"
-    return problem
+    if crashed:
+        raise Failure(f"a worker died (exit code {crashed[0]}); run the same command again to go on")
 
 
 # --- what a study came to ------------------------------------------------------------------------------------
@@ -303,7 +339,7 @@ def _short(value: Any) -> str:
 
 
 def _state(trial: FrozenTrial) -> str:
-    return "interrupted" if trial.user_attrs.get("interrupted") else trial.state.name.lower()
+    return "interrupted" if trial.state == TrialState.FAIL and not counts(trial) else trial.state.name.lower()
 
 
 def line_of(trial: FrozenTrial) -> str:

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from workbench.cli import command, experiment_argument, set_option, settings_option, silence_transformers, study_name
+from workbench.cli import (
+    command,
+    experiment_argument,
+    set_option,
+    settings_option,
+    silence_transformers,
+    study_name,
+    this_python,
+)
 
 DEFAULT = Path(__file__).parent.parent / "experiments" / "default.toml"
 
@@ -54,12 +62,12 @@ def main(
     try:
         studies.run_study(settings, name, workers)
     except KeyboardInterrupt:
-        click.echo(f"Stopped. To go on: the same command, or python -m workbench.sweep {path} --study {name}", err=True)
+        click.echo(f"Stopped; finished trials of study {name!r} are kept. To go on: the same command again.", err=True)
         raise
     click.echo(
         f"\nOpen the UI:       {tracking.ui_command()}\n                   {tracking.ui_link(tracking.connect(), name)}"
     )
-    click.echo(f"Make the figures:  python -m workbench.report --study {name}")
+    click.echo(f"Make the figures:  {this_python()} -m workbench.report --study {name}")
 
 
 main = command(main)

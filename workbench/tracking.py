@@ -26,10 +26,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
+from workbench.cli import this_python
 from workbench.errors import Failure, UserError
 
 EXPERIMENT = "diffusion-dpo"
 HISTORY = "history.parquet"
+STATUS = {"complete": "FINISHED", "failed": "FAILED"}  # of a run by its state; any other is KILLED
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -57,6 +59,8 @@ def connect() -> MlflowClient:
                 f"tracking server {_without_password(uri)} cannot be reached ({type(error).__name__}); start it, "
                 "or unset MLFLOW_TRACKING_URI to use sqlite here"
             ) from None
+    else:
+        _require_database(uri)
     try:
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
@@ -91,12 +95,28 @@ def experiment(client: MlflowClient) -> Experiment:
     return found
 
 
+def _require_database(uri: str) -> None:
+    """Ask the database once, where MLflow would retry for minutes."""
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(uri)
+        engine.connect().close()
+        engine.dispose()
+    except Exception as error:  # whatever its driver raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Failure(
+            f"tracking store {_without_password(uri)} cannot be opened ({reason}); MLFLOW_TRACKING_URI takes "
+            "sqlite:///PATH, postgresql://... or http://..."
+        ) from None
+
+
 def ui_command() -> str:
     """The command that serves the MLflow UI of this tracking store, on this machine only."""
     uri = tracking_uri()
     if uri.startswith("http"):
         return "(your tracking server)"
-    return f"mlflow ui --backend-store-uri {_without_password(uri)} --host 127.0.0.1"
+    return f"{this_python()} -m mlflow ui --backend-store-uri {_without_password(uri)} --host 127.0.0.1 --workers 1"
 
 
 def ui_link(client: MlflowClient, study: str | None = None, port: int = 5000) -> str:
@@ -137,6 +157,7 @@ def open_study(client: MlflowClient, study: str, note: str) -> str:
         tags = {"workbench.study": study, "workbench.kind": "study", "mlflow.note.content": note}
         run = client.create_run(experiment(client).experiment_id, run_name=study, tags=tags)
     client.update_run(run.info.run_id, status="RUNNING")
+    client.set_tag(run.info.run_id, "workbench.touched", f"{time.time():.0f}")
     return run.info.run_id
 
 
@@ -217,7 +238,6 @@ class Tracker:
         """
         self._queue.put(None)
         self._thread.join()
-        status = {"complete": "FINISHED", "failed": "FAILED"}.get(state, "KILLED")
         self.tag("workbench.state", state)
         if reason:
             self.tag("workbench.reason", reason[:5000])
@@ -226,7 +246,7 @@ class Tracker:
                 path = Path(folder) / HISTORY
                 history(self._rows).write_parquet(path)
                 self.artifact(path)
-        self.client.set_terminated(self.run_id, status)
+        self.client.set_terminated(self.run_id, STATUS.get(state, "KILLED"))
         self._raise()
 
     def _raise(self) -> None:
@@ -264,10 +284,9 @@ def history(rows: Mapping[int, Mapping[str, float]]) -> pl.DataFrame:
 
 
 def studies(client: MlflowClient) -> list[str]:
-    """Names of all studies, newest first."""
-    runs = client.search_runs(
-        [experiment(client).experiment_id], "tags.`workbench.kind` = 'study'", order_by=["attributes.start_time DESC"]
-    )
+    """Names of all studies, the one last worked on first."""
+    found = client.search_runs([experiment(client).experiment_id], "tags.`workbench.kind` = 'study'")
+    runs = sorted(found, key=lambda run: float(run.data.tags.get("workbench.touched", 0)), reverse=True)
     return [run.data.tags["workbench.study"] for run in runs]
 
 
@@ -284,7 +303,9 @@ def require_study(client: MlflowClient, study: str) -> Run:
 
 
 def load_runs(study: str, runs: str = "") -> pl.DataFrame:
-    """The trials of a study: run_id, name, arm, state, every parameter as text, every last metric.
+    """The ended trials of a study: run_id, name, arm, state, every parameter as text, every last metric.
+
+    Complete and pruned ones: interrupted attempts were run again, failed ones have no end to compare.
 
     Args:
         runs: only those whose arm or name is in this comma-separated list; empty = all.
@@ -304,11 +325,13 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
         )
         for run in page:
             tags = run.data.tags
+            if tags.get("workbench.state") not in ("complete", "pruned"):
+                continue
             about = {
                 "run_id": run.info.run_id,
                 "name": run.info.run_name,
                 "arm": tags.get("workbench.arm", ""),
-                "state": tags.get("workbench.state", "running"),
+                "state": tags["workbench.state"],
                 "artifacts": run.info.artifact_uri,
             }
             rows.append(about | run.data.params | run.data.metrics)
@@ -324,7 +347,7 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
             raise UserError(f"runs {', '.join(sorted(unknown))}: not in study {study!r}")
         frame = chosen
     if frame.is_empty():
-        raise UserError(f"study {study!r} has no runs yet")
+        raise UserError(f"study {study!r} has no ended runs yet")
     return frame
 
 
@@ -361,11 +384,17 @@ def attach(study: str, folder: Path, where: str = "figures") -> None:
     client.log_artifacts(require_study(client, study).info.run_id, str(folder), where)
 
 
+def bury(client: MlflowClient, run_id: str) -> None:
+    """End the run of a process that died."""
+    client.set_tag(run_id, "workbench.state", "interrupted")
+    client.set_terminated(run_id, "KILLED")
+
+
 def finish_study(client: MlflowClient, run_id: str, metrics: Mapping[str, float], note: str, state: str) -> None:
-    """Write a study's summary onto its parent run and end it: "complete" or "interrupted"."""
+    """Write a study's summary onto its parent run and end it: "complete", "interrupted" or "failed"."""
     client.log_batch(
         run_id,
         metrics=[Metric(k, v, int(time.time() * 1000), 0) for k, v in metrics.items()],
         tags=[RunTag("mlflow.note.content", note), RunTag("workbench.state", state)],
     )
-    client.set_terminated(run_id, "FINISHED" if state == "complete" else "KILLED")
+    client.set_terminated(run_id, STATUS.get(state, "KILLED"))

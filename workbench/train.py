@@ -31,17 +31,20 @@ def main(
     from workbench.errors import UserError
 
     config = load(experiment, dict(parse_override(text) for text in overrides))
-    if output is not None and output.exists() and any(output.iterdir()):
-        raise UserError(f"--output {output}: not empty; choose a new folder")
+    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output}: not an empty folder; choose a new one")
     from tqdm import tqdm
 
     from workbench import tracking
-    from workbench.run import datasets, describe, execute, prepare, provenance
+    from workbench.run import check, datasets, describe, execute, prepare, provenance
 
     silence_transformers()
     client = tracking.connect()
-    parent = tracking.open_study(client, study_name(study), f"Study **{study}**: single runs.") if study else None
-    ready = prepare(config)
+    check(config)
+    found = tracking.find_study(client, study_name(study)) if study else None
+    parent = found.info.run_id if found else None
+    if study and not found:
+        parent = tracking.open_study(client, study, f"Study **{study}**: single runs.")
     label = name or f"{experiment.stem if experiment else 'train'}-{time.strftime('%m%d-%H%M%S')}"
     tags = provenance() | {
         "workbench.kind": "run",
@@ -50,7 +53,9 @@ def main(
     }
     if study:
         tags["workbench.study"] = study
-    tracker = tracking.Tracker(client, label, params=config.flat(), tags=tags, datasets=datasets(ready), parent=parent)
+    tracker = tracking.Tracker(
+        client, label, params=config.flat(), tags=tags, datasets=datasets(prepare(config)), parent=parent
+    )
     bar = tqdm(total=config.train.steps, desc=label, unit="step")
 
     def on_step(step: int, news: Mapping[str, float]) -> None:
@@ -71,7 +76,7 @@ def main(
     finally:
         bar.close()
         tracker.close(state, reason)
-        if parent:
+        if parent and not found:
             client.set_terminated(parent, "FINISHED")
     for metric in ("eval/reward", "eval/win_rate", "validation/margin", "divergence/policy", "divergence/reference"):
         if metric in final:

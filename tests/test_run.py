@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from workbench.config import merge, read, resolve
+from workbench.run import check, execute, metric_names
+from workbench.space import arms_of
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
+
+
+class Notes:
+    """A listener that keeps what it hears."""
+
+    def __init__(self):
+        self.metrics, self.images, self.tables = {}, {}, {}
+
+    def log(self, step, metrics):
+        self.metrics.setdefault(step, {}).update(metrics)
+
+    def image(self, key, step, pixels):
+        self.images[step] = pixels
+
+    def table(self, file, columns):
+        self.tables[file] = columns
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_arm_of_every_experiment_runs_two_steps(path, tiny, workplace):
+    quick = tiny | {"train.steps": 2, "evaluation.grid": 0, "evaluation.seeds": 0}
+    quick.pop("reference.interval")
+    base = merge(read(path), quick)
+    arms = {attributes["arm"]: attributes["overrides"] for _, attributes in arms_of(resolve(base), base)}
+    assert arms
+    for overrides in arms.values():
+        notes = Notes()
+        execute(resolve(merge(base, overrides)), notes)
+        assert sorted(notes.metrics) == [1, 2]
+
+
+def test_a_run_logs_what_it_says_it_logs(tiny, workplace):
+    notes = Notes()
+    config = resolve(tiny)
+    check(config)
+    final = execute(config, notes)
+    assert metric_names(config) == set(final)
+    assert set(notes.images) == {0, 2, 4} and notes.images[0].shape == notes.images[4].shape
+    assert notes.tables["reference_audit.json"]["step"] == [2, 4]
+    assert len(notes.tables["samples.json"]["reward"]) == 4
+    assert notes.metrics[4]["divergence/policy"] == pytest.approx(notes.tables["reference_audit.json"]["divergence"][1])
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(tiny, workplace):
+    losses = []
+    for seed in (0, 0, 1):
+        notes = Notes()
+        execute(resolve(tiny | {"seed": seed}), notes)
+        losses.append([notes.metrics[s]["train/loss"] for s in sorted(notes.metrics)])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_run_that_is_stopped_still_tells_what_the_reference_did(tiny, workplace):
+    notes = Notes()
+
+    def stop(step, news):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(resolve(tiny), notes, on_step=stop)
+    assert notes.tables["reference_audit.json"]["step"] == [2]
+
+
+def test_the_first_picture_is_the_pretrained_models(tiny, workplace):
+    notes = Notes()
+    execute(resolve(tiny | {"train.lr": 1e-12}), notes)
+    assert np.abs(notes.images[0].astype(int) - notes.images[4].astype(int)).max() <= 2
