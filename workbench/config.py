@@ -106,7 +106,7 @@ class Diagnostics(Section):
     interval: Positive = Field(16, description="steps between passes over the validation pairs")
     buckets: Positive = Field(10, description="equal timestep intervals")
     draws: Positive = Field(1, description="timesteps a validation pair in each pass")
-    final_draws: Positive = Field(10, description="the same in the last pass")
+    final_draws: Positive = Field(5, description="the same in the last pass")
     probe: Positive = Field(256, description="winners in the fixed probe for the divergence")
 
 

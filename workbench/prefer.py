@@ -30,7 +30,14 @@ def label(difference: float, slope: float, tie: float, uniform: float) -> float:
 )
 @click.option("--train-pairs", default=6, show_default=True, help="Pairs a training prompt (432 prompts).")
 @click.option("--validation-pairs", default=7, show_default=True, help="Pairs a validation prompt (72 prompts).")
-@click.option("--steps", default=20, show_default=True, help="DDIM steps.")
+@click.option(
+    "--steps",
+    multiple=True,
+    type=int,
+    default=(4, 8, 20),
+    show_default=True,
+    help="DDIM steps of an image are drawn from these. Repeatable.",
+)
 @click.option(
     "--guidance",
     multiple=True,
@@ -39,7 +46,7 @@ def label(difference: float, slope: float, tie: float, uniform: float) -> float:
     show_default=True,
     help="Guidance of an image is drawn from these. Repeatable.",
 )
-@click.option("--slope", default=6.0, show_default=True, help="Bradley-Terry slope, per unit of reward.")
+@click.option("--slope", default=10.0, show_default=True, help="Bradley-Terry slope, per unit of reward.")
 @click.option("--tie", default=0.05, show_default=True, help="Smaller differences of reward are ties.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True)
@@ -49,7 +56,7 @@ def main(
     scorers: Path | None,
     train_pairs: int,
     validation_pairs: int,
-    steps: int,
+    steps: tuple[int, ...],
     guidance: tuple[float, ...],
     slope: float,
     tie: float,
@@ -88,14 +95,20 @@ def main(
         wanted = wanted.with_row_index("image").with_columns(
             seed=(seed * 2 + part) * 10_000_000 + pl.col("image").cast(pl.Int64),
             guidance=pl.Series([rng.choice(guidance) for _ in range(len(wanted))]),
+            steps=pl.Series([rng.choice(steps) for _ in range(len(wanted))]),
         )
         drawn: dict[int, tuple[bytes, float]] = {}
         bar = tqdm(total=len(wanted), desc=f"{set_name} images", unit="image")
-        for (scale,), group in wanted.group_by("guidance", maintain_order=True):
+        for (scale, count_of_steps), group in wanted.group_by("guidance", "steps", maintain_order=True):
             for chunk in group.iter_slices(96):
                 captions = chunk["caption"].to_list()
                 images = backend.sample(
-                    denoiser, captions, chunk["seed"].to_list(), steps=steps, guidance=float(scale), batch_size=96
+                    denoiser,
+                    captions,
+                    chunk["seed"].to_list(),
+                    steps=int(count_of_steps),
+                    guidance=float(scale),
+                    batch_size=96,
                 )
                 for i, image, score in zip(chunk["image"], images, reward(images, captions), strict=True):
                     stream = io.BytesIO()
@@ -108,7 +121,10 @@ def main(
             pair = wanted[2 * number : 2 * number + 2]
             (jpg_0, reward_0), (jpg_1, reward_1) = (drawn[i] for i in pair["image"])
             uids = [hashlib.sha1(jpg).hexdigest() for jpg in (jpg_0, jpg_1)]
-            models = [f"small-diffusion, guidance {g:g}" for g in pair["guidance"]]
+            models = [
+                f"small-diffusion, {n} steps, guidance {g:g}"
+                for n, g in zip(pair["steps"], pair["guidance"], strict=True)
+            ]
             label_0 = label(reward_0 - reward_1, slope, tie, rng.random())
             rows.append(
                 {

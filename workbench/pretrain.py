@@ -53,7 +53,8 @@ drawings: attribute the three sets when you publish them.
 then the denoiser with min-SNR weights, AdamW, weights averaged at 0.999, a tenth of the captions dropped:
 {framed_steps} steps of 64 on drawings framed as published, {denoiser_steps} on drawings scattered over the canvas in
 any size, slant and mirroring). It is stopped before it draws perfectly, on purpose: preference optimisation needs
-something to win.
+something to win. A rebuild gives a model equal in kind, not bit for bit: the shipped one's first denoiser stage was
+stopped in the middle of a longer decay.
 
 ## Known weaknesses
 Fine detail (faces, window panes, toppings) is often smeared; outlines wobble; it knows no prompt outside its grammar.
