@@ -146,7 +146,7 @@ def start_sweep(experiment, workplace, workers):
     """A sweep in a process group of its own, as a terminal starts it, with trials long enough to be stopped."""
     arguments = ["-m", "workbench.sweep", str(experiment), "--study", "s", "--workers", str(workers)]
     process = subprocess.Popen(
-        [sys.executable, *arguments, "--set", "train.steps=60"],
+        [sys.executable, *arguments, "--set", "train.steps=40"],
         cwd=workplace,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -159,7 +159,7 @@ def start_sweep(experiment, workplace, workers):
 
 
 def resume(experiment, workplace):
-    return workbench("workbench.sweep", str(experiment), "--study", "s", "--set", "train.steps=60", cwd=workplace)
+    return workbench("workbench.sweep", str(experiment), "--study", "s", "--set", "train.steps=40", cwd=workplace)
 
 
 def check_that_nothing_is_lost(workplace):

@@ -88,6 +88,7 @@ def _execute(name: str, path: Path, folder: Path, parameters: dict) -> list[Path
         raise Failure(f"notebook {name}: {error.ename}: {error.evalue} (see {target})") from None
     scripts = ("mathjax_url", "require_js_url", "mermaid_js_url", "mermaid_layout_elk_js_url", "jquery_url")
     exporter = HTMLExporter(**dict.fromkeys(scripts, ""), exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.log.setLevel("ERROR")  # it warns of every picture without a text of its own
     page, _ = exporter.from_notebook_node(nbformat.read(target, as_version=4))
     target.with_suffix(".html").write_text(page)
     return [
