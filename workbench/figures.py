@@ -113,9 +113,8 @@ def margin_and_divergence(
     deltas = _deltas(runs)
     for delta in deltas:
         right.axhline(delta, color="0.45", lw=1)
-        white = {"boxstyle": "square,pad=0.15", "fc": "white", "ec": "none"}
-        at_right = right.get_yaxis_transform()  # x as a fraction of the axes, y as data
-        right.text(0.99, delta, f"delta = {delta:g}", transform=at_right, ha="right", va="center", bbox=white, zorder=5)
+        at_left = right.get_yaxis_transform()  # x as a fraction of the axes, y as data
+        right.text(0.01, delta, f"delta = {delta:g}", transform=at_left, va="bottom", color="0.3", fontsize="small")
     left.set(xlabel="training step", ylabel="margin against the pretrained model x beta/2 (solid)")
     right.set_ylabel("divergence, paper's Eq. 8 (dotted)")
     left.set_zorder(right.get_zorder() + 1)
