@@ -46,8 +46,8 @@ def trials(workplace, study):
 
 def runs(workplace, kind):
     client = mlflow.MlflowClient(f"sqlite:///{workplace / 'mlflow.db'}")
-    number = client.get_experiment_by_name("diffusion-dpo").experiment_id
-    return client.search_runs([number], f"tags.`workbench.kind` = '{kind}'")
+    experiment = client.get_experiment_by_name("diffusion-dpo")
+    return experiment and client.search_runs([experiment.experiment_id], f"tags.`workbench.kind` = '{kind}'")
 
 
 def test_sweep_train_and_report_from_nothing(experiment, workplace):
@@ -119,7 +119,7 @@ def test_train_saves_a_model_that_plain_diffusers_loads(tiny, workplace):
     (run,) = runs(workplace, "run")
     assert run.info.status == "FINISHED"
     full = workbench("workbench.train", "--output", "trained", *overrides(tiny), cwd=workplace)
-    assert full.returncode == 2 and "not empty" in full.stderr
+    assert full.returncode == 2 and "not an empty folder" in full.stderr
 
 
 def test_a_run_can_join_a_study(tiny, workplace):
@@ -190,7 +190,8 @@ def test_a_stopped_sweep_ends_cleanly_and_the_same_command_goes_on(experiment, w
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 130 and "the same command again" in output, output
     assert "Traceback" not in output
-    assert all(run.info.status == "KILLED" for run in runs(workplace, "trial"))
+    statuses = [run.info.status for run in runs(workplace, "trial")]
+    assert "KILLED" in statuses and set(statuses) <= {"KILLED", "FINISHED"}, statuses
     (parent,) = runs(workplace, "study")
     assert parent.info.status == "KILLED"
     done = resume(experiment, workplace)
@@ -273,7 +274,7 @@ def test_mistakes_are_one_clear_line_and_nothing_is_left_behind(tiny, workplace)
         done = workbench("workbench.train", *overrides(settings), *arguments, cwd=workplace)
         assert done.returncode == code, (arguments, done.stderr)
         assert message in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert not [r for r in runs(workplace, "run") if r.info.status == "RUNNING"]
+    assert not runs(workplace, "run")
 
 
 def test_an_unreachable_tracking_server_is_a_failure(tiny, workplace):

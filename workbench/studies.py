@@ -134,27 +134,29 @@ def work(told: Worker, tokens: Any, events: Any) -> None:
     Only the parent hears Ctrl-C; it ends its workers by SIGTERM, which counts once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop_once)
-    from workbench.cli import quiet, silence_transformers
-
-    quiet()
-    silence_transformers()
     try:
-        config = resolve(told.settings)
-        storage = open_storage(told.url)
-        study = optuna.load_study(study_name=told.study, storage=storage)
-        offset = told.index + 1000 * len(study.get_trials(deepcopy=False))
-        study.sampler, study.pruner = (
-            read_sampler(config, offset),
-            pruners.ThresholdPruner(upper=config.sweep.prune.above),
-        )
-        while tokens.acquire(block=False):
-            study.optimize(lambda t: run_trial(told, config, t, events), n_trials=1, catch=(FloatingPointError,))
-            events.put(("trial", ""))
+        signal.signal(signal.SIGTERM, _stop_once)
+        _work(told, tokens, events)
     except KeyboardInterrupt:
         pass
     except (UserError, Failure) as error:
         events.put((type(error).__name__, str(error)))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _work(told: Worker, tokens: Any, events: Any) -> None:
+    from workbench.cli import quiet, silence_transformers
+
+    quiet()
+    silence_transformers()
+    config = resolve(told.settings)
+    study = optuna.load_study(study_name=told.study, storage=open_storage(told.url))
+    offset = told.index + 1000 * len(study.get_trials(deepcopy=False))
+    study.sampler, study.pruner = read_sampler(config, offset), pruners.ThresholdPruner(upper=config.sweep.prune.above)
+    while tokens.acquire(block=False):
+        study.optimize(lambda t: run_trial(told, config, t, events), n_trials=1, catch=(FloatingPointError,))
+        events.put(("trial", ""))
 
 
 def _stop_once(*_: Any) -> None:
@@ -265,8 +267,8 @@ def run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
     finally:
         tracking.finish_study(client, parent, summary_metrics(study), summary(study, config), state)
     tqdm.write(f"\n{summary(study, config)}\n\n{missing} trials in {time.monotonic() - started:.0f} s.")
-    if not any(t.state == TrialState.COMPLETE for t in study.get_trials(deepcopy=False)):
-        raise Failure(f"no trial of study {name!r} completed; the table above says why")
+    if all(t.state == TrialState.FAIL for t in study.get_trials(deepcopy=False)):
+        raise Failure(f"every trial of study {name!r} failed; the lines above say why")
     return study
 
 
