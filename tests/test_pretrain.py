@@ -7,7 +7,18 @@ from workbench.artwork import Drawings
 from workbench.errors import UserError
 from workbench.pretrain import fit
 from workbench.prompts import CONCEPTS
-from workbench.recipes import LATENT_CHANNELS, classifier_batch, damaged, new_scheduler, scrambled, shifted, warp
+from workbench.recipes import (
+    LATENT_CHANNELS,
+    classifier_batch,
+    damaged,
+    labels,
+    new_classifier,
+    new_critic,
+    new_scheduler,
+    scrambled,
+    shifted,
+    warp,
+)
 
 
 def drawings(count=6) -> Drawings:
@@ -92,3 +103,12 @@ def test_the_noise_schedule_is_stable_diffusions():
     scheduler = new_scheduler()
     assert scheduler.config.prediction_type == "epsilon" and LATENT_CHANNELS == 12
     assert scheduler.alphas_cumprod[-1].item() == pytest.approx(0.0047, abs=1e-4)
+
+
+def test_scorer_judge_and_critic_have_the_outputs_that_the_reward_reads():
+    images = torch.zeros(2, 3, 32, 32)
+    for kind in ("scorer", "judge"):
+        model = new_classifier(kind)
+        assert model(images).logits.shape == (2, len(CONCEPTS) + 1)
+        assert [model.config.id2label[i] for i in range(len(labels()))] == labels()
+    assert new_critic()(images).logits.shape == (2, 1)

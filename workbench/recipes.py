@@ -109,24 +109,29 @@ def labels() -> list[str]:
     return [*CONCEPTS, "something else"]
 
 
+def _convnext(**outputs):
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    return ConvNextForImageClassification(
+        ConvNextConfig(
+            image_size=artwork.SIZE,
+            patch_size=2,
+            num_stages=3,
+            hidden_sizes=[48, 96, 144],
+            depths=[2, 2, 2],
+            **outputs,
+        )
+    )
+
+
 def new_classifier(kind: str):
     """An untrained classifier of the named concepts: the scorer is a ConvNeXt, the judge a vision transformer."""
-    from transformers import ConvNextConfig, ConvNextForImageClassification, ViTConfig, ViTForImageClassification
+    from transformers import ViTConfig, ViTForImageClassification
 
     id2label = dict(enumerate(labels()))
     label2id = {label: i for i, label in id2label.items()}
     if kind == "scorer":
-        return ConvNextForImageClassification(
-            ConvNextConfig(
-                image_size=artwork.SIZE,
-                patch_size=2,
-                num_stages=3,
-                hidden_sizes=[48, 96, 144],
-                depths=[2, 2, 2],
-                id2label=id2label,
-                label2id=label2id,
-            )
-        )
+        return _convnext(id2label=id2label, label2id=label2id)
     return ViTForImageClassification(
         ViTConfig(
             image_size=artwork.SIZE,
@@ -222,18 +227,7 @@ def classifier_loss(kind: str, model, named: Drawings, others: Drawings, device:
 
 def new_critic():
     """An untrained ConvNeXt with one output: how damaged a drawing is, from 0 to 1."""
-    from transformers import ConvNextConfig, ConvNextForImageClassification
-
-    return ConvNextForImageClassification(
-        ConvNextConfig(
-            image_size=artwork.SIZE,
-            patch_size=2,
-            num_stages=3,
-            hidden_sizes=[48, 96, 144],
-            depths=[2, 2, 2],
-            num_labels=1,  # type: ignore[call-arg]
-        )
-    )
+    return _convnext(num_labels=1)
 
 
 def damaged(rgba: Tensor, background: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
