@@ -38,18 +38,6 @@ def _keywords(function: Callable) -> dict[str, Any]:
     return {p.name: (p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _choice(selector: str, table: Mapping[str, Callable], common: Callable | None = None) -> Any:
-    """A section whose key `selector` names a function of `table` and whose other keys are its arguments."""
-    shared = _keywords(common) if common else {}
-    members = [
-        create_model(  # type: ignore[call-overload]
-            f"{selector}:{name}", __base__=Section, **{selector: (Literal[name], name)}, **_keywords(f), **shared
-        )
-        for name, f in table.items()
-    ]
-    return Annotated[reduce(or_, members), Field(discriminator=selector)]
-
-
 #: Section -> (the key that chooses, what it chooses from, what is chosen where nothing is said).
 CHOICES: dict[str, tuple[str, Mapping[str, Callable], str]] = {
     "objective": ("loss", objectives.OBJECTIVES, "dpo"),
@@ -57,6 +45,27 @@ CHOICES: dict[str, tuple[str, Mapping[str, Callable], str]] = {
     "reward_scale": ("shape", reward_scale.SHAPES, "constant"),
     "reference": ("policy", reference.RULES, "threshold"),
 }
+#: Section -> the function whose arguments go with every choice of it.
+COMMON: dict[str, Callable] = {"reward_scale": reward_scale.scale}
+
+
+def _choice(section: str) -> Any:
+    """The type of a choosing section: its key names a function, its other keys are that function's arguments."""
+    selector, table, _ = CHOICES[section]
+    members = [
+        create_model(  # type: ignore[call-overload]
+            f"{selector}:{name}", __base__=Section, **{selector: (Literal[name], name)}, **_settings(section, function)
+        )
+        for name, function in table.items()
+    ]
+    return Annotated[reduce(or_, members), Field(discriminator=selector)]
+
+
+def _settings(section: str, function: Callable) -> dict[str, Any]:
+    """The settings of a choosing section where it has chosen this function."""
+    common = _keywords(COMMON[section]) if section in COMMON else {}
+    return _keywords(function) | common
+
 
 if TYPE_CHECKING:
     ObjectiveSection: TypeAlias = Section
@@ -64,10 +73,8 @@ if TYPE_CHECKING:
     RewardScaleSection: TypeAlias = Section
     ReferenceSection: TypeAlias = Section
 else:
-    ObjectiveSection = _choice("loss", objectives.OBJECTIVES)
-    TimestepsSection = _choice("density", timesteps.DENSITIES)
-    RewardScaleSection = _choice("shape", reward_scale.SHAPES, common=reward_scale.scale)
-    ReferenceSection = _choice("policy", reference.RULES)
+    ObjectiveSection, TimestepsSection = _choice("objective"), _choice("timesteps")
+    RewardScaleSection, ReferenceSection = _choice("reward_scale"), _choice("reference")
 
 
 class Model(Section):
@@ -187,9 +194,7 @@ def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     for section, (selector, table, _) in CHOICES.items():
         new = layer.get(f"{section}.{selector}")
         if new is not None and new != merged.get(f"{section}.{selector}"):
-            accepted = _keywords(table[new]) if isinstance(new, str) and new in table else {}
-            if section == "reward_scale":
-                accepted |= _keywords(reward_scale.scale)
+            accepted = _settings(section, table[new]) if isinstance(new, str) and new in table else {}
             merged = {k: v for k, v in merged.items() if not k.startswith(f"{section}.") or k.split(".")[1] in accepted}
     return {**merged, **layer}
 
@@ -235,7 +240,7 @@ def catalogue() -> list[Setting]:
             selector, table, default = CHOICES[section]
             listed = "; ".join(f"`{name}`: {_first_sentence(f)}" for name, f in table.items())
             rows.append(Setting(f"{section}.{selector}", default, listed))
-            functions = [*table.items(), ("all", reward_scale.scale)] if section == "reward_scale" else table.items()
+            functions = [*table.items(), *(("all", common) for name, common in COMMON.items() if name == section)]
             arguments: dict[str, Setting] = {}
             for name, function in functions:
                 for key, (_, value) in _keywords(function).items():

@@ -3,8 +3,8 @@
 reward = max(log p(concept), -6) - 3 * damage - 4 * colour error - 6 * border noise, where
 
 - p is the scorer's probability that the image shows the prompt's concept;
-- damage, 0..1, is the critic's estimate of how far the drawing is from clean artwork (wobbled outlines, lost
-  detail, blotches, grain);
+- damage, 0..1, is the critic's estimate of how far the drawing is from clean artwork (small, off-centre
+  or aslant; wobbled outlines, lost detail, blotches, grain);
 - the colour error, 0..1, is the mean absolute difference between the median colour of the image's outer ring
   and the named background;
 - the border noise, 0..1, is that ring's standard deviation.

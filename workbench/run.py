@@ -45,6 +45,7 @@ class Prepared:
     validation: data.EncodedPairs
     probe: Probe
     diagnostics: BucketDiagnostics
+    captions: list[str]
     reward: Reward | None
     baseline: Samples | None
 
@@ -84,7 +85,7 @@ def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evalua
             "samples", key, lambda: {"images": torch.from_numpy(_draw(backend, pretrained, captions, asked))}
         )["images"].numpy()
         baseline = _scored(reward, images, captions, asked)
-    return Prepared(backend, train_pairs, validation_pairs, probe, buckets, reward, baseline)
+    return Prepared(backend, train_pairs, validation_pairs, probe, buckets, captions, reward, baseline)
 
 
 def _captions(source: str) -> list[str]:
@@ -171,7 +172,9 @@ def execute(
 
     check_every = 1 if device.type == "cpu" else 16
     if config.evaluation.grid and ready.baseline is not None:
-        listener.image("samples", 0, evaluation.contact_sheet(ready.baseline.images[_grid_rows(config)], columns=8))
+        listener.image(
+            "samples", 0, evaluation.contact_sheet(ready.baseline.images[_grid_rows(config, ready)], columns=8)
+        )
     try:
         for record in train(
             policy,
@@ -215,9 +218,8 @@ def execute(
             listener.table("reference_audit.json", {c: [getattr(d, c) for d in reference.audit] for c in columns})
     policy.requires_grad_(False)
     if ready.reward is not None and ready.baseline is not None:
-        captions = list(ready.baseline.captions[: len(ready.baseline.captions) // config.evaluation.seeds])
-        images = _draw(backend, policy, captions, config.evaluation)
-        ours = _scored(ready.reward, images, captions, config.evaluation)
+        images = _draw(backend, policy, ready.captions, config.evaluation)
+        ours = _scored(ready.reward, images, ready.captions, config.evaluation)
         tell(settings.steps, evaluation.compare(ours, ready.baseline))
         scores = {"caption": ours.captions, "seed": ours.seeds, "reward": ours.rewards.tolist()}
         listener.table("samples.json", scores | {"pretrained_reward": ready.baseline.rewards.tolist()})
@@ -235,15 +237,15 @@ def _reference_state(reference: Reference) -> dict[str, float]:
     return _distance("reference", reference.divergence) | counts
 
 
-def _grid_rows(config: Config) -> list[int]:
+def _grid_rows(config: Config, ready: Prepared) -> list[int]:
     """Which test prompts the sample grid shows: evenly spread, at most `evaluation.grid`."""
-    count = len(_captions(config.data.prompts))
+    count = len(ready.captions)
     return list(range(0, count, max(1, count // config.evaluation.grid)))[: config.evaluation.grid]
 
 
 def _grid(config: Config, ready: Prepared, policy: nn.Module) -> np.ndarray:
-    asked, captions = config.evaluation, _captions(config.data.prompts)
-    captions = [captions[i] for i in _grid_rows(config)]
+    asked = config.evaluation
+    captions = [ready.captions[i] for i in _grid_rows(config, ready)]
     images = ready.backend.sample(
         policy, captions, [0] * len(captions), steps=asked.steps, guidance=asked.guidance, batch_size=asked.batch_size
     )

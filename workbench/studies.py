@@ -74,13 +74,12 @@ def _died(trial: FrozenTrial) -> bool:
 # --- the study -----------------------------------------------------------------------------------------------
 
 
-def open_study(config: Config, base: Mapping[str, Any], name: str, url: str) -> Study:
-    """The study, made with its queue of arms where it is missing; interrupted trials are queued again.
+def open_study(config: Config, queued: list[tuple[dict, dict]], name: str, url: str) -> Study:
+    """The study, made with its queue of arms (`arms_of`) where it is missing; interrupted trials are queued again.
 
     Raises:
         UserError: a study of that name exists with another space, other arms or other settings.
     """
-    queued = arms_of(config, base)
     definition = config.flat() | {
         f"sweep.{key}": getattr(config.sweep, key) for key in ("space", "arms", "seeds", "objective", "direction")
     }
@@ -241,19 +240,18 @@ def run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
     from workbench.run import check, metric_names, prepare
 
     config, url, started = resolve(settings), storage_url(), time.monotonic()
-    arms_of(config, settings)
-    read_space(config)
+    queued = arms_of(config, settings)  # which reads the space too
     read_sampler(config)
     client = tracking.connect()
     tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
     prepare(config)
     check(config)
-    for name_of_setting in ("objective", "prune.metric"):
-        metric = config.sweep.objective if name_of_setting == "objective" else config.sweep.prune.metric
-        if metric not in metric_names(config):
-            close = difflib.get_close_matches(metric, metric_names(config), 3) or ["eval/win_rate", "eval/reward"]
-            raise UserError(f"sweep.{name_of_setting} = {metric!r}: runs log no such metric (try {', '.join(close)})")
-    study = open_study(config, settings, name, url)
+    logged = metric_names(config)
+    for key, metric in (("objective", config.sweep.objective), ("prune.metric", config.sweep.prune.metric)):
+        if metric not in logged:
+            close = difflib.get_close_matches(metric, logged, 3) or ["eval/win_rate", "eval/reward"]
+            raise UserError(f"sweep.{key} = {metric!r}: runs log no such metric (try {', '.join(close)})")
+    study = open_study(config, queued, name, url)
     parent = tracking.open_study(client, name, f"Study **{name}**, running.")
     missing = max(0, config.sweep.trials - sum(map(counts, study.get_trials(deepcopy=False))))
     state = "failed"
