@@ -13,6 +13,7 @@ import os
 import platform
 import queue
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from workbench.space import arms_of, read_sampler, read_space, settings_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 SHOWN = ("eval/reward", "eval/win_rate_low", "eval/win_rate_high", "divergence/policy", "divergence/reference")
+
+
+_stopping = threading.Event()  # set in a worker that was asked to stop
 
 
 def storage_url() -> str:
@@ -130,11 +134,12 @@ class Worker:
 def work(told: Worker, tokens: Any, events: Any) -> None:
     """Run trials, one a token, until none is left. The body of a worker process.
 
-    Only the parent hears Ctrl-C; it ends its workers by SIGTERM, which counts once.
+    Only the parent hears Ctrl-C; it ends its workers by SIGTERM, which takes effect between two steps, where no
+    database is in the middle of a write.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        signal.signal(signal.SIGTERM, _stop_once)
+        signal.signal(signal.SIGTERM, lambda *_: _stopping.set())
         _work(told, tokens, events)
     except KeyboardInterrupt:
         pass
@@ -153,14 +158,9 @@ def _work(told: Worker, tokens: Any, events: Any) -> None:
     study = optuna.load_study(study_name=told.study, storage=open_storage(told.url))
     offset = told.index + 1000 * len(study.get_trials(deepcopy=False))
     study.sampler, study.pruner = read_sampler(config, offset), pruners.ThresholdPruner(upper=config.sweep.prune.above)
-    while tokens.acquire(block=False):
+    while not _stopping.is_set() and tokens.acquire(block=False):
         study.optimize(lambda t: run_trial(told, config, t, events), n_trials=1, catch=(FloatingPointError,))
         events.put(("trial", ""))
-
-
-def _stop_once(*_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def run_trial(told: Worker, study_config: Config, trial: Trial, events: Any) -> float:
@@ -176,8 +176,8 @@ def run_trial(told: Worker, study_config: Config, trial: Trial, events: Any) -> 
 
     def on_step(step: int, news: Mapping[str, float]) -> None:
         events.put(("step", ""))
-        if parent_process is not None and not parent_process.is_alive():
-            raise KeyboardInterrupt  # nobody is left to hand out trials
+        if _stopping.is_set() or (parent_process is not None and not parent_process.is_alive()):
+            raise KeyboardInterrupt  # asked to stop, or nobody is left to hand out trials
         if sweep.prune.metric in news:
             trial.report(news[sweep.prune.metric], step)
             if trial.should_prune():
