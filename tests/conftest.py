@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import polars as pl
 import pytest
@@ -14,6 +15,8 @@ import torch
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 

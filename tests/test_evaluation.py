@@ -2,18 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.backends import StableDiffusion
-from workbench.data import encode, read_pairs
+from workbench.backends import load
+from workbench.data import open_rows
+from workbench.encoding import encode
 from workbench.evaluation import BucketDiagnostics, Probe, Samples, bucket_means, compare, contact_sheet
-from workbench.schedules import add_noise, squared_error
+from workbench.schedules import squared_error
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def parts(tiny_model, tiny_pairs, workplace):
-    backend = StableDiffusion(str(tiny_model), CPU)
-    pairs = encode(read_pairs(str(tiny_pairs), "train"), backend)
+    backend = load(str(tiny_model), CPU)
+    pairs = encode(open_rows(str(tiny_pairs), "train"), backend)
     moved = backend.denoiser()
     with torch.no_grad():
         for parameter in moved.parameters():
@@ -23,16 +24,16 @@ def parts(tiny_model, tiny_pairs, workplace):
 
 def test_the_pretrained_model_has_not_moved_from_itself(parts):
     backend, pairs, pretrained, _ = parts
-    probe = Probe(backend.denoise, pretrained, pairs, backend.abar, size=16, device=CPU)
+    probe = Probe(backend.denoise, pretrained, pairs, backend.process, size=16, device=CPU)
     assert probe(pretrained) == (0.0, 0.0)
 
 
 def test_the_probe_is_eq_8_on_its_own_draws_whatever_the_batch(parts):
     backend, pairs, pretrained, moved = parts
-    probe = Probe(backend.denoise, pretrained, pairs, backend.abar, size=16, device=CPU, batch_size=5)
+    probe = Probe(backend.denoise, pretrained, pairs, backend.process, size=16, device=CPU, batch_size=5)
     with torch.no_grad():
         errors = [
-            squared_error(backend.denoise(m, probe.x_t, probe.t, probe.text), probe.eps).mean()
+            squared_error(backend.denoise(m, probe.x_t, probe.t, probe.condition), probe.target).mean()
             for m in (moved, pretrained)
         ]
     found = probe(moved)
@@ -42,14 +43,14 @@ def test_the_probe_is_eq_8_on_its_own_draws_whatever_the_batch(parts):
 
 def test_the_probe_is_stratified_over_timesteps(parts):
     backend, pairs, pretrained, _ = parts
-    probe = Probe(backend.denoise, pretrained, pairs, backend.abar, size=20, device=CPU)
+    probe = Probe(backend.denoise, pretrained, pairs, backend.process, size=20, device=CPU)
     assert sorted((probe.t // 50).tolist()) == list(range(20))
 
 
 def diagnostics(parts, draws, curve=24):
     backend, pairs, pretrained, _ = parts
     return BucketDiagnostics(
-        backend.denoise, pretrained, pairs, backend.abar,
+        backend.denoise, pretrained, pairs, backend.process,
         pretrained_digest="x", buckets=10, curve=curve, draws=draws, device=CPU, batch_size=7,
     )  # fmt: skip
 
@@ -122,10 +123,3 @@ def test_contact_sheet_goes_row_by_row():
     sheet = contact_sheet(images, columns=3, zoom=1)
     assert sheet.shape == (4, 6, 3)
     assert sheet[0, ::2, 0].tolist() == [0, 1, 2] and sheet[2, ::2, 0].tolist() == [3, 4, 255]
-
-
-def test_add_noise_is_not_called_with_another_schedule(parts):
-    backend, _, _, _ = parts
-    assert backend.abar.shape == (1000,) and (backend.abar.diff() < 0).all()
-    x0 = torch.ones(1, 1, 1, 1)
-    assert add_noise(x0, 0 * x0, backend.abar[:1]).item() == pytest.approx(backend.abar[0].sqrt().item())

@@ -23,7 +23,7 @@ def distance(m: nn.Module) -> Divergence:
 
 
 def reference(rule: Rule) -> Reference:
-    return Reference(model(0.0), rule, distance, lambda: model(0.0).state_dict())
+    return Reference(model(0.0), rule, distance, lambda: dict(model(0.0).named_parameters()))
 
 
 def test_a_frozen_reference_never_moves():

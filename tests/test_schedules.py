@@ -1,18 +1,35 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from workbench.schedules import add_noise, bucket_names, bucket_of, snr, squared_error, stratified
+from workbench.schedules import bucket_names, bucket_of, diffusion, flow, snr, squared_error, stratified
 
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
-def test_add_noise_agrees_with_diffusers():
-    scheduler = DDPMScheduler(**SD15)
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_the_diffusion_process_agrees_with_diffusers(predicts):
+    scheduler = DDPMScheduler(**SD15, prediction_type=predicts)
     x0, eps = torch.randn(5, 4, 8, 8), torch.randn(5, 4, 8, 8)
     t = torch.tensor([0, 1, 500, 998, 999])
-    ours = add_noise(x0, eps, scheduler.alphas_cumprod[t])
-    torch.testing.assert_close(ours, scheduler.add_noise(x0, eps, t))
+    process = diffusion(scheduler.alphas_cumprod, predicts)
+    torch.testing.assert_close(process.x_t(x0, eps, t), scheduler.add_noise(x0, eps, t))
+    target = eps if predicts == "epsilon" else scheduler.get_velocity(x0, eps, t)
+    torch.testing.assert_close(process.target(x0, eps, t), target, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(process.abar, scheduler.alphas_cumprod)
+
+
+def test_the_flow_agrees_with_diffusers_and_has_diffusions_terms():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    process = flow(scheduler.sigmas.flip(0), scheduler.timesteps.flip(0))
+    x0, eps = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
+    t = torch.tensor([0, 500, 999])
+    scheduler.set_begin_index(None)
+    torch.testing.assert_close(process.x_t(x0, eps, t), scheduler.scale_noise(x0, process.time[t], eps))
+    torch.testing.assert_close(process.target(x0, eps, t), eps - x0)
+    sigma = scheduler.sigmas.flip(0)[500]
+    torch.testing.assert_close(snr(process.abar)[500], ((1 - sigma) / sigma) ** 2)
+    assert process.abar[999] == 0 and (process.x_t(x0, eps, t)[2] == eps[2]).all()
 
 
 def test_snr_is_the_ratio_of_signal_to_noise_power():

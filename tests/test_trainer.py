@@ -5,15 +5,16 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from workbench.data import Batch
+from workbench.encoding import Batch
 from workbench.objectives import dpo, sft
 from workbench.reference import Divergence, Reference, Rule
 from workbench.reward_scale import inverse_sqrt_snr, scale
-from workbench.schedules import add_noise
+from workbench.schedules import diffusion
 from workbench.timesteps import uniform
 from workbench.trainer import as_floats, pair_errors, train
 
 ABAR = torch.linspace(0.99, 0.01, 20)
+PROCESS = diffusion(ABAR)
 
 
 class Toy(nn.Module):
@@ -27,8 +28,8 @@ class Toy(nn.Module):
         return self.conv(x) + text.mean((1, 2)).view(-1, 1, 1, 1)
 
 
-def denoise(model, x_t, t, text):
-    return model(x_t, t, text)
+def denoise(model, x_t, t, condition):
+    return model(x_t, t, condition["text"])
 
 
 def toy(seed=0):
@@ -38,7 +39,7 @@ def toy(seed=0):
 
 def batch(size=4, seed=1):
     g = Generator().manual_seed(seed)
-    return Batch(*torch.randn(2, size, 2, 4, 4, generator=g), torch.randn(size, 3, 2, generator=g))
+    return Batch(*torch.randn(2, size, 2, 4, 4, generator=g), {"text": torch.randn(size, 3, 2, generator=g)})
 
 
 def endless(size=4):
@@ -53,7 +54,7 @@ def start(
 ):
     policy = toy()
     measure = lambda m: Divergence((m.conv.weight - toy().conv.weight).square().mean().item(), 0.0)  # noqa: E731
-    reference = Reference(reference_model or toy(), rule or Rule(), measure, lambda: toy().state_dict())
+    reference = Reference(reference_model or toy(), rule or Rule(), measure, lambda: dict(toy().named_parameters()))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr)
     loop = train(
         policy,
@@ -61,11 +62,12 @@ def start(
         batches or endless(),
         denoise=denoise,
         objective=objective or partial(dpo, beta=100.0),
-        abar=ABAR,
-        density=uniform(20),
+        process=PROCESS,
+        density=uniform(ABAR),
         lam=torch.ones(20) if lam is None else lam,
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+        scaler=torch.amp.GradScaler(enabled=False),
         steps=steps,
         accumulation=accumulation,
         clip=clip,
@@ -77,14 +79,14 @@ def start(
 def test_winner_and_loser_share_timestep_and_noise():
     same = batch()._replace(x_l=batch().x_w)
     t, eps = torch.tensor([0, 5, 10, 19]), torch.randn(4, 2, 4, 4)
-    e = pair_errors(denoise, toy(), toy(3), same, t, eps, ABAR)
+    e = pair_errors(denoise, toy(), toy(3), same, t, eps, PROCESS)
     assert torch.equal(e.policy_w, e.policy_l) and torch.equal(e.reference_w, e.reference_l)
 
 
 def test_errors_agree_with_each_image_alone():
     b, t, eps = batch(), torch.tensor([0, 5, 10, 19]), torch.randn(4, 2, 4, 4)
-    e = pair_errors(denoise, toy(), toy(3), b, t, eps, ABAR)
-    alone = (toy(3)(add_noise(b.x_l, eps, ABAR[t]), t, b.text) - eps).square().mean((1, 2, 3))
+    e = pair_errors(denoise, toy(), toy(3), b, t, eps, PROCESS)
+    alone = (toy(3)(PROCESS.x_t(b.x_l, eps, t), t, b.condition["text"]) - eps).square().mean((1, 2, 3))
     torch.testing.assert_close(e.reference_l, alone)
     assert not e.reference_w.requires_grad and e.policy_w.requires_grad
 
@@ -119,8 +121,8 @@ def test_constant_lambda_and_a_frozen_reference_are_diffusion_dpo():
             a = ABAR[t][:, None, None, None]
             x_t = a.sqrt() * x0 + (1 - a).sqrt() * eps
             with torch.no_grad():
-                fixed = (frozen(x_t, t, b.text) - eps).pow(2).mean(dim=[1, 2, 3])
-            difference[name] = (model(x_t, t, b.text) - eps).pow(2).mean(dim=[1, 2, 3]) - fixed
+                fixed = (frozen(x_t, t, b.condition["text"]) - eps).pow(2).mean(dim=[1, 2, 3])
+            difference[name] = (model(x_t, t, b.condition["text"]) - eps).pow(2).mean(dim=[1, 2, 3]) - fixed
         loss = -nn.functional.logsigmoid(-0.5 * 100.0 * (difference["w"] - difference["l"])).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -142,7 +144,7 @@ def test_lambda_of_the_drawn_timesteps_reaches_the_objective():
 
     _, _, loop = start(objective=spy, lam=lam, steps=3)
     list(loop)
-    t = uniform(20).multinomial(4, replacement=True, generator=Generator().manual_seed(0))
+    t = uniform(ABAR).multinomial(4, replacement=True, generator=Generator().manual_seed(0))
     assert torch.equal(seen[0], lam[t])
 
 

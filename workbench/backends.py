@@ -1,15 +1,16 @@
-"""Diffusion model families behind one small interface. So far: Stable Diffusion 1.x (epsilon prediction).
+"""Diffusion model families behind one small interface: SD1.x and SD2.x, SDXL, SD3.
 
-A backend owns the frozen parts (autoencoder, text encoder, noise schedule) and makes denoisers; the policy and
-the reference are plain modules that it hands out and that the trainer moves.
+A backend owns what is frozen (autoencoder, text encoders, forward process) and makes denoisers; policy and reference
+are plain modules that it hands out and the trainer moves. A family is one class below: how its denoiser is called,
+what its text embeddings are named, which scheduler draws. Everything else is diffusers' own pipeline of that family.
 """
 
-import hashlib
-import json
 import warnings
-from collections.abc import Sequence
-from importlib.resources import files
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,110 +18,239 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
+from workbench.adapters import Adapter, save_adapter
+from workbench.checkpoints import ASSETS, Checkpoint, digest_of, family_of, fetch, one_line
 from workbench.errors import UserError
+from workbench.schedules import ForwardProcess, diffusion, flow
 
-ASSETS = Path(str(files("workbench"))) / "assets"
+__all__ = ["ASSETS", "FAMILIES", "Backend", "load", "pick_device"]
+
+#: Embeddings and the like that go into a denoiser beside x_t and t, by name, each of shape (B, ...).
+Condition = Mapping[str, Tensor]
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of a `model.device` setting.
+    """The torch device of a `model.device` setting; "auto" is this process's GPU where there is one.
 
     Raises:
         UserError: the device is unknown or not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        from workbench.processes import local_rank
+
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
         raise UserError(f"model.device = {name!r}: no such device here; try 'auto' or 'cpu'") from None
 
 
-class StableDiffusion:
-    """A Stable Diffusion 1.x checkpoint folder in diffusers' layout.
+class Backend(ABC):
+    """A checkpoint folder in diffusers' layout.
+
+    Attributes:
+        process: forward process and target, on the CPU, (T,).
+        sampler: the diffusers scheduler that draws, by its class's name.
 
     Args:
-        path: the folder, or "embedded" for the small model that comes with the workbench.
+        checkpoint: the folder and how it is read.
         device: where everything runs.
-        dtype: precision of forward passes, by autocast; weights and errors stay float32.
+        dtype: precision of forward passes, by autocast; trained weights, errors and the autoencoder stay float32.
+        resolution: edge of the images in pixels; 0 = the model's own.
     Raises:
-        UserError: the folder or one of its parts is missing, or the model does not predict epsilon.
+        UserError: a part is missing, or the model predicts something that the family does not.
     """
 
-    PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    PIPELINE: ClassVar[str]
+    DENOISER: ClassVar[str] = "unet"
+    DENOISER_CLASS: ClassVar[str] = "UNet2DConditionModel"
+    SCHEDULER: ClassVar[str] = "DDIMScheduler"
+    #: Ends of the names of the layers that LoRA adapts, as diffusers' DPO and LoRA scripts of the family choose them.
+    LORA_TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    #: Parts that decide the encoded data.
+    ENCODERS: ClassVar[tuple[str, ...]]
 
-    def __init__(self, path: str, device: torch.device, dtype: torch.dtype = torch.float32):
-        from diffusers import AutoencoderKL, DDIMScheduler
-        from transformers import CLIPTextModel, CLIPTokenizer
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype = torch.float32, resolution: int = 0
+    ):
+        import diffusers
 
-        self.path = ASSETS / "model" if path == "embedded" else Path(path)
-        self.device, self.dtype = device, dtype
-        missing = [part for part in self.PARTS if not (self.path / part).is_dir()]
-        if missing:
-            raise UserError(
-                f"model.path = {path!r}: not a Stable Diffusion checkpoint folder in diffusers' layout "
-                f"(no {', '.join(missing)} in {self.path})"
-            )
-        try:
-            self.vae = AutoencoderKL.from_pretrained(self.path, subfolder="vae", torch_dtype=torch.float32)
-            self.text_encoder = CLIPTextModel.from_pretrained(
-                self.path, subfolder="text_encoder", torch_dtype=torch.float32
-            )
-            self.tokenizer = CLIPTokenizer.from_pretrained(self.path, subfolder="tokenizer")
-            self.scheduler = DDIMScheduler.from_pretrained(self.path, subfolder="scheduler")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"model.path = {path!r}: cannot be loaded ({str(error).splitlines()[0]})") from None
-        kind = self.scheduler.config.prediction_type
-        if kind != "epsilon":
-            raise UserError(f"model.path = {path!r}: the model predicts {kind!r}; so far only 'epsilon' is supported")
-        for part in (self.vae, self.text_encoder):
-            nn.Module.to(part, device).eval().requires_grad_(False)
-        self.abar: Tensor = self.scheduler.alphas_cumprod.float()
+        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.folder = checkpoint.folder
+        checkpoint.require(self.DENOISER, "vae", *self.ENCODERS, "scheduler")
+        with checkpoint.explained():
+            self.scheduler = getattr(diffusers, self.SCHEDULER).from_pretrained(self.folder, subfolder="scheduler")
+        self.sampler = self.SCHEDULER
+        self.process = self._process()
+        self.resolution = resolution or self._own_resolution()
 
     @property
     def timesteps(self) -> int:
         """T, the number of training timesteps."""
-        return len(self.abar)
+        return len(self.process)
 
-    def denoiser(self) -> nn.Module:
-        """A fresh copy of the pretrained UNet, float32, frozen."""
-        from diffusers import UNet2DConditionModel
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Everything that decides what is drawn."""
+        return (*self.ENCODERS, "vae", "scheduler", self.DENOISER)
 
+    # What a family says of itself
+
+    def _process(self) -> ForwardProcess:
+        kind = self.scheduler.config.prediction_type
         try:
-            unet = UNet2DConditionModel.from_pretrained(self.path, subfolder="unet", torch_dtype=torch.float32)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"model.path: the UNet cannot be loaded ({str(error).splitlines()[0]})") from None
-        return unet.to(self.device).eval().requires_grad_(False)
+            return diffusion(self.scheduler.alphas_cumprod.float(), kind)
+        except KeyError:
+            raise UserError(
+                f"model.path = {self.checkpoint.source!r}: the model predicts {kind!r}; expected 'epsilon' or "
+                "'v_prediction'"
+            ) from None
 
-    def denoise(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """The noise that a denoiser predicts.
+    @abstractmethod
+    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """The denoiser's prediction."""
+
+    @abstractmethod
+    def _embed(self, captions: list[str]) -> dict[str, Tensor]:
+        """What the pipeline's own `encode_prompt` makes of captions, by name."""
+
+    def pair_condition(self, height: int, width: int, top: int, left: int) -> dict[str, Tensor]:
+        """What the denoiser is told of a pair beside its caption: nothing, but for SDXL.
+
+        Args:
+            height, width: of the original image, pixels.
+            top, left: where the crop begins, after resizing, pixels.
+        """
+        return {}
+
+    # Denoisers
+
+    def denoiser(self, half: bool = False) -> nn.Module:
+        """A fresh copy of the pretrained denoiser, frozen.
+
+        Args:
+            half: keep the weights of linear and convolution layers in the precision in which autocast uses them anyway:
+                half the memory and the same numbers to the bit. Norms stay float32. For models that are not trained.
+        """
+        module = self._load_denoiser(self.folder, self.DENOISER)
+        return (store_half(module, self.dtype) if half else module).to(self.device)
+
+    def trained(self, folder: Path) -> nn.Module:
+        """The denoiser that a run saved: the family's subfolder, or `pytorch_lora_weights.safetensors` over this model.
+
+        Raises:
+            UserError: the folder holds neither, or it does not fit.
+        """
+        if (folder / self.DENOISER).is_dir():
+            return self._load_denoiser(folder, self.DENOISER).to(self.device)
+        weights = folder / "pytorch_lora_weights.safetensors"
+        if not weights.is_file():
+            raise UserError(f"{folder}: holds neither {self.DENOISER}/ nor pytorch_lora_weights.safetensors")
+        module: Any = self.denoiser()
+        try:
+            module.load_lora_adapter(str(folder), prefix=self.DENOISER, weight_name=weights.name)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{weights}: does not fit {self.checkpoint.source} ({one_line(error)})") from None
+        if not getattr(module, "peft_config", None):
+            raise UserError(f"{weights}: holds no LoRA weights for this family's {self.DENOISER}")
+        return module.eval().requires_grad_(False)
+
+    def _load_denoiser(self, folder: Path, part: str) -> nn.Module:
+        import diffusers
+
+        with self.checkpoint.explained(part):
+            loaded = getattr(diffusers, self.DENOISER_CLASS).from_pretrained(
+                folder, subfolder=part, torch_dtype=torch.float32, **self.checkpoint.options
+            )
+        return loaded.eval().requires_grad_(False)
+
+    def denoise(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """What a denoiser predicts: noise or velocity, see `process.target`.
 
         Args:
             x_t: noised latents, (B, C, H, W).
-            t: timesteps, (B,).
-            text: text embeddings, (B, L, D).
+            t: places on the timestep axis, (B,).
+            condition: see Condition.
         """
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return denoiser(x_t, t, encoder_hidden_states=text, return_dict=False)[0]
+        with self._precision():
+            return self._call(denoiser, x_t, self._time[t], condition)
 
-    def image_size(self) -> int:
-        """Native edge of the images, in pixels."""
-        unet = json.loads((self.path / "unet" / "config.json").read_text())
-        return unet["sample_size"] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+    @cached_property
+    def _time(self) -> Tensor:
+        return self.process.time.to(self.device)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    # Images and texts
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The family's diffusers pipeline with a placeholder for the denoiser, loaded when it is first needed."""
+        import diffusers
+
+        with torch.device("meta"):
+            kind = getattr(diffusers, self.DENOISER_CLASS)
+            placeholder = kind.from_config(kind.load_config(self.folder, subfolder=self.DENOISER))
+        unused = ("safety_checker", "image_encoder")
+        given = {name: part for name, part in self.checkpoint.index.items() if isinstance(part, list)}
+        absent = {name: None for name, part in given.items() if part[0] is None or name in unused}
+        with self.checkpoint.explained(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipe = getattr(diffusers, self.PIPELINE).from_pretrained(
+                self.folder,
+                **{self.DENOISER: placeholder, "scheduler": self.scheduler},
+                **absent,
+                torch_dtype={"vae": torch.float32, "default": self.dtype},
+                **self.checkpoint.options,
+            )
+        if "requires_safety_checker" in pipe.config:
+            pipe.register_to_config(requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+        for part in self._frozen(pipe):
+            part.eval().requires_grad_(False)
+        return pipe
+
+    def _frozen(self, pipe: Any) -> list[nn.Module]:
+        return [m for name, m in pipe.components.items() if isinstance(m, nn.Module) and name != self.DENOISER]
+
+    def _awake(self) -> Any:
+        for part in self._frozen(self.pipeline):
+            part.to(self.device)
+        return self.pipeline
+
+    def rest(self) -> None:
+        """Move autoencoder and text encoders off the device until they are needed again."""
+        if self.device.type != "cpu" and "pipeline" in self.__dict__:
+            for part in self._frozen(self.pipeline):
+                part.to("cpu")
+            torch.cuda.empty_cache()
+
+    def _own_resolution(self) -> int:
+        edge = self.checkpoint.config(self.DENOISER)["sample_size"]
+        return edge * 2 ** (len(self.checkpoint.config("vae")["block_out_channels"]) - 1)
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Scaled latents (posterior means) of images resized and centre-cropped to the native size, (N, C, H, W)."""
-        size = self.image_size()
-        pixels = torch.from_numpy(np.stack([np.asarray(_fit(image, size)) for image in images]))
-        batch = pixels.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return self.vae.encode(batch).latent_dist.mean * self.vae.config.scaling_factor
+    def encode_images(self, pixels: np.ndarray) -> Tensor:
+        """Scaled latents (posterior means), (N, C, H, W), float32, of images (N, H, W, 3), uint8."""
+        vae = self._awake().vae
+        batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return (vae.encode(batch).latent_dist.mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
     @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """Text embeddings, (N, L, D), padded to the tokenizer's length as Stable Diffusion's pipeline does."""
-        tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+    def decode_images(self, latents: Tensor) -> np.ndarray:
+        """Images (N, H, W, 3), uint8, of scaled latents; in float32, where half precision overflows."""
+        pipe = self._awake()
+        vae = pipe.vae
+        raw = latents.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        images = pipe.image_processor.postprocess(vae.decode(raw, return_dict=False)[0], output_type="np")
+        return (images * 255).round().astype(np.uint8)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Text embeddings by name, each (N, ...), as the family's pipeline makes and pads them."""
+        self._awake()
+        return self._embed(list(captions))
 
     @torch.no_grad()
     def sample(
@@ -133,68 +263,168 @@ class StableDiffusion:
         guidance: float,
         batch_size: int,
     ) -> np.ndarray:
-        """One image a caption through diffusers' own pipeline and DDIM, each from its own seed.
+        """One image a caption through diffusers' own pipeline, each from its own seed.
 
         Returns:
             (N, H, W, 3), uint8.
         """
-        pipeline = self.pipeline(denoiser)
-        pipeline.set_progress_bar_config(disable=True)
-        images = []
-        for start in range(0, len(captions), batch_size):
-            chunk = slice(start, start + batch_size)
-            generators = [Generator().manual_seed(seed) for seed in seeds[chunk]]
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                result = pipeline(
-                    list(captions[chunk]),
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    generator=generators,
-                    output_type="np",
-                )
-            images.append((result.images * 255).round().astype(np.uint8))
+        pipe, images = self._awake(), []
+        with Adapter.active(denoiser) as module:
+            pipe.register_modules(**{self.DENOISER: module})
+            for start in range(0, len(captions), batch_size):
+                chunk = slice(start, start + batch_size)
+                with self._precision():
+                    latents = pipe(
+                        list(captions[chunk]),
+                        height=self.resolution,
+                        width=self.resolution,
+                        num_inference_steps=steps,
+                        guidance_scale=guidance,
+                        generator=[Generator().manual_seed(seed) for seed in seeds[chunk]],
+                        output_type="latent",
+                    ).images
+                images.append(self.decode_images(latents))
         return np.concatenate(images)
 
-    def pipeline(self, denoiser: nn.Module):
-        """A diffusers pipeline around a denoiser; `save_pretrained` on it writes a checkpoint folder."""
-        from diffusers import StableDiffusionPipeline
+    # On disk
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return StableDiffusionPipeline(
-                vae=self.vae,
-                text_encoder=self.text_encoder,
-                tokenizer=self.tokenizer,
-                unet=denoiser,
-                scheduler=self.scheduler,
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            )
+    def save(self, denoiser: nn.Module, folder: Path, whole: bool = True) -> None:
+        """Write a trained denoiser so that plain diffusers loads it.
+
+        Args:
+            whole: a pipeline folder; else the denoiser alone. LoRA weights are always alone.
+        """
+        if isinstance(denoiser, Adapter):
+            save_adapter(denoiser, folder, self.PIPELINE, self.DENOISER)
+        elif whole:
+            pipe = self._awake()
+            pipe.register_modules(**{self.DENOISER: denoiser})
+            pipe.save_pretrained(folder)
+        else:
+            denoiser.save_pretrained(folder / self.DENOISER)  # type: ignore[operator]
 
     def digest(self, *parts: str) -> str:
-        """Of the files of the named parts of the checkpoint folder and the precision in which they are used."""
-        return f"{self.dtype}-" + digest_of(
-            sorted(f for part in parts for f in (self.path / part).rglob("*") if f.is_file())
+        """Of the files of the named parts, the precision in which they are used and the resolution."""
+        files = sorted(f for part in parts for f in (self.folder / part).rglob("*") if f.is_file())
+        return f"{self.dtype}-{self.resolution}-{digest_of(files)}"
+
+
+class StableDiffusion(Backend):
+    """SD1.x and SD2.x, which predict noise or v."""
+
+    PIPELINE = "StableDiffusionPipeline"
+    ENCODERS = ("text_encoder", "tokenizer")
+
+    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return denoiser(x_t, time, encoder_hidden_states=condition["text"], return_dict=False)[0]
+
+    def _embed(self, captions: list[str]) -> dict[str, Tensor]:
+        text, _ = self.pipeline.encode_prompt(captions, self.device, 1, False)
+        return {"text": text}
+
+
+class StableDiffusionXL(Backend):
+    """SDXL: two text encoders, pooled embeddings, size and crop conditioning."""
+
+    PIPELINE = "StableDiffusionXLPipeline"
+    ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        added = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
+        return denoiser(x_t, time, encoder_hidden_states=condition["text"], added_cond_kwargs=added, return_dict=False)[
+            0
+        ]
+
+    def _embed(self, captions: list[str]) -> dict[str, Tensor]:
+        text, _, pooled, _ = self.pipeline.encode_prompt(
+            captions, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
+        return {"text": text, "pooled": pooled}
+
+    def pair_condition(self, height: int, width: int, top: int, left: int) -> dict[str, Tensor]:
+        """Size of the pair's first image before, crop after resizing, and the size trained at (diffusers' script)."""
+        return {"time_ids": torch.tensor([height, width, top, left, self.resolution, self.resolution]).float()}
 
 
-def digest_of(paths: Sequence[Path]) -> str:
-    """SHA-256 over the names and contents of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode())
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+class StableDiffusion3(Backend):
+    """SD3 and SD3.5: a transformer trained by flow matching; the third text encoder may be left out."""
+
+    PIPELINE = "StableDiffusion3Pipeline"
+    DENOISER, DENOISER_CLASS = "transformer", "SD3Transformer2DModel"
+    SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+    LORA_TARGETS = (
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    )  # fmt: skip
+    ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+
+    def _process(self) -> ForwardProcess:
+        return flow(self.scheduler.sigmas.flip(0).float(), self.scheduler.timesteps.flip(0).float())
+
+    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return denoiser(
+            hidden_states=x_t,
+            timestep=time,
+            encoder_hidden_states=condition["text"],
+            pooled_projections=condition["pooled"],
+            return_dict=False,
+        )[0]
+
+    def _embed(self, captions: list[str]) -> dict[str, Tensor]:
+        text, _, pooled, _ = self.pipeline.encode_prompt(
+            captions, captions, captions, device=self.device, do_classifier_free_guidance=False
+        )
+        return {"text": text, "pooled": pooled}
 
 
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    """RGB, shorter edge resized to `size`, centre-cropped to a square."""
+FAMILIES: dict[str, type[Backend]] = {"sd": StableDiffusion, "sdxl": StableDiffusionXL, "sd3": StableDiffusion3}
+
+
+def load(
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    family: str = "auto",
+    revision: str = "",
+    variant: str = "",
+    resolution: int = 0,
+) -> Backend:
+    """The backend of a checkpoint.
+
+    Args:
+        source: a diffusers folder, a hub id, or "embedded" for the small model that comes with the workbench.
+        family: a name in FAMILIES, or "auto": as the checkpoint says.
+        revision: branch, tag or commit of a hub id.
+        variant: which of the checkpoint's weight files, such as "fp16".
+    Raises:
+        UserError: it is not there, not a diffusers checkpoint, or of another family.
+    """
+    checkpoint = fetch(source, revision, variant)
+    found = family_of(checkpoint, {kind.PIPELINE: name for name, kind in FAMILIES.items()})
+    if family not in ("auto", found):
+        raise UserError(f"model.family = {family!r}: {source} is a {found!r} checkpoint ({checkpoint.pipeline})")
+    return FAMILIES[found](checkpoint, device, dtype, resolution)
+
+
+def store_half(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Linear and convolution weights in autocast's own precision, in place; everything else stays as it is."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            part.to(dtype)
+    return module
+
+
+def fit(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """RGB, shorter edge resized to `size`, centre-cropped to a square.
+
+    Returns:
+        Pixels (size, size, 3), uint8, and where the crop began: top, left.
+    """
     image = image.convert("RGB")
     if image.size == (size, size):
-        return image
+        return np.asarray(image), (0, 0)
     scale = size / min(image.size)
     image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))))
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return np.asarray(image.crop((left, top, left + size, top + size))), (top, left)

@@ -28,21 +28,22 @@ def main(repeats: int, model: str, device: str, out: Path) -> None:
     import torch
     from tqdm import tqdm
 
-    from workbench.backends import StableDiffusion, pick_device
-    from workbench.data import Batch
+    from workbench.backends import load, pick_device
+    from workbench.encoding import Batch
     from workbench.objectives import dpo
     from workbench.reference import Divergence, Reference, Rule
-    from workbench.schedules import add_noise
     from workbench.timesteps import uniform
-    from workbench.trainer import train
+    from workbench.trainer import noised, train
 
     silence_transformers()
     place = pick_device(device)
-    backend = StableDiffusion(model, place)
+    backend = load(model, place)
     policy, fixed = backend.denoiser().requires_grad_(True), backend.denoiser()
     config: Any = policy.config
-    shape, abar = (config.in_channels, config.sample_size, config.sample_size), backend.abar.to(place)
-    text = backend.encode_text(["a fox on a blue background, noto style"])
+    shape, process = (config.in_channels, config.sample_size, config.sample_size), backend.process.to(place)
+    told = backend.encode_text(["a fox on a blue background, noto style"])
+    of_pair = backend.pair_condition(backend.resolution, backend.resolution, 0, 0)
+    told |= {name: x[None].to(place) for name, x in of_pair.items()}
 
     def wait() -> None:
         if place.type == "cuda":
@@ -70,21 +71,20 @@ def main(repeats: int, model: str, device: str, out: Path) -> None:
 
     for size in (4, 16):
         x_w, x_l = torch.randn(2, size, *shape, device=place)
-        batch = Batch(x_w, x_l, text.expand(size, -1, -1))
+        batch = Batch(x_w, x_l, {name: x.expand(size, *x.shape[1:]) for name, x in told.items()})
 
         def endless(batch: Batch = batch) -> Iterator[Batch]:
             while True:
                 yield batch
 
-        t = torch.randint(backend.timesteps, (2 * size,), device=place)
-        eps = torch.randn(2 * size, *shape, device=place)
-        x_t, both = add_noise(torch.cat([batch.x_w, batch.x_l]), eps, abar[t]), torch.cat([batch.text, batch.text])
+        t = torch.randint(backend.timesteps, (size,), device=place)
+        inputs = noised(batch, t, torch.randn(size, *shape, device=place), process)[:3]
 
-        def floor(x_t: torch.Tensor = x_t, t: torch.Tensor = t, both: torch.Tensor = both) -> None:
+        def floor(inputs: Any = inputs) -> None:
             policy.zero_grad(set_to_none=True)
-            backend.denoise(policy, x_t, t, both).square().mean().backward()
+            backend.denoise(policy, *inputs).square().mean().backward()
             with torch.no_grad():
-                backend.denoise(fixed, x_t, t, both)
+                backend.denoise(fixed, *inputs)
 
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
         loop = train(
@@ -93,11 +93,12 @@ def main(repeats: int, model: str, device: str, out: Path) -> None:
             endless(),
             denoise=backend.denoise,
             objective=dpo,
-            abar=abar,
-            density=uniform(backend.timesteps),
+            process=process,
+            density=uniform(process.abar),
             lam=torch.ones(backend.timesteps, device=place),
             optimizer=optimizer,
             schedule=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+            scaler=torch.amp.GradScaler(enabled=False),
             steps=10_000,
             accumulation=1,
             clip=1.0,

@@ -10,6 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from workbench.errors import Failure
+from workbench.processes import agreed
+
 log = logging.getLogger(__name__)
 
 
@@ -31,14 +34,27 @@ def cached(kind: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dic
         key: digest of everything the result depends on.
     """
     path = folder() / f"{kind}-{key[:32]}.safetensors"
-    if path.is_file():
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError):
-            log.warning("%s is damaged: computing it again", path)
+    found = _read(path)
+    if agreed(found is not None):  # on several processes `compute` may need all of them
+        assert found is not None
+        return found
     tensors = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    os.replace(partial, path)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise Failure(f"{path.parent}: cannot be written ({error}); free some space or set WORKBENCH_CACHE") from None
     return tensors
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError):
+        log.warning("%s is damaged: computing it again", path)
+        return None

@@ -15,7 +15,7 @@ from workbench import tracking
 from workbench.config import Config, merge, resolve
 from workbench.errors import UserError
 from workbench.run import Prepared, describe, prepare, provenance, start
-from workbench.schedules import add_noise, squared_error
+from workbench.schedules import squared_error
 from workbench.theory import gaussian_divergences, margin_gradients
 from workbench.tuning import without
 
@@ -74,7 +74,7 @@ def _run_check(client: Any, config: Config, seed: int, study: str, parent: str) 
     state = "interrupted"
     try:
         ready = prepare(config)
-        tracker.log(0, theory_checks(seed, ready.backend.abar) | estimator_checks(config, ready))
+        tracker.log(0, theory_checks(seed, ready.backend.process.abar) | estimator_checks(config, ready))
         state = "complete"
     finally:
         tracker.close(state)
@@ -135,19 +135,18 @@ class _Pool:
 
     def __init__(self, ready: Prepared, seed: int):
         generator = Generator().manual_seed(seed + 10_000)
-        self.ready = ready
-        self.index = torch.randint(len(ready.train), (POOL,), generator=generator)
+        self.ready, self.pairs = ready, ready.train.head(POOL)
+        self.index = torch.randint(len(self.pairs), (POOL,), generator=generator)
         self.t = torch.randint(ready.backend.timesteps, (POOL,), generator=generator)
-        self.eps = torch.randn(POOL, *ready.train.x_w.shape[1:], generator=generator)
+        self.eps = torch.randn(POOL, *self.pairs.shape, generator=generator)
 
     @torch.no_grad()
     def errors(self, model: nn.Module) -> NDArray[np.float64]:
-        backend, pairs, parts = self.ready.backend, self.ready.train, []
-        abar = backend.abar
+        backend, parts = self.ready.backend, []
+        device, process = backend.device, backend.process.to(backend.device)
         for place in torch.arange(POOL).split(64):
-            index, t, eps = self.index[place], self.t[place], self.eps[place]
-            x_t = add_noise(pairs.x_w[index], eps, abar[t])
-            text = pairs.text[pairs.caption[index]]
-            inputs = (x.to(backend.device) for x in (x_t, t, text))
-            parts.append(squared_error(backend.denoise(model, *inputs).cpu(), eps))
+            batch = self.pairs.gather(self.index[place], device)
+            t, eps = self.t[place].to(device), self.eps[place].to(device)
+            predicted = backend.denoise(model, process.x_t(batch.x_w, eps, t), t, batch.condition)
+            parts.append(squared_error(predicted, process.target(batch.x_w, eps, t)).cpu())
         return torch.cat(parts).double().numpy()

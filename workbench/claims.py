@@ -11,6 +11,7 @@ from workbench.cli import (
     command,
     default_workers,
     experiment_argument,
+    one_process,
     set_option,
     settings_option,
     silence_transformers,
@@ -59,6 +60,7 @@ def main(
       python -m workbench.claims --workers 8
     """
     name = study_name(study or ("claims-quick" if quick else "claims"))
+    one_process()
     from workbench import checks, claims_table, studies, tracking, tuning, verdicts
     from workbench.config import merge, parse_override, read, resolve
     from workbench.evidence import Evidence

@@ -13,7 +13,20 @@ from typing import Any
 
 import click
 
-from workbench.errors import Failure, UserError
+from workbench.errors import Failure, UserError, memory_explained
+
+
+def one_process() -> None:
+    """For commands that are not one run.
+
+    Raises:
+        UserError: a launcher of distributed runs has started it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "started on several processes (WORLD_SIZE): torchrun and accelerate launch share one run, python -m "
+            "workbench.train; a study's workers are processes of their own: start the same command on each machine"
+        )
 
 
 def command(function: Callable) -> click.Command:
@@ -26,7 +39,8 @@ def command(function: Callable) -> click.Command:
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), _interrupt)
         try:
-            function(*args, **kwargs)
+            with memory_explained():
+                function(*args, **kwargs)
         except UserError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)
@@ -58,6 +72,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*(experimental feature|is experimental).*")  # Optuna
+    warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two sets of adapters
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 

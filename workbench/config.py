@@ -81,18 +81,38 @@ else:
 class Model(Section):
     """What is trained."""
 
-    path: str = Field("embedded", description="diffusers checkpoint folder; 'embedded' is the small model")
+    path: str = Field("embedded", description="diffusers folder or hub id; 'embedded' is the small model")
+    family: Literal["auto", "sd", "sdxl", "sd3"] = Field("auto", description="what `path` has to be; 'auto' = anything")
+    revision: str = Field("", description="branch, tag or commit of a hub id")
+    variant: str = Field(
+        "", description="which weight files of the checkpoint, e.g. 'fp16'; training is float32 anyway"
+    )
+    resolution: NotNegative = Field(0, description="edge of the images in pixels; 0 = the model's own")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the forward passes")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1', ...")
+    compile: bool = Field(False, description="torch.compile the denoisers")
+
+
+class Lora(Section):
+    """Low-rank adapters in place of a full fine-tune; policy, reference and pretrained model share one denoiser."""
+
+    rank: NotNegative = Field(0, description="of the adapters; 0 = full fine-tune")
+    alpha: float = Field(0.0, ge=0, description="the adapters are scaled by alpha / rank; 0 = alpha is the rank")
+    targets: tuple[str, ...] = Field((), description="ends of layers' names; none = the family's attention layers")
 
 
 class Data(Section):
     """What it is trained and judged on."""
 
-    train: str = Field("embedded", description="parquet file, or folder of them, with Pick-a-Pic's columns")
+    train: str = Field(
+        "embedded", description="parquet with Pick-a-Pic's columns (file, folder, hub id[:split]), or encoded"
+    )
     validation: str = Field("embedded", description="the same, for diagnostics")
     prompts: str = Field("embedded", description="text file of prompts to draw, one a line")
     limit: NotNegative = Field(0, description="use at most so many training and validation pairs; 0 = all")
+    cache: bool = Field(True, description="encode the training pairs once; false = from the images, each time anew")
+    flip: bool = Field(False, description="train on mirrored pairs too, both images of a pair alike")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the latents and embeddings on disk")
 
 
 class Train(Section):
@@ -101,11 +121,16 @@ class Train(Section):
     steps: Positive = Field(128, description="optimizer steps")
     batch_size: Positive = Field(8, description="pairs a forward pass")
     accumulation: Positive = Field(1, description="forward passes an optimizer step")
-    lr: float = Field(3e-5, gt=0, description="learning rate as the optimizer sees it, after warm-up")
+    lr: float = Field(3e-5, gt=0, description="learning rate after warm-up, as the optimizer sees it unless scale_lr")
+    scale_lr: bool = Field(False, description="multiply lr by the pairs of an optimizer step, as public code does")
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field("adamw", description="8 bit needs bitsandbytes")
     warmup: NotNegative = Field(5, description="steps of linear warm-up")
     betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="AdamW's")
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="on several processes: a copy each, or sharded weights")
+    keep: bool = Field(False, description="keep the trained weights as the run's artifact `model`")
 
 
 class Diagnostics(Section):
@@ -163,6 +188,7 @@ class Config(Section):
 
     seed: NotNegative = Field(0, description="of training: data order, timesteps and noise")
     model: Model = Model()
+    lora: Lora = Lora()
     data: Data = Data()
     train: Train = Train()
     objective: ObjectiveSection

@@ -1,193 +1,225 @@
-"""Preference pairs in Pick-a-Pic v2's columns, and their latents and text embeddings, encoded once.
+"""Preference pairs in Pick-a-Pic v2's columns: found, checked and read one after another through Hugging Face datasets.
 
 `_w` is the preferred image of a pair, `_l` the other. A row counts when `has_label` (where there is such a
-column) is true and its labels are 1/0 or 0/1; ties (0.5) are dropped as public training code drops them.
+column) is true and its labels are 1/0 or 0/1; ties (0.5) are dropped as public training code drops them. Which of
+its two images is which is all that is swapped.
 """
 
-import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import polars as pl
-import torch
+import numpy as np
 from PIL import Image
-from torch import Generator, Tensor
-from tqdm import tqdm
 
-from workbench.backends import ASSETS, StableDiffusion, digest_of
-from workbench.cache import cached, digest
-from workbench.errors import UserError
+from workbench.backends import fit
+from workbench.checkpoints import ASSETS, HUB_ID, digest_of, one_line
+from workbench.errors import Failure, UserError
 
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
-ENCODING = "pairs-1"  # part of every digest: raise it when encoding changes
+#: What may become of a row.
+KINDS = ("used", "ties", "unlabelled", "invalid", "undecodable")
 
 
-class Pairs(NamedTuple):
-    """Rows that count, winner first, undecoded.
+class Pair(NamedTuple):
+    """A pair that counts, fitted to a square.
 
     Attributes:
-        frame: columns caption, jpg_w, jpg_l, row (of the source).
-        counts: rows, used, ties, unlabelled, invalid.
-        digest: SHA-256 of the source files.
-        source: the setting they come from, for messages.
+        w, l: pixels, (H, W, 3), uint8.
+        size: height and width of the row's first image as it was.
+        corner: top and left of that image's crop, after resizing.
     """
 
-    frame: pl.DataFrame
-    counts: dict[str, int]
-    digest: str
-    source: str
-
-
-def read_pairs(source: str, split: str, limit: int = 0) -> Pairs:
-    """Preference pairs from a parquet file or a folder of them.
-
-    Args:
-        source: the path, or "embedded" for the pairs that come with the workbench.
-        split: "train" or "validation": names the setting in errors and the embedded file.
-        limit: keep the first so many usable rows; 0 = all.
-    Raises:
-        UserError: no such file, not parquet, a column missing, or no usable row.
-    """
-    key = f"data.{split} = {source!r}"
-    path = ASSETS / "pairs" / f"{split}.parquet" if source == "embedded" else Path(source)
-    shards = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if not shards or not all(shard.is_file() for shard in shards):
-        raise UserError(f"{key}: no such parquet file, or a folder without any")
-    try:
-        scan = pl.scan_parquet(shards)
-        names = scan.collect_schema().names()
-        missing = [column for column in COLUMNS if column not in names]
-        if missing:
-            raise UserError(f"{key}: no column {', '.join(missing)} (expected Pick-a-Pic's: {', '.join(COLUMNS)})")
-        labelled = pl.col("has_label") if "has_label" in names else pl.lit(True)
-        table = scan.select(*COLUMNS, has_label=labelled).with_row_index("row").collect()
-        label_0, label_1 = (pl.col(c).cast(pl.Float64) for c in ("label_0", "label_1"))
-        first = ((label_0 == 1) & (label_1 == 0)).fill_null(False)
-        second = ((label_0 == 0) & (label_1 == 1)).fill_null(False)
-        kind = (
-            pl.when(~pl.col("has_label").fill_null(False))
-            .then(pl.lit("unlabelled"))
-            .when(((label_0 == 0.5) & (label_1 == 0.5)).fill_null(False))
-            .then(pl.lit("ties"))
-            .when(pl.any_horizontal(pl.col("caption", "jpg_0", "jpg_1").is_null()) | ~(first | second))
-            .then(pl.lit("invalid"))
-            .otherwise(pl.lit("used"))
-        )
-        table = table.with_columns(kind=kind)
-        frame = table.filter(kind="used").select(
-            "row",
-            "caption",
-            pl.when(first).then("jpg_0").otherwise("jpg_1").alias("jpg_w"),
-            pl.when(first).then("jpg_1").otherwise("jpg_0").alias("jpg_l"),
-        )
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{key}: not readable as preference pairs ({str(error).splitlines()[0]})") from None
-    counts = {"rows": len(table)} | {k: 0 for k in ("used", "ties", "unlabelled", "invalid")}
-    counts |= dict(table["kind"].value_counts().iter_rows())
-    if limit:
-        frame = frame.head(limit)
-        counts["used"] = len(frame)
-    if frame.is_empty():
-        raise UserError(f"{key}: no usable row among {len(table)} (ties, unlabelled or invalid)")
-    return Pairs(frame, counts, digest_of(shards), key)
+    caption: str
+    w: np.ndarray
+    l: np.ndarray  # noqa: E741
+    size: tuple[int, int]
+    corner: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class EncodedPairs:
-    """Latents and text embeddings of preference pairs, on the CPU, float32.
+class Rows:
+    """Rows in order, undecoded.
 
     Attributes:
-        x_w, x_l: scaled latents, (N, C, H, W).
-        caption: index into `text`, (N,).
-        text: embeddings of the distinct captions, (U, L, D).
-        counts: how many rows were read, used and dropped, and why.
-        digest: of everything that went in: pairs, autoencoder, text encoder.
+        dataset: a Hugging Face IterableDataset of COLUMNS (and has_label).
+        digest: of the files, or of the hub's commit.
+        key: the setting they come from, for messages.
+        total: how many, where it is known; else 0.
+        remote: whether they come from the hub.
     """
 
-    x_w: Tensor
-    x_l: Tensor
-    caption: Tensor
-    text: Tensor
-    counts: dict[str, int]
+    dataset: Any
     digest: str
+    key: str
+    total: int = 0
+    remote: bool = False
 
-    def __len__(self) -> int:
-        return len(self.x_w)
+    def chunks(
+        self, size: int, state: Mapping[str, Any] | None = None
+    ) -> Iterator[tuple[list[dict], Mapping[str, Any]]]:
+        """Rows, `size` at a time, each time with the state from which the next would be read.
+
+        Raises:
+            UserError: a file is damaged.
+            Failure: the hub does not answer.
+        """
+        dataset = self.dataset
+        if state is not None:
+            dataset.load_state_dict(dict(state))
+        try:
+            for chunk in dataset.iter(size):
+                rows = [dict(zip(chunk, row, strict=True)) for row in zip(*chunk.values(), strict=True)]
+                yield rows, dataset.state_dict()
+        except Exception as error:  # pyarrow and datasets raise many kinds
+            if self.remote:
+                kept = "what was encoded is kept: run it again"
+                raise Failure(f"{self.key}: reading stopped ({one_line(error)}); {kept}") from None
+            raise UserError(f"{self.key}: damaged ({one_line(error)})") from None
 
 
-class Batch(NamedTuple):
-    """A batch of pairs on the device: x_w, x_l (B, C, H, W) and text (B, L, D)."""
+def open_rows(source: str, split: str) -> Rows:
+    """Preference pairs from parquet files or the hub, with their columns checked and nothing yet read.
 
-    x_w: Tensor
-    x_l: Tensor
-    text: Tensor
-
-
-def encode(pairs: Pairs, backend: StableDiffusion, batch_size: int = 64) -> EncodedPairs:
-    """Encode pairs with the backend's autoencoder and text encoder, or load what an earlier call encoded.
-
+    Args:
+        source: a parquet file, a folder of them, a hub id, or "embedded" for the pairs that come with the workbench.
+            A ":SPLIT" at its end names another split than the setting's own: a hub split, or in a folder the files
+            whose names begin so. A hub id may carry "@REVISION".
+        split: "train" or "validation": names the setting in errors, and the split.
     Raises:
-        UserError: an image cannot be decoded; names the row.
+        UserError: no such file, not parquet, or a column missing.
+        Failure: the hub does not answer.
     """
-    rows = hashlib.sha256(pairs.frame["row"].to_numpy().tobytes()).hexdigest()
-    key = digest(ENCODING, pairs.digest, rows, backend.digest("vae", "text_encoder", "tokenizer"))
-    return EncodedPairs(
-        **cached("pairs", key, lambda: _encode(pairs, backend, batch_size)), counts=pairs.counts, digest=key
-    )
+    from datasets import load_dataset
+
+    key = f"data.{split} = {source!r}"
+    if source == "embedded":
+        shards = [ASSETS / "pairs" / f"{split}.parquet"]
+    else:
+        place, _, other = source.partition(":") if not Path(source).exists() else (source, "", "")
+        path = Path(place)
+        if (
+            not path.exists()
+            and re.fullmatch(HUB_ID.pattern + r"(@[\w./-]+)?", place)
+            and not place.endswith(".parquet")
+        ):
+            return _from_hub(place, other or split, key)
+        shards = _shards(path, other or split, bool(other))
+    if not shards or not all(shard.is_file() for shard in shards):
+        raise UserError(f"{key}: no such parquet file, or a folder without any; a hub id is OWNER/NAME")
+    names, total = _check_shards(shards, key)
+    dataset = load_dataset("parquet", data_files=[str(s) for s in shards], split="train", streaming=True, columns=names)
+    return Rows(dataset, digest_of(shards), key, total)
 
 
-def _encode(pairs: Pairs, backend: StableDiffusion, batch_size: int) -> dict[str, Tensor]:
-    frame = pairs.frame
-    captions = frame["caption"].unique(maintain_order=True)
-    index = {caption: i for i, caption in enumerate(captions)}
-    latents: dict[str, list[Tensor]] = {"jpg_w": [], "jpg_l": []}
-    for chunk in tqdm(frame.iter_slices(batch_size), "encode pairs", -(-len(frame) // batch_size), leave=False):
-        for column, parts in latents.items():
-            images = [
-                _decode(b, f"{pairs.source}, row {row}") for b, row in zip(chunk[column], chunk["row"], strict=True)
-            ]
-            parts.append(backend.encode_images(images).cpu())
-    text = [backend.encode_text(captions[i : i + 256].to_list()).cpu() for i in range(0, len(captions), 256)]
-    return {
-        "x_w": torch.cat(latents["jpg_w"]),
-        "x_l": torch.cat(latents["jpg_l"]),
-        "caption": torch.tensor([index[c] for c in frame["caption"]]),
-        "text": torch.cat(text),
-    }
+def _shards(path: Path, split: str, required: bool) -> list[Path]:
+    """The parquet files of a file's or folder's split: those named after it, else (unless required) all."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.rglob("*.parquet"))
+    named = [f for f in found if re.match(rf"{re.escape(split)}(-\d|\.)", f.name)]
+    return named if named or required else found
 
 
-def _decode(data: bytes, what: str) -> Image.Image:
+def _check_shards(shards: Sequence[Path], key: str) -> tuple[list[str], int]:
+    """The columns to read, the same in every shard, and the number of rows; reads only the files' footers."""
+    import pyarrow
+    import pyarrow.parquet
+
+    found: dict[str, list[str]] = {}
+    total = 0
+    for shard in shards:
+        try:
+            footer = pyarrow.parquet.read_metadata(shard)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{key}: {shard.name} is not a whole parquet file ({one_line(error)})") from None
+        found[shard.name] = _wanted(footer.schema.to_arrow_schema().names, f"{key}: {shard.name}")
+        total += footer.num_rows
+    first, *others = found.values()
+    if any(columns != first for columns in others):
+        raise UserError(f"{key}: has_label is a column of some of its files and not of others")
+    return first, total
+
+
+def _wanted(names: Sequence[str], key: str) -> list[str]:
+    missing = [column for column in COLUMNS if column not in names]
+    if missing:
+        raise UserError(f"{key}: no column {', '.join(missing)} (expected Pick-a-Pic's: {', '.join(COLUMNS)})")
+    return [*COLUMNS, *(["has_label"] if "has_label" in names else [])]
+
+
+def _from_hub(place: str, split: str, key: str) -> Rows:
+    """A split of a data set on the hub, streamed: nothing is downloaded but what is read."""
+    from datasets import Image as ImageFeature
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import HfApi
+
+    name, _, revision = place.partition("@")
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        return image
-    except Exception as error:  # Pillow raises many kinds for broken files
-        raise UserError(f"{what}: an image cannot be decoded ({error}); mend or drop that row") from None
+        commit = HfApi().dataset_info(name, revision=revision or None).sha
+        dataset = load_dataset(name, split=split, streaming=True, revision=commit)
+        features = dataset.features or {}
+    except ValueError as error:
+        raise UserError(f"{key}: {one_line(error)}") from None
+    except (OSError, DatasetNotFoundError) as error:
+        raise Failure(
+            f"{key}: no such file or folder, and the hub could not be reached for it; give local parquet files, or try "
+            f"again ({one_line(error)[:200]})"
+        ) from None
+    wanted = _wanted(list(features), key)
+    dataset = dataset.select_columns(wanted)
+    for column in ("jpg_0", "jpg_1"):
+        if isinstance(features.get(column), ImageFeature):
+            dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    known = (dataset.info.splits or {}).get(split)
+    return Rows(dataset, f"{name}@{commit}:{split}", key, known.num_examples if known else 0, remote=True)
 
 
-def batches(pairs: EncodedPairs, size: int, generator: Generator, device: torch.device) -> Iterator[Batch]:
-    """Endless batches, shuffled anew each epoch; a batch may span two epochs.
-
-    Raises:
-        UserError: fewer pairs than a batch holds.
-    """
-    if len(pairs) < size:
-        raise UserError(f"train.batch_size = {size}: only {len(pairs)} pairs; lower it or give more data")
-    order = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(order) < size:
-            order = torch.cat([order, torch.randperm(len(pairs), generator=generator)])
-        index, order = order[:size], order[size:]
-        yield gather(pairs, index, device)
+def kind_of(row: Mapping[str, Any]) -> str:
+    """What becomes of a row: one of KINDS but "undecodable"."""
+    labels = row["label_0"], row["label_1"]
+    if not row.get("has_label", True):
+        return "unlabelled"
+    if labels == (0.5, 0.5):
+        return "ties"
+    if labels not in ((1, 0), (0, 1)) or not (isinstance(row["caption"], str) and row["jpg_0"] and row["jpg_1"]):
+        return "invalid"
+    return "used"
 
 
-def gather(pairs: EncodedPairs, index: Tensor, device: torch.device) -> Batch:
-    """The pairs at `index`, on the device."""
-    chosen = (pairs.x_w[index], pairs.x_l[index], pairs.text[pairs.caption[index]])
-    return Batch(*(x.to(device, non_blocking=True) for x in chosen))
+def decode(row: Mapping[str, Any], size: int) -> Pair | None:
+    """A row's pair, winner first; None where an image cannot be decoded."""
+    try:
+        first, second = (_open(row[column]) for column in ("jpg_0", "jpg_1"))
+        (pixels, corner), (other, _) = fit(first, size), fit(second, size)
+    except Exception:  # Pillow raises many kinds for broken files
+        return None
+    w, l = (pixels, other) if row["label_0"] == 1 else (other, pixels)  # noqa: E741
+    return Pair(row["caption"], w, l, (first.height, first.width), corner)
+
+
+def _open(data: bytes | Mapping[str, Any]) -> Image.Image:
+    image = Image.open(io.BytesIO(data if isinstance(data, bytes) else data["bytes"]))
+    image.load()
+    return image
+
+
+def report(counts: Mapping[str, int]) -> str:
+    """How many rows were read and what became of them, in one line."""
+    total = sum(counts.get(kind, 0) for kind in KINDS)
+    return f"{total} rows: " + ", ".join(f"{counts.get(kind, 0)} {kind}" for kind in KINDS)
+
+
+def select(rows: Sequence[Mapping[str, Any]], counts: Counter) -> list[Mapping[str, Any]]:
+    """The rows that count; what becomes of the others is added to `counts`."""
+    kinds = [kind_of(row) for row in rows]
+    counts.update(kind for kind in kinds if kind != "used")
+    return [row for row, kind in zip(rows, kinds, strict=True) if kind == "used"]
 
 
 def read_prompts(source: str) -> Sequence[str]:

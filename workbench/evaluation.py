@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from workbench import processes
 from workbench.cache import cached, digest
-from workbench.data import EncodedPairs
 from workbench.divergence import error_difference, kernel_kl
+from workbench.encoding import EncodedPairs
 from workbench.reference import Divergence
-from workbench.schedules import add_noise, bucket_names, bucket_of, squared_error, stratified
+from workbench.schedules import ForwardProcess, bucket_names, bucket_of, squared_error, stratified
 from workbench.stats import mean_interval, wins
-from workbench.trainer import Denoise
+from workbench.trainer import Denoise, noised
 
 
 class Probe:
@@ -37,7 +38,7 @@ class Probe:
         denoise: Denoise,
         pretrained: nn.Module,
         pairs: EncodedPairs,
-        abar: Tensor,
+        process: ForwardProcess,
         *,
         size: int,
         device: torch.device,
@@ -45,29 +46,33 @@ class Probe:
         batch_size: int = 64,
     ):
         generator = Generator().manual_seed(seed)
-        size = min(size, len(pairs))
+        self.size = size = min(size, len(pairs))
         index = torch.randperm(len(pairs), generator=generator)[:size]
-        draws = torch.rand(size, 1, generator=generator)
-        self.t = stratified(draws, torch.arange(size), size, len(abar))[:, 0].to(device)
-        x_w = pairs.x_w[index]
-        self.eps = torch.randn(x_w.shape, generator=generator).to(device)
-        self.x_t = add_noise(x_w.to(device), self.eps, abar[self.t])
-        self.text = pairs.text[pairs.caption[index]].to(device)
+        t = stratified(torch.rand(size, 1, generator=generator), torch.arange(size), size, len(process))[:, 0]
+        eps = torch.randn(size, *pairs.shape, generator=generator)
+        mine = processes.spread(size)
+        batch = pairs.gather(index[mine], device)
+        self.t, eps, self.condition = t[mine].to(device), eps[mine].to(device), batch.condition
+        self.x_t, self.target = process.x_t(batch.x_w, eps, self.t), process.target(batch.x_w, eps, self.t)
         self.denoise, self.batch_size = denoise, batch_size
         self.prediction_init = self._predict(pretrained)
-        self.error_init = squared_error(self.prediction_init, self.eps)
+        self.error_init = squared_error(self.prediction_init, self.target)
 
     @torch.no_grad()
     def _predict(self, model: nn.Module) -> Tensor:
-        chunks = zip(*(x.split(self.batch_size) for x in (self.x_t, self.t, self.text)), strict=True)
-        return torch.cat([self.denoise(model, *chunk).float() for chunk in chunks])
+        parts = []
+        for start in range(0, len(self.t), self.batch_size):
+            chunk = slice(start, start + self.batch_size)
+            condition = {name: x[chunk] for name, x in self.condition.items()}
+            parts.append(self.denoise(model, self.x_t[chunk], self.t[chunk], condition).float())
+        return torch.cat(parts)
 
     def __call__(self, model: nn.Module) -> Divergence:
-        """The model's mean divergence: paper's Eq. 8 and the kernel KL."""
+        """The model's mean divergence: paper's Eq. 8 and the kernel KL; the same number on every process."""
         prediction = self._predict(model)
-        difference = error_difference(squared_error(prediction, self.eps), self.error_init).mean()
-        kl = kernel_kl(prediction, self.prediction_init).mean()
-        return Divergence(*torch.stack([difference, kl]).tolist())
+        difference = error_difference(squared_error(prediction, self.target), self.error_init)
+        kl = kernel_kl(prediction, self.prediction_init)
+        return Divergence(*processes.collect(torch.stack([difference, kl], dim=1), self.size).mean(0).tolist())
 
 
 class BucketDiagnostics:
@@ -91,7 +96,7 @@ class BucketDiagnostics:
         denoise: Denoise,
         pretrained: nn.Module,
         pairs: EncodedPairs,
-        abar: Tensor,
+        process: ForwardProcess,
         *,
         pretrained_digest: str,
         buckets: int,
@@ -101,13 +106,13 @@ class BucketDiagnostics:
         seed: int = 1,
         batch_size: int = 64,
     ):
-        self.denoise, self.pairs, self.abar, self.device = denoise, pairs, abar, device
+        self.denoise, self.pairs, self.process, self.device = denoise, pairs, process, device
         self.buckets, self.batch_size, self.seed = buckets, batch_size, seed
         self.curve, self.draws = min(curve, len(pairs)), draws
         generator = Generator().manual_seed(seed)
         place = torch.arange(len(pairs))
         self.order = torch.randperm(len(pairs), generator=generator)
-        self.t = stratified(torch.rand(len(pairs), draws, generator=generator), place, buckets, len(abar))
+        self.t = stratified(torch.rand(len(pairs), draws, generator=generator), place, buckets, len(process))
         self.errors_init = cached(
             "diagnostics",
             digest("diagnostics-3", pairs.digest, pretrained_digest, buckets, draws, seed),
@@ -116,16 +121,18 @@ class BucketDiagnostics:
 
     @torch.no_grad()
     def _errors(self, model: nn.Module, draw: int, count: int) -> Tensor:
+        """Errors on winners and losers of the first `count` pairs, (2, count)."""
         generator = Generator().manual_seed(self.seed * 1000 + draw + 1)
         parts = []
-        for place in torch.arange(count).split(self.batch_size // 2):
-            index = self.order[place]
-            t = self.t[place, draw].repeat(2).to(self.device)
-            eps = torch.randn(self.pairs.x_w[index].shape, generator=generator).repeat(2, 1, 1, 1).to(self.device)
-            x0 = torch.cat([self.pairs.x_w[index], self.pairs.x_l[index]]).to(self.device)
-            text = self.pairs.text[self.pairs.caption[index]].repeat(2, 1, 1).to(self.device)
-            parts.append(squared_error(self.denoise(model, add_noise(x0, eps, self.abar[t]), t, text), eps).view(2, -1))
-        return torch.cat(parts, dim=1)
+        for place in torch.arange(count).split(self.batch_size // 2 * processes.world()):
+            eps = torch.randn(len(place), *self.pairs.shape, generator=generator)
+            mine = processes.spread(len(place))
+            batch = self.pairs.gather(self.order[place[mine]], self.device)
+            t = self.t[place[mine], draw].to(self.device)
+            x_t, t, condition, target = noised(batch, t, eps[mine].to(self.device), self.process)
+            errors = squared_error(self.denoise(model, x_t, t, condition), target)
+            parts.append(processes.collect(errors.view(2, -1).T, len(place)))
+        return torch.cat(parts).T
 
     def __call__(self, policy: nn.Module, full: bool) -> dict[str, float]:
         """Means over the curve's pairs, `validation/*`, and after a full pass `timestep_*/BUCKET`; counts are exact."""
@@ -135,7 +142,7 @@ class BucketDiagnostics:
         table = pl.concat(tables)
         quantities = [c for c in table.columns if c != "bucket"]
         by_bucket = table.group_by("bucket").agg(pl.col(quantities).mean(), count=pl.len())
-        names = bucket_names(self.buckets, len(self.abar))
+        names = bucket_names(self.buckets, len(self.process))
         metrics = {
             f"timestep_{q}/{names[row['bucket']]}": row[q]
             for row in by_bucket.to_dicts()
@@ -160,7 +167,7 @@ class BucketDiagnostics:
             "divergence": error_difference(policy_w, init_w),
         }
         columns = {name: value.double().numpy() for name, value in values.items()}
-        bucket = bucket_of(self.t[:count, draw], self.buckets, len(self.abar)).numpy()
+        bucket = bucket_of(self.t[:count, draw], self.buckets, len(self.process)).numpy()
         return pl.DataFrame(columns).with_columns(bucket=bucket)
 
 

@@ -78,13 +78,13 @@ def main(
     from PIL import Image
     from tqdm import tqdm
 
-    from workbench.backends import ASSETS, StableDiffusion, pick_device
+    from workbench.backends import ASSETS, load, pick_device
     from workbench.prompts import split
     from workbench.rewards import Reward
 
     silence_transformers()
     place = pick_device(device)
-    backend = StableDiffusion(model, place)
+    backend = load(model, place)
     denoiser = backend.denoiser()
     reward = Reward(scorers or ASSETS, place)
     prompts = split()

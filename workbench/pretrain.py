@@ -178,12 +178,12 @@ def verdict(out: Path, steps: int, guidance: float, made: dict[str, int]) -> Non
     from scipy.stats import binomtest
 
     from workbench.artwork import PACKAGES
-    from workbench.backends import StableDiffusion
+    from workbench.backends import load
     from workbench.evaluation import contact_sheet
     from workbench.prompts import split
     from workbench.rewards import ImageModel, Reward, names_concept, nearest_colour
 
-    backend = StableDiffusion(str(out / "model"), torch.device("cpu"))
+    backend = load(str(out / "model"), torch.device("cpu"))
     prompts = [p for part in split().values() for p in part]
     captions, unet = [str(p) for p in prompts], backend.denoiser()
     images = backend.sample(unet, captions, list(range(len(captions))), steps=steps, guidance=guidance, batch_size=64)
@@ -197,8 +197,8 @@ def verdict(out: Path, steps: int, guidance: float, made: dict[str, int]) -> Non
     millions = lambda module: sum(p.numel() for p in module.parameters()) / 1e6  # noqa: E731
     card = CARD.format(
         unet=millions(unet),
-        vae=millions(backend.vae),
-        text=millions(backend.text_encoder),
+        vae=millions(backend.pipeline.vae),
+        text=millions(backend.pipeline.text_encoder),
         steps=steps,
         guidance=guidance,
         reward=reward(images, captions).mean(),

@@ -6,13 +6,15 @@ it in RULES.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
+
+from workbench.processes import assign
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Reference:
         model: the reference; never trained.
         rule: when and how it moves.
         measure: divergence of a model from the pretrained one, on the fixed probe.
-        pretrained: returns the pretrained weights (read back from disk, so that no third copy stays in memory).
+        pretrained: returns the pretrained parameters by name (read back from disk: no third copy stays in memory).
     """
 
     model: nn.Module
@@ -123,7 +125,7 @@ class Reference:
             return None
         candidate, undo = policy, None
         if self.rule.rate < 1:  # the candidate is a mixture: make it in place, keep the way back off the device
-            undo = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+            undo = {name: value.detach().cpu().clone() for name, value in self.model.named_parameters()}
             self._move(policy)
             candidate = self.model
         found = self.measure(candidate)
@@ -134,14 +136,19 @@ class Reference:
                 self._move(policy)
             self.divergence, self.updates, verdict = found, self.updates + 1, "update"
         elif self.rule.on_exceed == "reinit":
-            self.model.load_state_dict(self.pretrained())
+            self._set(self.pretrained())
             self.divergence, verdict = Divergence(0.0, 0.0), "reinit"
         else:
             if undo is not None:
-                self.model.load_state_dict(undo)
+                self._set(undo)
             self.frozen, verdict = True, "freeze"
         self.audit.append(Decision(step, found.error_difference, found.kernel_kl, verdict))
         return self.audit[-1]
+
+    @torch.no_grad()
+    def _set(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            assign(parameter, weights[name])
 
     @torch.no_grad()
     def _move(self, policy: nn.Module) -> None:

@@ -62,6 +62,16 @@ def min_snr(abar: Tensor, *, clip: Annotated[float, Gt(0)] = 5.0) -> Tensor:
     return snr(abar).clamp(max=clip) / snr(abar)
 
 
+#: SNR below which every shape is flat. SD1.x and SDXL end at 0.0047, above it; a flow or a zero-terminal-SNR schedule
+#: ends at 0, where 1 / sqrt(SNR) is infinite and would leave lambda at 1 everywhere else.
+LEAST_SNR = 0.0046
+
+
+def bounded(abar: Tensor) -> Tensor:
+    """abar, (T,), with its SNR kept at or above LEAST_SNR: what shapes are computed from."""
+    return abar.clamp(min=LEAST_SNR / (1 + LEAST_SNR))
+
+
 SHAPES: dict[str, Callable[..., Tensor]] = {
     "constant": constant,
     "inverse_sqrt_snr": inverse_sqrt_snr,

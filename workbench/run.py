@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from workbench import backends, cache, data, evaluation, reward_scale
+from workbench import backends, cache, data, evaluation, optimizers, processes, reward_scale
+from workbench.adapters import adapt
 from workbench.config import Config, Data, Diagnostics, Evaluation, Model
-from workbench.errors import UserError
+from workbench.encoding import EncodedPairs, Encoding, StreamedPairs, encode, open_store
+from workbench.errors import UserError, memory_explained
 from workbench.evaluation import BucketDiagnostics, Probe, Samples
 from workbench.markdown import markdown_table
 from workbench.prompts import parse
-from workbench.reference import Divergence, Reference
+from workbench.reference import Divergence, Reference, Rule
 from workbench.rewards import ImageModel, Reward, concept_likelihood
 from workbench.schedules import bucket_names
 from workbench.trainer import StepRecord, as_floats, train
@@ -39,14 +42,36 @@ class Listener(Protocol):
     def table(self, file: str, columns: Mapping[str, Any]) -> None:
         """A table by columns."""
 
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file or a folder, which the run keeps under a folder's name."""
+
+
+class Silence:
+    """The listener of the processes that do not speak for the run."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def image(self, key: str, step: int, pixels: np.ndarray) -> None:
+        """Nothing."""
+
+    def picture(self, file: str, pixels: np.ndarray) -> None:
+        """Nothing."""
+
+    def table(self, file: str, columns: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Nothing."""
+
 
 @dataclass(frozen=True)
 class Prepared:
     """What all runs on the same model, data and measurements share; computed once a process."""
 
-    backend: backends.StableDiffusion
-    train: data.EncodedPairs
-    validation: data.EncodedPairs
+    backend: backends.Backend
+    train: EncodedPairs | StreamedPairs
+    validation: EncodedPairs
     probe: Probe
     unseen: Probe
     diagnostics: BucketDiagnostics
@@ -63,24 +88,24 @@ def prepare(config: Config) -> Prepared:
 @lru_cache(maxsize=2)
 def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evaluation) -> Prepared:
     device = backends.pick_device(model.device)
-    backend = backends.StableDiffusion(model.path, device, getattr(torch, model.dtype))
+    backend = open_backend(model)
     captions = _captions(source.prompts) if asked.seeds or asked.grid else []
-    train_pairs, validation_pairs = (
-        data.encode(data.read_pairs(path, split, source.limit), backend)
-        for path, split in ((source.train, "train"), (source.validation, "validation"))
-    )
-    pretrained = backend.denoiser()
-    abar = backend.abar.to(device)
+    train_pairs, validation_pairs = open_pairs(source, "train", backend), open_pairs(source, "validation", backend)
+    assert isinstance(validation_pairs, EncodedPairs)
+    pretrained = backend.denoiser(half=True)
+    process = backend.process.to(device)
     probe, unseen = (
-        Probe(backend.denoise, pretrained, pairs, abar, size=diagnostics.probe, device=device)
+        Probe(
+            backend.denoise, pretrained, pairs.head(diagnostics.probe), process, size=diagnostics.probe, device=device
+        )
         for pairs in (train_pairs, validation_pairs)
     )
     buckets = BucketDiagnostics(
         backend.denoise,
         pretrained,
         validation_pairs,
-        abar,
-        pretrained_digest=backend.digest("unet", "scheduler"),
+        process,
+        pretrained_digest=backend.digest(backend.DENOISER, "scheduler"),
         buckets=diagnostics.buckets,
         curve=diagnostics.pairs,
         draws=diagnostics.draws,
@@ -95,12 +120,38 @@ def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evalua
         def score(images: np.ndarray) -> Samples:
             return Samples(names, seeds, images, reward(images, names), concept_likelihood(judge, images, names))
 
-        key = cache.digest("samples-1", backend.digest(*backend.PARTS), captions, asked.model_dump_json())
+        key = cache.digest("samples-1", backend.digest(*backend.parts), captions, asked.model_dump_json())
         images = cache.cached(
-            "samples", key, lambda: {"images": torch.from_numpy(_draw(backend, pretrained, captions, asked))}
+            "samples", key, lambda: {"images": torch.from_numpy(_draw(backend, pretrained, names, seeds, asked))}
         )["images"].numpy()
         scorer, baseline = score, score(images)
+    backend.rest()
     return Prepared(backend, train_pairs, validation_pairs, probe, unseen, buckets, captions, scorer, baseline)
+
+
+def open_backend(model: Model) -> backends.Backend:
+    """The checkpoint that the settings name, in their precision."""
+    return backends.load(
+        model.path,
+        backends.pick_device(model.device),
+        getattr(torch, model.dtype),
+        family=model.family,
+        revision=model.revision,
+        variant=model.variant,
+        resolution=model.resolution,
+    )
+
+
+def open_pairs(source: Data, split: str, backend: backends.Backend) -> EncodedPairs | StreamedPairs:
+    """The pairs of a split, encoded first where they are not; training pairs may be streamed instead."""
+    path = getattr(source, split)
+    if (Path(path) / "index.json").is_file():
+        return open_store(Path(path), backend=backend)
+    rows = data.open_rows(path, split)
+    encoding = Encoding(source.limit, source.flip and split == "train", source.dtype)
+    if split == "train" and not source.cache:
+        return StreamedPairs(rows, backend, encoding)
+    return encode(rows, backend, encoding)
 
 
 def _captions(source: str) -> list[str]:
@@ -120,14 +171,20 @@ def _plan(captions: list[str], seeds: int) -> tuple[list[str], list[int]]:
     return captions * seeds, [seed for seed in range(seeds) for _ in captions]
 
 
-def _draw(backend: backends.StableDiffusion, denoiser: nn.Module, captions: list[str], asked: Evaluation) -> np.ndarray:
-    return backend.sample(
+def _draw(
+    backend: backends.Backend, denoiser: nn.Module, captions: list[str], seeds: list[int], asked: Evaluation
+) -> np.ndarray:
+    """An image a caption, (N, H, W, 3); each process draws its share."""
+    mine = processes.spread(len(captions)).tolist()
+    images = backend.sample(
         denoiser,
-        *_plan(captions, asked.seeds),
+        [captions[i] for i in mine],
+        [seeds[i] for i in mine],
         steps=asked.steps,
         guidance=asked.guidance,
         batch_size=asked.batch_size,
     )
+    return processes.collect(torch.from_numpy(images), len(captions)).numpy()
 
 
 @dataclass(frozen=True)
@@ -143,39 +200,38 @@ class Started:
 def start(config: Config, ready: Prepared) -> Started:
     """Settings become functions and models."""
     backend, device, settings = ready.backend, ready.backend.device, config.train
-    policy = backend.denoiser().requires_grad_(True)  # in eval mode throughout, like the reference: no dropout
     rule, rule_settings = config.chosen("reference")
-    reference = Reference(
-        backend.denoiser(), rule(**rule_settings), ready.probe, lambda: backend.denoiser().state_dict()
-    )
+    policy, reference = _models(config, backend, rule(**rule_settings), ready.probe)
+    wrapped = processes.wrap(policy, settings.parallel, trained=True)  # before the optimizer: fsdp replaces parameters
     objective, objective_settings = config.chosen("objective")
     density, density_settings = config.chosen("timesteps")
     shape, shape_settings = config.chosen("reward_scale")
     lam = reward_scale.scale(
-        shape(backend.abar.double(), **shape_settings),
+        shape(reward_scale.bounded(backend.process.abar.double()), **shape_settings),
         rise=config.reward_scale.rise,  # type: ignore[attr-defined]
         unit_mean=config.reward_scale.unit_mean,  # type: ignore[attr-defined]
     )
-    optimizer = torch.optim.AdamW(
-        policy.parameters(),
-        lr=settings.lr,
+    together = settings.batch_size * settings.accumulation * processes.world()
+    optimizer = optimizers.OPTIMIZERS[settings.optimizer](
+        list(policy.parameters()),
+        lr=settings.lr * (together if settings.scale_lr else 1),
         betas=settings.betas,
         weight_decay=settings.weight_decay,
-        fused=True,
     )
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup + 1)))
     order, draws = (Generator().manual_seed(config.seed * 2 + k) for k in range(2))
     records = train(
-        policy,
+        wrapped,
         reference,
-        data.batches(ready.train, settings.batch_size, order, device),
+        ready.train.batches(settings.batch_size, order, device),
         denoise=backend.denoise,
         objective=partial(objective, **objective_settings),
-        abar=backend.abar.to(device),
-        density=density(backend.timesteps, **density_settings),
+        process=backend.process.to(device),
+        density=density(backend.process.abar, **density_settings),
         lam=lam.to(device),
         optimizer=optimizer,
         schedule=warmup,
+        scaler=torch.amp.GradScaler(device.type, enabled=backend.dtype == torch.float16),
         steps=settings.steps,
         accumulation=settings.accumulation,
         clip=settings.clip,
@@ -185,10 +241,42 @@ def start(config: Config, ready: Prepared) -> Started:
     return Started(policy, reference, lam, records)
 
 
+def _models(config: Config, backend: backends.Backend, rule: Rule, probe: Probe) -> tuple[nn.Module, Reference]:
+    """Policy and reference: two denoisers, or two sets of adapters of one; in eval mode throughout, so no dropout."""
+    parallel, lora = config.train.parallel, config.lora
+    if lora.rank:
+        if parallel == "fsdp" and processes.world() > 1:
+            raise UserError("train.parallel = 'fsdp': LoRA trains so few weights that 'ddp' is the better choice")
+        policy, reference, _ = adapt(
+            backend.denoiser(half=True),
+            rank=lora.rank,
+            alpha=lora.alpha or lora.rank,
+            targets=lora.targets or backend.LORA_TARGETS,
+            seed=config.seed,
+        )
+        initial = {name: p.detach().clone() for name, p in reference.named_parameters()}
+        denoisers: list[Any] = [policy.denoiser]
+        found: tuple[nn.Module, Reference] = policy, Reference(reference, rule, probe, lambda: initial)
+    else:
+        trained = backend.denoiser().requires_grad_(True)
+        sharded = parallel == "fsdp" and processes.world() > 1  # a shard holds one precision
+        other = backend.denoiser(half=rule.rate == 1 and not sharded)  # a mixture needs all its digits
+        denoisers = [trained, other]
+        fixed = processes.wrap(other, parallel, trained=False)
+        found = trained, Reference(fixed, rule, probe, lambda: dict(backend.denoiser().named_parameters()))
+    if config.train.checkpointing:
+        denoisers[0].enable_gradient_checkpointing()
+    if config.model.compile:
+        for denoiser in denoisers:
+            denoiser.compile()
+    return found
+
+
 def _check_every(ready: Prepared) -> int:
     return 1 if ready.backend.device.type == "cpu" else 16
 
 
+@memory_explained()
 def execute(
     config: Config,
     listener: Listener,
@@ -249,7 +337,8 @@ def execute(
             listener.table("reference_audit.json", {c: [getattr(d, c) for d in reference.audit] for c in columns})
     policy.requires_grad_(False)
     if ready.scorer is not None and ready.baseline is not None:
-        images = _draw(ready.backend, policy, ready.captions, config.evaluation)
+        plan = _plan(ready.captions, config.evaluation.seeds)
+        images = _draw(ready.backend, policy, *plan, config.evaluation)
         ours = ready.scorer(images)
         tell(settings.steps, evaluation.compare(ours, ready.baseline))
         listener.picture(
@@ -263,8 +352,24 @@ def execute(
         scores |= {"judge": ours.judged.tolist(), "pretrained_judge": ready.baseline.judged.tolist()}
         listener.table("samples.json", scores)
     if save_to is not None:
-        ready.backend.pipeline(policy).save_pretrained(save_to)
+        _save(ready.backend, started, save_to, whole=True)
+    if settings.keep:
+        with TemporaryDirectory() as folder:
+            _save(ready.backend, started, Path(folder), whole=False)
+            listener.artifact(Path(folder), "model")
     return last
+
+
+def _save(backend: backends.Backend, started: Started, folder: Path, whole: bool) -> None:
+    """Write the policy; sharded weights are brought together first, on the main process."""
+    policy = started.policy
+    if processes.is_sharded(policy):
+        weights = processes.whole_weights(policy)
+        if processes.is_main():
+            policy = backend.denoiser()
+            policy.load_state_dict(weights)
+    if processes.is_main():
+        backend.save(policy, folder, whole)
 
 
 def _distance(who: str, found: Divergence) -> dict[str, float]:
@@ -288,11 +393,8 @@ def _sheet(images: np.ndarray, config: Config, ready: Prepared) -> np.ndarray:
 
 
 def _grid(config: Config, ready: Prepared, policy: nn.Module) -> np.ndarray:
-    asked = config.evaluation
     captions = [ready.captions[i] for i in _grid_rows(config, ready)]
-    images = ready.backend.sample(
-        policy, captions, [0] * len(captions), steps=asked.steps, guidance=asked.guidance, batch_size=asked.batch_size
-    )
+    images = _draw(ready.backend, policy, captions, [0] * len(captions), config.evaluation)
     return evaluation.contact_sheet(images, columns=8)
 
 
@@ -303,9 +405,9 @@ def check(config: Config) -> None:
         UserError: more pairs a batch than there are, or a density that the model's timesteps cannot have.
     """
     ready = prepare(config)
-    next(data.batches(ready.train, config.train.batch_size, Generator(), torch.device("cpu")))
+    next(ready.train.batches(config.train.batch_size, Generator(), ready.backend.device))
     density, settings = config.chosen("timesteps")
-    density(ready.backend.timesteps, **settings)
+    density(ready.backend.process.abar, **settings)
 
 
 def metric_names(config: Config) -> set[str]:

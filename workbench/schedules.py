@@ -1,9 +1,12 @@
-"""The forward process and the timestep axis.
+"""The forward process and the timestep axis, for diffusion and for flow matching alike.
 
-Symbols: abar_t = product of (1 - beta_s) for s <= t; x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps;
-SNR(t) = abar_t / (1 - abar_t); T = number of training timesteps; large t = much noise = early in generation.
+Symbols: x_t = a_t x0 + s_t eps, a = signal, s = noise; diffusion: a = sqrt(abar), s = sqrt(1 - abar), abar_t = product
+of (1 - beta_s) for s <= t; flow matching: a = 1 - sigma, s = sigma. SNR(t) = (a_t / s_t)^2, in both.
+T = number of training timesteps. t = 0..T-1 is a place on the axis, ordered by noise in every family: large t = much
+noise = early in generation. What a model is told of t is `time[t]`.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,15 +18,76 @@ def snr(abar: Tensor) -> Tensor:
     return abar / (1 - abar)
 
 
-def add_noise(x0: Tensor, eps: Tensor, abar_t: Tensor) -> Tensor:
-    """Sample x_t of the forward process (Ho et al. 2020, Eq. 4).
+@dataclass(frozen=True)
+class ForwardProcess:
+    """How images are noised and what a model of them predicts, at each t; every field has shape (T,).
+
+    Attributes:
+        signal, noise: x_t = signal x0 + noise eps.
+        of_x0, of_eps: the prediction's target = of_x0 x0 + of_eps eps.
+        time: what the model is told of t.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    of_x0: Tensor
+    of_eps: Tensor
+    time: Tensor
+
+    def __len__(self) -> int:
+        return len(self.signal)
+
+    @property
+    def abar(self) -> Tensor:
+        """a^2 / (a^2 + s^2), (T,): diffusion's abar, and for flow matching the one of equal SNR."""
+        return self.signal.square() / (self.signal.square() + self.noise.square())
+
+    def x_t(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Sample of the forward process (Ho et al. 2020, Eq. 4; Esser et al. 2024, Eq. 1).
+
+        Args:
+            x0, eps: shape (B, ...).
+            t: shape (B,).
+        """
+        return _at(self.signal, t, x0) * x0 + _at(self.noise, t, x0) * eps
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the model is to predict at x_t; shapes as in `x_t`."""
+        return _at(self.of_x0, t, x0) * x0 + _at(self.of_eps, t, x0) * eps
+
+    def to(self, device: torch.device | str) -> "ForwardProcess":
+        """The same on another device."""
+        return ForwardProcess(*(x.to(device) for x in (self.signal, self.noise, self.of_x0, self.of_eps, self.time)))
+
+
+def _at(values: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    return values[t].view(-1, *[1] * (like.ndim - 1))
+
+
+def diffusion(abar: Tensor, predicts: str = "epsilon") -> ForwardProcess:
+    """The variance-preserving process of SD1.x, SD2.x and SDXL.
 
     Args:
-        x0, eps: shape (B, ...).
-        abar_t: abar at each sample's timestep, shape (B,).
+        abar: falling over t, (T,).
+        predicts: "epsilon", or "v_prediction": a eps - s x0 (Salimans and Ho 2022).
+    Raises:
+        KeyError: it predicts something else.
     """
-    a = abar_t.view(-1, *[1] * (x0.ndim - 1))
-    return a.sqrt() * x0 + (1 - a).sqrt() * eps
+    signal, noise = abar.sqrt(), (1 - abar).sqrt()
+    one, zero = torch.ones_like(abar), torch.zeros_like(abar)
+    of_x0, of_eps = {"epsilon": (zero, one), "v_prediction": (-noise, signal)}[predicts]
+    return ForwardProcess(signal, noise, of_x0, of_eps, torch.arange(len(abar), device=abar.device))
+
+
+def flow(sigma: Tensor, time: Tensor) -> ForwardProcess:
+    """The straight path of SD3, whose velocity eps - x0 is predicted (Esser et al. 2024).
+
+    Args:
+        sigma: rising over t to at most 1, (T,); diffusers keeps it falling.
+        time: what the model is told, 1000 sigma in diffusers, (T,).
+    """
+    one = torch.ones_like(sigma)
+    return ForwardProcess(1 - sigma, sigma, -one, one, time)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

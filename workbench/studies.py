@@ -183,8 +183,8 @@ def run_trial(told: Worker, study_config: Config, trial: Trial, events: Any) -> 
     try:
         trial.set_user_attr("process", f"{platform.node()}:{os.getpid()}")
         client = tracking.connect()
-        if trial.user_attrs.get("dead_run"):
-            tracking.bury(client, trial.user_attrs["dead_run"])
+        if "retry_of" in trial.user_attrs:
+            tracking.bury_trial(client, told.parent, trial.user_attrs["retry_of"])
         config = resolve(settings_of(trial, told.settings, read_space(study_config)))
         arm = trial.user_attrs.get("arm", "")
         tags = provenance() | {

@@ -8,6 +8,7 @@ from workbench.cli import (
     command,
     default_workers,
     experiment_argument,
+    one_process,
     set_option,
     settings_option,
     silence_transformers,
@@ -44,6 +45,7 @@ def main(
     """
     path = experiment or DEFAULT
     name = study_name(study or path.stem)
+    one_process()
     from workbench.config import merge, parse_override, read, resolve
 
     extra = dict(parse_override(text) for text in overrides)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from workbench.schedules import add_noise, squared_error
+from workbench.schedules import diffusion, squared_error
 
 
 class MarginGradients(NamedTuple):
@@ -77,9 +77,9 @@ def gaussian_divergences(
     """
     generator = Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    abar_t = abar.double()[torch.randint(len(abar), (draws,), generator=generator)]
-    eps = draw(draws, size)
-    x_t = add_noise(math.sqrt(variance) * draw(draws, size), eps, abar_t)
+    t = torch.randint(len(abar), (draws,), generator=generator)
+    abar_t, eps = abar.double()[t], draw(draws, size)
+    x_t = diffusion(abar.double()).x_t(math.sqrt(variance) * draw(draws, size), eps, t)
     gain = ((1 - abar_t).sqrt() / (abar_t * variance + 1 - abar_t))[:, None]
     init = gain * x_t * (1.0 if optimal else 0.8)
     model = init + 0.1 * gain * x_t @ draw(size, size) / math.sqrt(size)

@@ -26,6 +26,8 @@ def main(
     Examples:
       python -m workbench.train --set reference.policy=frozen
       python -m workbench.train experiments/default.toml --set train.steps=256 --output trained/
+      python -m workbench.train --set lora.rank=8 --set train.lr=3e-4 --output lora/
+      torchrun --nproc-per-node 2 -m workbench.train        (or: accelerate launch -m workbench.train)
     """
     from workbench.config import load, parse_override
     from workbench.errors import UserError
@@ -35,10 +37,13 @@ def main(
         raise UserError(f"--output {output}: not an empty folder; choose a new one")
     from tqdm import tqdm
 
-    from workbench import tracking
-    from workbench.run import check, datasets, describe, execute, prepare, provenance
+    from workbench import processes, tracking
+    from workbench.run import Silence, check, datasets, describe, execute, prepare, provenance
 
     silence_transformers()
+    if not processes.is_main():
+        execute(config, Silence(), save_to=output)
+        return
     client = tracking.connect()
     check(config)
     found = tracking.find_study(client, study_name(study)) if study else None
@@ -47,6 +52,7 @@ def main(
         parent = tracking.open_study(client, study, f"Study **{study}**: single runs.")
     label = name or f"{experiment.stem if experiment else 'train'}-{time.strftime('%m%d-%H%M%S')}"
     tags = provenance() | {
+        "workbench.processes": str(processes.world()),
         "workbench.kind": "run",
         "workbench.arm": label,
         "mlflow.note.content": describe(config),

@@ -1,20 +1,24 @@
-"""The training loop: a generator of step records. It knows tensors and functions, no names of methods."""
+"""The training loop: a generator of step records. It knows tensors and functions, no names of methods.
 
-from collections.abc import Callable, Iterator, Sequence
+On several processes each has its part of every batch, and the record is of the whole.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
-from workbench.data import Batch
+from workbench import processes
+from workbench.encoding import Batch
 from workbench.objectives import Objective, PairErrors
 from workbench.reference import Reference
-from workbench.schedules import add_noise, squared_error
+from workbench.schedules import ForwardProcess, squared_error
 from workbench.timesteps import draw
 
-#: Predicted noise of (denoiser, x_t, t, text).
-Denoise = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+#: Prediction of (denoiser, x_t, t, condition).
+Denoise = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,24 +40,45 @@ class StepRecord:
     lr: float
 
 
+class Noised(NamedTuple):
+    """What a denoiser is given and is to predict of a batch: winners, then losers, (2B, ...)."""
+
+    x_t: Tensor
+    t: Tensor
+    condition: Mapping[str, Tensor]
+    target: Tensor
+
+
+def noised(batch: Batch, t: Tensor, eps: Tensor, process: ForwardProcess) -> Noised:
+    """A batch at timesteps t, (B,), with noise eps, (B, C, H, W); winner and loser share both."""
+    t, eps, x0 = torch.cat([t, t]), torch.cat([eps, eps]), torch.cat([batch.x_w, batch.x_l])
+    condition = {name: torch.cat([x, x]) for name, x in batch.condition.items()}
+    return Noised(process.x_t(x0, eps, t), t, condition, process.target(x0, eps, t))
+
+
 def pair_errors(
-    denoise: Denoise, policy: nn.Module, reference: nn.Module, batch: Batch, t: Tensor, eps: Tensor, abar: Tensor
+    denoise: Denoise,
+    policy: nn.Module,
+    reference: nn.Module,
+    batch: Batch,
+    t: Tensor,
+    eps: Tensor,
+    process: ForwardProcess,
 ) -> PairErrors:
     """Errors of policy and reference on a batch; winner and loser share t and eps and go through in one call.
 
     Args:
         t: timesteps, (B,).
         eps: noise, (B, C, H, W).
-        abar: the schedule, (T,).
+        process: forward process and target, on the device.
     """
-    t, eps, text = torch.cat([t, t]), torch.cat([eps, eps]), torch.cat([batch.text, batch.text])
-    x_t = add_noise(torch.cat([batch.x_w, batch.x_l]), eps, abar[t])
-    predicted = denoise(policy, x_t, t, text)
+    x_t, t, condition, target = noised(batch, t, eps, process)
+    predicted = denoise(policy, x_t, t, condition)
     with torch.no_grad():
-        predicted_reference = denoise(reference, x_t, t, text)
+        predicted_reference = denoise(reference, x_t, t, condition)
     distance_w = squared_error(predicted.chunk(2)[0], predicted_reference.chunk(2)[0])
-    policy_w, policy_l = squared_error(predicted, eps).chunk(2)
-    reference_w, reference_l = squared_error(predicted_reference, eps).chunk(2)
+    policy_w, policy_l = squared_error(predicted, target).chunk(2)
+    reference_w, reference_l = squared_error(predicted_reference, target).chunk(2)
     return PairErrors(policy_w, policy_l, reference_w, reference_l, distance_w)
 
 
@@ -64,11 +89,12 @@ def train(
     *,
     denoise: Denoise,
     objective: Objective,
-    abar: Tensor,
+    process: ForwardProcess,
     density: Tensor,
     lam: Tensor,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler,
     steps: int,
     accumulation: int,
     clip: float,
@@ -78,37 +104,58 @@ def train(
     """Preference optimisation, one record an optimizer step, yielded after the step and the reference's move.
 
     Args:
+        policy: as `processes.wrap` returns it.
+        batches: of this process.
         objective: loss of each pair from (errors, lambda(t)).
-        abar, lam: over t, on the device, (T,).
+        process, lam: over t, on the device, (T,).
         density: probabilities over t, on the CPU, (T,).
-        generator: CPU generator of timesteps and noise, so that devices draw alike.
+        scaler: of the loss, for float16; a disabled one does nothing.
+        generator: CPU generator of timesteps and noise, so that devices and numbers of processes draw alike.
         check_every: steps between looks for non-finite numbers (each one waits for the device).
     Raises:
         FloatingPointError: a loss, gradient or error is not finite; names the step and the numbers.
     """
     unchecked: list[StepRecord] = []
+    weights = processes.bare(policy)
     for step in range(1, steps + 1):
         optimizer.zero_grad(set_to_none=True)
         seen = []
-        for batch in islice(batches, accumulation):
-            t = draw(density, len(batch.x_w), generator).to(batch.x_w.device)
-            eps = torch.randn(batch.x_w.shape, generator=generator).to(batch.x_w.device)
-            errors = pair_errors(denoise, policy, reference.model, batch, t, eps, abar)
-            loss = objective(errors, lam[t]).mean()
-            (loss / accumulation).backward()
+        for micro_step in range(1, accumulation + 1):
+            batch = next(batches)
+            t, eps = draw_noise(batch.x_w, density, generator)
+            with processes.gradients(policy, shared=micro_step == accumulation):
+                errors = pair_errors(denoise, policy, reference.model, batch, t, eps, process)
+                loss = objective(errors, lam[t]).mean()
+                scaler.scale(loss / accumulation).backward()
             seen.append(_summary(loss, errors))
-        grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), clip)
+        scaler.unscale_(optimizer)
+        grad_norm = processes.whole(nn.utils.clip_grad_norm_(weights.parameters(), clip))
         lr = float(schedule.get_last_lr()[0])
-        optimizer.step()
+        scaler.step(optimizer)  # float16: a step whose gradients overflow is left out and the scale halved
+        scaler.update()
         schedule.step()
-        loss_mean, *rest = torch.stack(seen).mean(0)
+        loss_mean, *rest = processes.mean(torch.stack(seen).mean(0))
         record = StepRecord(step, torch.stack([loss_mean, grad_norm.detach(), *rest]), lr)
         unchecked.append(record)
         if step % check_every == 0 or step == steps:
-            _require_finite(unchecked)
+            _require_finite(unchecked, overflow=scaler.is_enabled() and scaler.get_scale() >= 1)
             unchecked.clear()
-        reference.after_step(step, policy)
+        reference.after_step(step, weights)
         yield record
+
+
+def draw_noise(x0: Tensor, density: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Timesteps and noise of this process's part, drawn for the batch of all processes alike on each.
+
+    Args:
+        x0: this process's winners, (B, ...).
+    Returns:
+        t (B,) and eps (B, ...), on x0's device.
+    """
+    together, mine = len(x0) * processes.world(), processes.part_of(len(x0))
+    t = draw(density, together, generator)[mine]
+    eps = torch.randn(together, *x0.shape[1:], generator=generator)[mine]
+    return t.to(x0.device, non_blocking=True), eps.to(x0.device, non_blocking=True)
 
 
 def _summary(loss: Tensor, errors: PairErrors) -> Tensor:
@@ -118,9 +165,11 @@ def _summary(loss: Tensor, errors: PairErrors) -> Tensor:
     return torch.stack([loss.detach(), margin.mean(), accuracy, *(p.detach().mean() for p in parts)])
 
 
-def _require_finite(records: Sequence[StepRecord]) -> None:
+def _require_finite(records: Sequence[StepRecord], overflow: bool) -> None:
+    """Args: overflow: whether a gradient may be too large for its precision, its step having been left out."""
     for record, values in zip(records, torch.stack([r.values for r in records]).tolist(), strict=True):
-        if not all(abs(v) < float("inf") for v in values):
+        spared = StepRecord.NAMES.index("train/grad_norm") if overflow else None
+        if not all(abs(v) < float("inf") for place, v in enumerate(values) if place != spared):
             numbers = ", ".join(f"{n} = {v:.4g}" for n, v in zip(StepRecord.NAMES, values, strict=True))
             raise FloatingPointError(f"step {record.step}: not finite ({numbers})")
 

@@ -22,8 +22,9 @@ def requeue(study: Study, trial: FrozenTrial) -> None:
     if any(t.user_attrs.get("retry_of") == trial.number for t in study.get_trials(deepcopy=False)):
         return
     kept = {key: value for key, value in trial.user_attrs.items() if key in ("arm", "name", "overrides")}
-    attributes = kept | {"retry_of": trial.number, "dead_run": trial.user_attrs.get("run_id", "")}
-    study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params}, user_attrs=attributes)
+    study.enqueue_trial(
+        {**trial.system_attrs.get("fixed_params", {}), **trial.params}, user_attrs=kept | {"retry_of": trial.number}
+    )
 
 
 def died(trial: FrozenTrial) -> bool:

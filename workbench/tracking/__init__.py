@@ -7,8 +7,9 @@ is what notebooks read.
 
 from workbench.tracking.reader import load_history, load_runs, load_samples, load_sheets
 from workbench.tracking.store import (
+    Client,
     attach,
-    bury,
+    bury_trial,
     connect,
     experiment,
     find_study,
@@ -21,14 +22,17 @@ from workbench.tracking.store import (
     studies,
     tracking_uri,
     ui_command,
+    ui_evaluations,
     ui_link,
 )
+from workbench.tracking.weights import kept_model, kept_models
 from workbench.tracking.writer import Tracker, history
 
 __all__ = [
+    "Client",
     "Tracker",
     "attach",
-    "bury",
+    "bury_trial",
     "connect",
     "experiment",
     "find_study",
@@ -36,6 +40,8 @@ __all__ = [
     "finished",
     "history",
     "is_complete",
+    "kept_model",
+    "kept_models",
     "link_claims",
     "load_history",
     "load_runs",
@@ -46,5 +52,6 @@ __all__ = [
     "studies",
     "tracking_uri",
     "ui_command",
+    "ui_evaluations",
     "ui_link",
 ]

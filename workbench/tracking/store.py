@@ -16,6 +16,7 @@ from workbench.cli import this_python
 from workbench.errors import Failure, UserError
 
 EXPERIMENT = "diffusion-dpo"
+Client = MlflowClient  # by this name for rooms that do not know MLflow
 STATUS = {"complete": "FINISHED", "failed": "FAILED"}  # of a run by its state; any other is KILLED
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -110,6 +111,11 @@ def ui_link(client: MlflowClient, study: str | None = None, port: int = 5000) ->
     Sorted by win rate, since the UI hides child runs behind their parent only where it sorts by date.
     """
     return _charts(client, f"tags.`workbench.study` = '{_quoted(study)}'" if study else "", port)
+
+
+def ui_evaluations(client: MlflowClient, port: int = 5000) -> str:
+    """Direct link to the charts of all evaluations in a local MLflow UI."""
+    return _charts(client, "tags.`workbench.kind` = 'evaluation'", port)
 
 
 def _charts(client: MlflowClient, where: str, port: int) -> str:
@@ -239,6 +245,14 @@ def bury(client: MlflowClient, run_id: str) -> None:
     """End the run of a process that died."""
     client.set_tag(run_id, "workbench.state", "interrupted")
     client.set_terminated(run_id, "KILLED")
+
+
+def bury_trial(client: MlflowClient, parent: str, number: int) -> None:
+    """End what a trial's dead process left running, also where it died before it could say which run was its own."""
+    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' AND tags.`workbench.trial` = '{number}'"
+    place = client.get_run(parent).info.experiment_id
+    for run in client.search_runs([place], f"{query} AND attributes.status = 'RUNNING'"):
+        bury(client, run.info.run_id)
 
 
 def attach(study: str, path: Path, where: str = "figures") -> None:

@@ -1,0 +1,42 @@
+"""What every process of a run saw: `torchrun ... tests/ranks.py SETTINGS.json OUT` writes OUT/RANK.json."""
+
+import json
+import sys
+from pathlib import Path
+
+from workbench import processes
+from workbench.config import resolve
+from workbench.run import execute
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self):
+        self.metrics, self.tables = {}, {}
+
+    def log(self, step, metrics):
+        self.metrics.setdefault(step, {}).update(metrics)
+
+    def image(self, key, step, pixels):
+        pass
+
+    def picture(self, file, pixels):
+        self.tables[file] = pixels.astype(float).mean()
+
+    def table(self, file, columns):
+        self.tables[file] = {name: list(values) for name, values in columns.items()}
+
+    def artifact(self, path, folder=None):
+        pass
+
+
+def main(settings: str, out: str) -> None:
+    heard = Heard()
+    execute(resolve(json.loads(Path(settings).read_text())), heard, save_to=Path(out) / "trained")
+    found = {"metrics": heard.metrics, "tables": heard.tables}
+    (Path(out) / f"{processes.rank()}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

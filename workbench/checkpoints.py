@@ -1,0 +1,153 @@
+"""Checkpoints in diffusers' layout: found on disk or on the hub, checked, and what is wrong with them in one line."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from workbench.errors import Failure, UserError
+
+ASSETS = Path(str(files("workbench"))) / "assets"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+WHOLE = 64 * 2**20  # files up to this size are hashed whole
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A diffusers folder on this machine.
+
+    Attributes:
+        source: what the user called it.
+        index: its model_index.json.
+        options: how its weights are read: never from pickles.
+    """
+
+    source: str
+    folder: Path
+    index: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    @property
+    def pipeline(self) -> str:
+        """Name of the diffusers pipeline that it belongs to."""
+        return str(self.index.get("_class_name"))
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The config.json of a part."""
+        with self.explained(part):
+            return json.loads((self.folder / part / "config.json").read_text())
+
+    def require(self, *parts: str) -> None:
+        """Raise UserError unless these parts are there; a part that the index gives as null may be left out."""
+        missing = [p for p in parts if self.index.get(p, [0])[0] is not None and not (self.folder / p).is_dir()]
+        if missing:
+            raise UserError(f"model.path = {self.source!r}: no {', '.join(missing)} in {self.folder}")
+        for part in parts:
+            folder = self.folder / part
+            pickled = [*folder.glob("*.bin"), *folder.glob("*.ckpt")] if folder.is_dir() else []
+            if pickled and not any(folder.glob("*.safetensors")):
+                raise UserError(
+                    f"model.path = {self.source!r}: {part} has only pickled weights ({pickled[0].name}); give "
+                    "safetensors"
+                )
+
+    @contextmanager
+    def explained(self, part: str = "") -> Iterator[None]:
+        """What goes wrong while it is read becomes one line."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, UserError) or "out of memory" in str(error):
+                raise
+            where = f"{part} " if part else ""
+            raise UserError(f"model.path = {self.source!r}: {where}cannot be loaded ({one_line(error)})") from None
+
+
+def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
+    """A checkpoint by folder, hub id or "embedded"; from the hub through its own cache, with its own token handling.
+
+    Raises:
+        UserError: no such folder, or not a diffusers checkpoint.
+        Failure: the hub does not answer, or does not have it.
+    """
+    folder = ASSETS / "model" if source == "embedded" else Path(source)
+    if not folder.exists() and HUB_ID.fullmatch(source):
+        folder = _download(source, revision, variant)
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(
+            f"model.path = {source!r}: not a checkpoint folder in diffusers' layout (no model_index.json in {folder})"
+        ) from None
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    return Checkpoint(source, folder, index, options | ({"variant": variant} if variant else {}))
+
+
+def _download(source: str, revision: str, variant: str) -> Path:
+    from diffusers import DiffusionPipeline
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    what = f"model.path = {source!r}" + (f", model.revision = {revision!r}" if revision else "")
+    try:
+        return Path(
+            DiffusionPipeline.download(source, revision=revision or None, variant=variant or None, use_safetensors=True)
+        )
+    except GatedRepoError:
+        raise Failure(
+            f"{what}: needs its licence accepted on the hub and a token (hf auth login, or HF_TOKEN)"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{what}: no such revision on the hub") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{what}: neither a folder here nor a model on the hub (a private one needs HF_TOKEN)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise Failure(
+            f"{what}: no such folder, and the hub could not be reached for it; give a local diffusers folder, or try "
+            f"again ({one_line(error)[:200]})"
+        ) from None
+
+
+def family_of(checkpoint: Checkpoint, pipelines: Mapping[str, str]) -> str:
+    """The family whose pipeline the checkpoint names.
+
+    Args:
+        pipelines: diffusers pipeline -> family.
+    Raises:
+        UserError: none of these.
+    """
+    if checkpoint.pipeline not in pipelines:
+        raise UserError(
+            f"model.path = {checkpoint.source!r}: a checkpoint for {checkpoint.pipeline}; expected one of "
+            + ", ".join(pipelines)
+        )
+    return pipelines[checkpoint.pipeline]
+
+
+def digest_of(paths: Sequence[Path]) -> str:
+    """SHA-256 over names, sizes and contents; of a file above 64 MiB the first and last MiB stand for its contents."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as stream:
+            if size <= WHOLE:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            else:
+                digest.update(stream.read(2**20))
+                stream.seek(-(2**20), 2)
+                digest.update(stream.read())
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""`python -m workbench.encode`: latents and embeddings of an experiment's preference pairs, once, before training."""
+
+from pathlib import Path
+
+import click
+
+from workbench.cli import command, experiment_argument, set_option, settings_option, silence_transformers
+
+#: Rows of Pick-a-Pic v2's training split.
+FULL = 959_040
+
+
+@experiment_argument
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder for the stores; default: the cache, where training looks."
+)
+@click.option(
+    "--split", "splits", type=click.Choice(["train", "validation"]), multiple=True, help="Only this one. Repeatable."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Pairs in one call of the autoencoder. Default: by resolution."
+)
+@click.option("--workers", type=click.IntRange(1), help="Threads that decode images. Default: one a core.")
+@click.option(
+    "--shard", type=click.IntRange(1), default=4096, show_default=True, help="Pairs a shard; a kill loses one at most."
+)
+@click.option("--estimate", type=click.IntRange(8), metavar="PAIRS", help="Try so many and say what all would take.")
+@set_option
+@settings_option
+def main(
+    experiment: Path | None, output: Path | None, splits: tuple[str, ...], batch_size: int | None, workers: int | None,
+    shard: int, estimate: int | None, overrides: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Encode an experiment's pairs: latents of both images, embeddings of the captions, in safetensors shards.
+
+    Training does the same by itself where it finds nothing; this is for large data, on a machine of its own. Killed, it
+    goes on with the shard it was in. With --output, train from the folders: --set data.train=FOLDER/train.
+
+    \b
+    Examples:
+      python -m workbench.encode
+      python -m workbench.encode experiments/sd15.toml --output /data/pickapic-sd15 --workers 16
+      python -m workbench.encode experiments/sd15.toml --estimate 64
+    """
+    from workbench.config import load, parse_override
+    from workbench.data import open_rows, report
+    from workbench.encoding import Encoding, encode
+    from workbench.run import open_backend
+
+    config = load(experiment, dict(parse_override(text) for text in overrides))
+    silence_transformers()
+    wanted = splits or ("train", "validation")
+    rows = {split: open_rows(getattr(config.data, split), split) for split in wanted}  # columns first, weights later
+    backend = open_backend(config.model)
+    if estimate:
+        click.echo(_estimate(rows[wanted[0]], backend, config.data.dtype, estimate, batch_size or 0, workers or 0))
+        return
+    for split in wanted:
+        encoding = Encoding(config.data.limit, config.data.flip and split == "train", config.data.dtype)
+        into = output / split if output else None
+        pairs = encode(
+            rows[split], backend, encoding, into=into, shard=shard, batch_size=batch_size or 0, workers=workers or 0
+        )
+        size = sum(x.nbytes for shard in pairs.shards for x in shard.values())
+        click.echo(f"{split}: {len(pairs)} pairs, {size / 1e6:,.1f} MB, digest {pairs.digest[:12]}")
+        click.echo(f"  {report(pairs.counts)}")
+        if into:
+            click.echo(f"  --set data.{split}={into}")
+
+
+def _estimate(rows, backend, dtype: str, count: int, batch_size: int, workers: int) -> str:
+    """A table: what was measured on `count` pairs, and what the data and the whole of Pick-a-Pic v2 would take."""
+    import time
+
+    from workbench.encoding import Encoding, in_memory
+    from workbench.markdown import markdown_table
+
+    in_memory(rows, backend, Encoding(1, dtype=dtype))  # loads the weights
+    start = time.perf_counter()
+    pairs = in_memory(rows, backend, Encoding(count, dtype=dtype), batch_size, workers)
+    seconds = (time.perf_counter() - start) / len(pairs)
+    (shard,) = pairs.shards
+    text = {name: x for name, x in shard.items() if name.startswith("text.")}
+    a_caption = sum(x[0].nbytes for x in text.values())
+    a_pair = sum(x[0].nbytes for name, x in shard.items() if name not in text)
+    captions, usable = len(next(iter(text.values()))) / len(pairs), len(pairs) / sum(pairs.counts.values())
+
+    def line(what: str, total: int) -> tuple:
+        used = total * usable
+        gigabytes = used * (a_pair + captions * a_caption) / 1e9
+        return what, f"{used:,.0f}", f"{gigabytes:,.2f} GB", f"{used * seconds / 3600:,.2f} h"
+
+    lines = [line("measured sample", round(len(pairs) / usable))]
+    lines += [line("these data", rows.total)] if rows.total else []
+    lines += [line("Pick-a-Pic v2, train", FULL)]
+    head = ("", "pairs that count", "disk", "time")
+    note = (
+        f"{backend.checkpoint.source}, {backend.resolution} px, {dtype}, on {backend.device.type}: "
+        f"{1e3 * seconds:.1f} ms and {a_pair:,} bytes a pair, {captions:.2f} captions a pair of {a_caption:,} bytes.\n"
+        "Captions recur more often in larger data: the disk is an upper estimate."
+    )
+    return f"{note}\n\n{markdown_table(head, lines)}"
+
+
+main = command(main)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,447 @@
+"""Preference pairs as the trainer reads them: latents and embeddings, encoded once and mapped from disk.
+
+A store is a folder of safetensors shards and an index.json, which is written last. A shard holds x_w and x_l (latents),
+`pair.NAME` (what the denoiser is told of a pair), `caption` (which caption, counted over all shards) and, for the
+captions that are new in it, `text.NAME`; its header says what a continued encoding has to know. Or there is no store
+and pairs are encoded as they are read (`StreamedPairs`).
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from workbench import processes
+from workbench.backends import Backend
+from workbench.cache import digest, folder
+from workbench.checkpoints import one_line
+from workbench.data import Pair, Rows, decode, report, select
+from workbench.errors import Failure, UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = "pairs-2"  # part of every digest: raise it when encoding changes
+INDEX = "index.json"
+AHEAD = 2  # chunks decoded ahead of the encoder
+
+
+class Batch(NamedTuple):
+    """Pairs on the device: x_w, x_l (B, C, H, W), float32, and what the denoiser is told of each, (B, ...) by name."""
+
+    x_w: Tensor
+    x_l: Tensor
+    condition: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How pairs are encoded; all of it decides the numbers.
+
+    Attributes:
+        limit: at most so many pairs that count; 0 = all.
+        flip: every pair also mirrored, both of its images alike.
+        dtype: "float32" or "float16", of what is stored.
+    """
+
+    limit: int = 0
+    flip: bool = False
+    dtype: str = "float32"
+
+
+class EncodedPairs:
+    """Encoded pairs, in memory or mapped from disk.
+
+    Attributes:
+        counts: how many rows were read and what became of them.
+        digest: of everything that went in.
+    """
+
+    def __init__(self, shards: Sequence[Mapping[str, Tensor]], counts: Mapping[str, int], digest: str):
+        self.shards, self.counts, self.digest = list(shards), dict(counts), digest
+        self._pairs = _starts([len(s["x_w"]) for s in shards])
+        names = [name for name in shards[0] if name.startswith("text.")]
+        self._captions = _starts([len(s[names[0]]) for s in shards])
+        self.shape = tuple(shards[0]["x_w"].shape[1:])
+
+    def __len__(self) -> int:
+        return int(self._pairs[-1])
+
+    def gather(self, index: Tensor, device: torch.device) -> Batch:
+        """The pairs at `index`, (B,), on the device."""
+        caption = self._rows("caption", index, self._pairs)
+        condition = {
+            name.partition(".")[2]: self._rows(
+                name, *((caption, self._captions) if name.startswith("text.") else (index, self._pairs))
+            )
+            for name in self.shards[0]
+            if "." in name
+        }
+        moved = lambda x: x.to(device, non_blocking=True).float()  # noqa: E731
+        x_w, x_l = (moved(self._rows(name, index, self._pairs)) for name in ("x_w", "x_l"))
+        return Batch(x_w, x_l, {name: moved(x) for name, x in condition.items()})
+
+    def _rows(self, name: str, index: Tensor, starts: Tensor) -> Tensor:
+        if len(self.shards) == 1:
+            return self.shards[0][name][index]
+        shard = torch.searchsorted(starts, index, right=True) - 1
+        places = zip(shard.tolist(), (index - starts[shard]).tolist(), strict=True)
+        return torch.stack([self.shards[s][name][i] for s, i in places])
+
+    def batches(self, size: int, generator: Generator, device: torch.device) -> Iterator[Batch]:
+        """Endless batches of this process, shuffled anew each epoch; a batch may span two epochs.
+
+        Raises:
+            UserError: fewer pairs than a batch of all processes holds.
+        """
+        together = size * processes.world()
+        if len(self) < together:
+            raise UserError(f"train.batch_size = {size}: only {len(self)} pairs; lower it or give more data")
+        order = torch.empty(0, dtype=torch.int64)
+        while True:
+            while len(order) < together:
+                order = torch.cat([order, torch.randperm(len(self), generator=generator)])
+            index, order = order[:together], order[together:]
+            yield self.gather(index[processes.part_of(size)], device)
+
+    def head(self, count: int) -> "EncodedPairs":
+        """Itself: every pair of it can be had."""
+        return self
+
+
+def _starts(sizes: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *sizes]).cumsum(0)
+
+
+@dataclass
+class StreamedPairs:
+    """Pairs that are decoded and encoded each time they are read: nothing is kept, an epoch costs what the first did.
+
+    Rows are shuffled within a buffer of `buffer` rows, anew each epoch.
+    """
+
+    rows: Rows
+    backend: Backend
+    encoding: Encoding
+    buffer: int = 1000
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Of everything that goes in."""
+        return key_of(self.rows, self.backend, self.encoding)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a latent."""
+        return self.head(1).shape
+
+    def head(self, count: int) -> EncodedPairs:
+        """The first `count` pairs, encoded in memory."""
+        return in_memory(self.rows, self.backend, Encoding(count, False, self.encoding.dtype))
+
+    def batches(self, size: int, generator: Generator, device: torch.device) -> Iterator[Batch]:
+        """Endless batches of this process.
+
+        Raises:
+            UserError: no row of the data counts.
+        """
+        draw = lambda: int(torch.randint(2**31, (), generator=generator))  # noqa: E731
+        waiting: list[Pair] = []
+        together = size * processes.world()
+        while True:
+            found = 0
+            shuffled = Rows(self.rows.dataset.shuffle(seed=draw(), buffer_size=self.buffer), "", self.rows.key)
+            for pairs, _, _ in _decoded(shuffled, self.backend.resolution, together, None):
+                if self.encoding.flip:
+                    mirror = torch.rand(len(pairs), generator=generator) < 0.5
+                    pairs = [_mirrored(p) if m else p for p, m in zip(pairs, mirror, strict=True)]
+                found += len(pairs)
+                waiting += pairs
+                while len(waiting) >= together:
+                    batch, waiting = waiting[:together], waiting[together:]
+                    yield self._batch(batch[processes.part_of(size)], device)
+                if self.encoding.limit and found >= self.encoding.limit:
+                    break
+            if not found:
+                raise UserError(f"{self.rows.key}: no usable row")
+
+    def _batch(self, pairs: Sequence[Pair], device: torch.device) -> Batch:
+        tensors = _latents(pairs, self.backend)
+        text = self.backend.encode_text([p.caption for p in pairs])
+        condition = {name.partition(".")[2]: x for name, x in tensors.items() if "." in name} | text
+        return Batch(
+            tensors["x_w"].to(device),
+            tensors["x_l"].to(device),
+            {k: v.to(device).float() for k, v in condition.items()},
+        )
+
+
+def key_of(rows: Rows, backend: Backend, encoding: Encoding) -> str:
+    """Digest of everything that an encoding of these rows depends on."""
+    return digest(FORMAT, rows.digest, encoding, backend.PIPELINE, backend.digest("vae", *backend.ENCODERS))
+
+
+def images_at_once(resolution: int) -> int:
+    """Pairs in one call of the autoencoder: 4 at 512 pixels, 1 at 1024."""
+    return max(1, min(64, 2**20 // resolution**2))
+
+
+def encode(
+    rows: Rows,
+    backend: Backend,
+    encoding: Encoding = Encoding(),
+    *,
+    into: Path | None = None,
+    shard: int = 4096,
+    batch_size: int = 0,
+    workers: int = 0,
+) -> EncodedPairs:
+    """Encode what is not yet encoded, and open it. Killed at any moment, it goes on with the shard it was in.
+
+    Args:
+        into: the store's folder; default: under its digest in the cache.
+        shard: pairs a shard, at least.
+        batch_size: pairs in one call of the autoencoder; 0 = by resolution.
+        workers: threads that decode images; 0 = one a core.
+    Raises:
+        UserError: the folder holds other data, a file is damaged, or no row counts.
+        Failure: the disk is full, or the hub does not answer.
+    """
+    key = key_of(rows, backend, encoding)
+    place = into or folder() / f"pairs-{key[:32]}"
+    while not (place / INDEX).is_file():
+        if processes.local_rank() == 0:
+            _build(place, key, rows, backend, encoding, shard, batch_size, workers)
+        else:
+            time.sleep(0.2)  # no collective: this may take hours
+    return open_store(place, key=key)
+
+
+def open_store(place: Path, *, key: str = "", backend: Backend | None = None) -> EncodedPairs:
+    """An encoded store.
+
+    Args:
+        key: the digest that it must have.
+        backend: whose autoencoder and text encoders it must come from.
+    Raises:
+        UserError: it is other data, another model's, incomplete or damaged.
+    """
+    try:
+        index = json.loads((place / INDEX).read_text())
+        shards = index["shards"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{place}: no readable {INDEX}; encode again (python -m workbench.encode)") from None
+    if index.get("format") != FORMAT:
+        raise UserError(
+            f"{place}: format {index.get('format')!r}, expected {FORMAT!r}; delete the folder and encode again"
+        )
+    if key and index["digest"] != key:
+        raise UserError(
+            f"{place}: holds pairs encoded from other data, model or settings (digest {index['digest'][:12]}, these "
+            f"have {key[:12]}); choose another folder or delete it"
+        )
+    if backend and index["encoders"] != backend.digest("vae", *backend.ENCODERS):
+        raise UserError(
+            f"{place}: encoded by another autoencoder, text encoder, precision or resolution ({index['model']}, "
+            f"{index['resolution']} px) than {backend.checkpoint.source} ({backend.resolution} px); encode again"
+        )
+    opened = []
+    for entry in shards:
+        path = place / Path(entry["file"]).name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            have = f"{path.stat().st_size} of {entry['bytes']} bytes" if path.is_file() else "missing"
+            raise UserError(f"{path}: {have}; delete {INDEX} and run the encoding again: whole shards are kept")
+        try:
+            opened.append(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: damaged ({error}); delete it and {INDEX} and run the encoding again") from None
+    return EncodedPairs(opened, index["counts"], index["digest"])
+
+
+def in_memory(rows: Rows, backend: Backend, encoding: Encoding, batch_size: int = 0, workers: int = 0) -> EncodedPairs:
+    """The same as `encode` without a store."""
+    progress = _Progress()
+    shards = [tensors for tensors, _ in _shards(rows, backend, encoding, 2**62, batch_size, workers, progress)]
+    if not shards:
+        raise UserError(f"{rows.key}: no usable row ({report(progress.counts)})")
+    return EncodedPairs(shards, progress.counts, key_of(rows, backend, encoding))
+
+
+@dataclass
+class _Progress:
+    """Where an encoding stands: what the next shard has to know."""
+
+    counts: Counter = field(default_factory=Counter)
+    captions: dict[str, int] = field(default_factory=dict)
+    state: Mapping[str, Any] | None = None
+    shards: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _build(
+    place: Path, key: str, rows: Rows, backend: Backend, encoding: Encoding, shard: int, batch_size: int, workers: int
+) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    progress = _resumed(place, key)
+    if progress.shards:
+        log.warning("%s: going on after %d pairs", place.name, progress.counts["used"])
+    try:
+        for tensors, new in _shards(rows, backend, encoding, shard, batch_size, workers, progress):
+            path = place / f"pairs-{len(progress.shards):05d}.safetensors"
+            header = {"digest": key, "captions": new, "counts": dict(progress.counts), "state": progress.state}
+            _write(path, tensors, {"workbench": json.dumps(header)})  # one entry: several come in a random order
+            progress.shards.append({"file": path.name, "pairs": len(tensors["x_w"]), "bytes": path.stat().st_size})
+    except (OSError, SafetensorError) as error:  # a full disk is either, depending on who wrote
+        raise Failure(f"{place}: cannot be written ({one_line(error)}); whole shards stay, run it again") from None
+    if not progress.shards:
+        shutil.rmtree(place, ignore_errors=True)
+        raise UserError(f"{rows.key}: no usable row ({report(progress.counts)})")
+    index = {
+        "format": FORMAT,
+        "digest": key,
+        "source": rows.key,
+        "model": backend.checkpoint.source,
+        "encoders": backend.digest("vae", *backend.ENCODERS),
+        "resolution": backend.resolution,
+        "dtype": encoding.dtype,
+        "flip": encoding.flip,
+        "pairs": sum(s["pairs"] for s in progress.shards),
+        "captions": len(progress.captions),
+        "counts": dict(progress.counts),
+        "shards": progress.shards,
+    }
+    partial = place / f"{INDEX}.{os.getpid()}"
+    partial.write_text(json.dumps(index, indent=1))
+    os.replace(partial, place / INDEX)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}")
+    try:
+        save_file({name: x.contiguous() for name, x in tensors.items()}, partial, metadata=header)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _resumed(place: Path, key: str) -> _Progress:
+    """Where an earlier encoding stopped, from its whole shards, up to the first that is missing or damaged."""
+    progress = _Progress()
+    while (path := place / f"pairs-{len(progress.shards):05d}.safetensors").is_file():
+        try:
+            with safe_open(path, "pt") as shard:
+                header = json.loads((shard.metadata() or {}).get("workbench", "{}"))
+                pairs = shard.get_slice("x_w").get_shape()[0]
+        except (SafetensorError, OSError, ValueError):
+            log.warning("%s is damaged: encoding it again", path)
+            break
+        if header.get("digest") != key:
+            raise UserError(
+                f"{place}: holds shards of other data, another model or other settings; choose another folder or "
+                "delete it"
+            )
+        progress.counts, progress.state = Counter(header["counts"]), header["state"]
+        progress.captions |= {c: len(progress.captions) + i for i, c in enumerate(header["captions"])}
+        progress.shards.append({"file": path.name, "pairs": pairs, "bytes": path.stat().st_size})
+    return progress
+
+
+def _shards(
+    rows: Rows, backend: Backend, encoding: Encoding, shard: int, batch_size: int, workers: int, progress: _Progress
+) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    """Tensors of one shard after another, each with the captions that are new in it; `progress` is kept up."""
+    parts: list[dict[str, Tensor]] = []
+    new: list[str] = []
+    size = batch_size or images_at_once(backend.resolution)
+    counts, captions = progress.counts, progress.captions
+    done = sum(counts.values())
+    bar = tqdm(total=rows.total or None, initial=done, desc="encode pairs", unit="row", leave=False)
+    with bar:
+        for pairs, state, read in _decoded(rows, backend.resolution, size, progress.state, workers):
+            if encoding.limit:
+                pairs = pairs[: encoding.limit - counts["used"]]
+            counts.update(read)
+            counts["used"] += len(pairs)
+            bar.update(sum(read.values()) + len(pairs))
+            bar.set_postfix(used=counts["used"], refresh=False)
+            for group in (pairs, [_mirrored(p) for p in pairs] if encoding.flip else []):
+                if not group:
+                    continue
+                for pair in group:
+                    if pair.caption not in captions:
+                        captions[pair.caption] = len(captions)
+                        new.append(pair.caption)
+                tensors = _latents(group, backend) | {"caption": torch.tensor([captions[p.caption] for p in group])}
+                parts.append({name: x.cpu() for name, x in tensors.items()})
+            progress.state = state
+            full = encoding.limit and counts["used"] >= encoding.limit
+            if parts and (full or sum(len(p["x_w"]) for p in parts) >= shard):
+                yield _joined(parts, new, backend, encoding), new
+                parts, new = [], []
+            if full:
+                return
+    if parts:
+        yield _joined(parts, new, backend, encoding), new
+
+
+def _joined(parts: list[dict[str, Tensor]], new: list[str], backend: Backend, encoding: Encoding) -> dict[str, Tensor]:
+    tensors = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    asked = new or [""]  # a shard without new captions still says which embeddings there are
+    chunks = [backend.encode_text(asked[i : i + 64]) for i in range(0, len(asked), 64)]
+    tensors |= {f"text.{name}": torch.cat([c[name] for c in chunks]).cpu()[: len(new)] for name in chunks[0]}
+    dtype = getattr(torch, encoding.dtype)
+    return {
+        name: x.to(dtype) if x.is_floating_point() and not name.startswith("pair.") else x
+        for name, x in tensors.items()
+    }
+
+
+def _latents(pairs: Sequence[Pair], backend: Backend) -> dict[str, Tensor]:
+    """Latents of both images of each pair, in one call, and what the denoiser is told of the pair."""
+    x_w, x_l = backend.encode_images(np.stack([p.w for p in pairs] + [p.l for p in pairs])).chunk(2)
+    told = [backend.pair_condition(*p.size, *p.corner) for p in pairs]
+    return {"x_w": x_w, "x_l": x_l} | {f"pair.{name}": torch.stack([t[name] for t in told]) for name in told[0]}
+
+
+def _mirrored(pair: Pair) -> Pair:
+    return pair._replace(w=pair.w[:, ::-1], l=pair.l[:, ::-1])
+
+
+def _decoded(
+    rows: Rows, resolution: int, size: int, state: Mapping[str, Any] | None, workers: int = 0
+) -> Iterator[tuple[list[Pair], Mapping[str, Any], Counter]]:
+    """Pairs that count, a chunk of rows at a time, decoded ahead on threads; with the state after the chunk.
+
+    The counter holds what became of the chunk's other rows.
+    """
+    waiting: deque[tuple[list[Future], Mapping[str, Any], Counter]] = deque()
+    threads = workers or len(os.sched_getaffinity(0))
+
+    def finished() -> tuple[list[Pair], Mapping[str, Any], Counter]:
+        futures, after, counts = waiting.popleft()
+        pairs = [future.result() for future in futures]
+        whole = [pair for pair in pairs if pair is not None]
+        counts["undecodable"] += len(pairs) - len(whole)
+        return whole, after, counts
+
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk, after in rows.chunks(size, state):
+            counts: Counter = Counter()
+            waiting.append(([pool.submit(decode, row, resolution) for row in select(chunk, counts)], after, counts))
+            if len(waiting) > AHEAD:
+                yield finished()
+        while waiting:
+            yield finished()

@@ -1,0 +1,160 @@
+"""The processes of one run: `torchrun` or `accelerate launch` starts them, each with a part of every batch.
+
+Every process draws the same batch, timesteps and noise and takes its part, so that a run on R processes with batches of
+B is the run on one process with batches of R B, to rounding. Work over many samples is spread over the processes and
+collected again on all. With one process nothing here does anything.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@lru_cache(maxsize=1)
+def _state() -> Any:
+    """accelerate's PartialState, which joins the process group; None with one process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def world() -> int:
+    """Number of processes."""
+    return _state().num_processes if _state() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return _state().process_index if _state() else 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine, from 0."""
+    return _state().local_process_index if _state() else 0
+
+
+def is_main() -> bool:
+    """Whether this process speaks for the run."""
+    return rank() == 0
+
+
+def agreed(here: bool) -> bool:
+    """Whether something is so on every process; all of them have to ask."""
+    return here if _state() is None else bool(mean(torch.tensor(float(here), device=_state().device)) == 1)
+
+
+def part_of(count: int) -> slice:
+    """This process's part of a batch of `count` * world."""
+    return slice(rank() * count, (rank() + 1) * count)
+
+
+def spread(count: int) -> Tensor:
+    """This process's share of 0..count-1: every world-th, as many on each, the last ones repeated to fill up."""
+    each = -(-count // world())
+    return (torch.arange(each) * world() + rank()).clamp(max=count - 1)
+
+
+def collect(values: Tensor, count: int) -> Tensor:
+    """What the processes found for their `spread`, in order, on every process.
+
+    Args:
+        values: this process's, (ceil(count / world), ...).
+    Returns:
+        Shape (count, ...).
+    """
+    if _state() is None:
+        return values
+    mine = values.contiguous().to(_state().device)
+    parts = [torch.empty_like(mine) for _ in range(world())]
+    torch.distributed.all_gather(parts, mine)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:count].to(values.device)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over processes, the same on each."""
+    if _state() is None:
+        return values
+    total = values.clone()
+    torch.distributed.all_reduce(total)
+    return total / world()
+
+
+def wrap(model: nn.Module, how: str, trained: bool) -> nn.Module:
+    """The model as it takes part in a run on several processes; itself with one.
+
+    Args:
+        how: "ddp": a copy a process, gradients averaged; "fsdp": weights sharded over the processes, in place.
+        trained: whether gradients are needed.
+    """
+    if _state() is None:
+        return model
+    if how == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for block in _blocks(model):
+            fully_shard(block)
+        fully_shard(model)
+        return model
+    if not trained:
+        return model
+    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, whose parameters are its own, without what `wrap` may have put around it."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The parts of a denoiser that are gathered one at a time: a UNet's blocks, a transformer's layers."""
+    for name in ("down_blocks", "mid_block", "up_blocks", "transformer_blocks"):
+        part = getattr(model, name, None)
+        if part is not None:
+            yield from part if isinstance(part, nn.ModuleList) else [part]
+
+
+@contextmanager
+def gradients(model: nn.Module, shared: bool) -> Iterator[None]:
+    """Forward and backward passes in here average their gradients over the processes only if `shared`."""
+    if isinstance(model, nn.parallel.DistributedDataParallel) and not shared:
+        with model.no_sync():
+            yield
+        return
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(shared)  # type: ignore[operator]
+    yield
+
+
+def assign(parameter: Any, value: Tensor) -> None:
+    """Copy a whole tensor, or one sharded alike, into a parameter that may be sharded."""
+    if hasattr(parameter, "device_mesh") and not hasattr(value, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be sharded, in one piece."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether its weights lie in shards on the processes."""
+    return any(hasattr(p, "full_tensor") for p in model.parameters())
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights in one piece on the CPU, of the main process; every process has to ask."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    return weights
