@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from workbench.backends import load, pick_device
+from workbench.backends import load
 from workbench.errors import UserError
+from workbench.processes import pick_device
 
 CPU = torch.device("cpu")
 

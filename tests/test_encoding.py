@@ -152,6 +152,13 @@ def test_a_store_of_another_model_is_refused(rows, backend, workplace):
         open_store(workplace / "store", backend=backend)
 
 
+def test_of_a_store_the_first_pairs_can_be_taken_and_its_flips_must_be_as_asked(rows, backend, workplace):
+    pairs = encode(open_rows(rows, "train"), backend, Encoding(flip=True), into=workplace / "store")
+    assert len(pairs.first(5)) == 5 and pairs.first(100) is pairs and pairs.first(5).digest != pairs.digest
+    with pytest.raises(UserError, match=r"data\.flip = false: .* was encoded with true"):
+        open_store(workplace / "store", backend=backend, flip=False)
+
+
 def test_nothing_usable_is_an_error_that_says_why(tmp_path, backend, workplace):
     ties = [row | {"label_0": 0.5, "label_1": 0.5} for row in pair_rows(2)]
     pl.DataFrame(ties).write_parquet(tmp_path / "ties.parquet")
@@ -212,7 +219,7 @@ def test_streamed_pairs_are_the_encoded_ones_in_another_order(tiny_pairs, backen
             and distance.min(1).values.max() < 0.02
         )
     assert not torch.equal(found[0].x_w, found[4].x_w)  # the epochs are shuffled anew
-    assert isinstance(streamed.head(5), EncodedPairs) and len(streamed.head(5)) == 5
+    assert isinstance(streamed.sample(5), EncodedPairs) and len(streamed.sample(5)) == 5
 
 
 def test_a_damaged_cache_is_computed_again(workplace):

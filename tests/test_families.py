@@ -12,9 +12,9 @@ from torch import Generator, nn
 
 from workbench.adapters import adapt
 from workbench.backends import load
-from workbench.encoding import Batch
 from workbench.errors import UserError
 from workbench.objectives import dpo
+from workbench.pairs import Batch
 from workbench.trainer import pair_errors
 
 CPU = torch.device("cpu")

@@ -1,3 +1,4 @@
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -5,12 +6,14 @@ import pytest
 
 from workbench.config import merge, read, resolve
 from workbench.objectives import OBJECTIVES
+from workbench.preparation import prepare
 from workbench.reference import RULES
-from workbench.run import check, execute, metric_names
+from workbench.run import check, execute, metric_names, start
 from workbench.space import arms_of
 from workbench.tuning import settle
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
+SMALL = [path for path in EXPERIMENTS if "model.path" not in read(path)]  # the others: test_experiments.py
 
 
 class Notes:
@@ -32,7 +35,7 @@ class Notes:
         self.tables[file] = columns
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
 def test_every_arm_of_every_experiment_runs_two_steps(path, tiny, workplace):
     quick = tiny | {"train.steps": 2, "evaluation.grid": 0, "evaluation.seeds": 0}
     quick.pop("reference.interval")
@@ -95,3 +98,44 @@ def test_the_first_picture_is_the_pretrained_models(tiny, workplace):
     notes = Notes()
     execute(resolve(tiny | {"train.lr": 1e-12}), notes)
     assert np.abs(notes.images[0].astype(int) - notes.images[4].astype(int)).max() <= 2
+
+
+def denoisers() -> int:
+    from diffusers import UNet2DConditionModel
+
+    gc.collect()
+    whole = (o for o in gc.get_objects() if type(o) is UNet2DConditionModel)
+    return sum(not p.is_meta for o in whole for p in [next(o.parameters())])
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, 2), (2, 1)])
+def test_a_full_run_holds_two_denoisers_and_lora_one(tiny, workplace, rank, expected):
+    config = resolve(tiny | {"lora.rank": rank})
+    before = denoisers()
+    ready = prepare(config)
+    assert denoisers() == before  # the pretrained model's errors are kept, it is not
+    started = start(config, ready)
+    next(started.records)
+    assert denoisers() - before == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_half_precision_trains_with_errors_in_float32(tiny, workplace, dtype, rank):
+    steps = 16  # float16 leaves out the first, until its scale fits
+    settings = {"model.dtype": dtype, "lora.rank": rank, "train.steps": steps, "reference.delta": 1.0}
+    notes = Notes()
+    execute(resolve(tiny | settings | {"evaluation.seeds": 0, "evaluation.grid": 0}), notes)
+    margins = [notes.metrics[step]["rewards/margins"] for step in range(1, steps + 1)]
+    assert not any(margins[::2])  # a hard copy every second step
+    assert all(margins[11::2]) and (dtype == "float16" or all(margins[1::2]))
+    assert notes.metrics[steps]["train/loss"] == pytest.approx(0.69, abs=0.1)
+
+
+def test_a_float16_step_whose_gradients_overflow_is_left_out(tiny, workplace):
+    from workbench.trainer import as_floats
+
+    config = resolve(tiny | {"model.dtype": "float16", "train.steps": 8, "objective.beta": 1e6})
+    started = start(config, prepare(config))
+    rows = as_floats(list(started.records))
+    assert len(rows) == 8 and all(np.isfinite(row["train/loss"]) for row in rows)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from workbench.encoding import Batch
 from workbench.objectives import dpo, sft
+from workbench.pairs import Batch
 from workbench.reference import Divergence, Reference, Rule
 from workbench.reward_scale import inverse_sqrt_snr, scale
 from workbench.schedules import diffusion

@@ -28,9 +28,10 @@ def main(repeats: int, model: str, device: str, out: Path) -> None:
     import torch
     from tqdm import tqdm
 
-    from workbench.backends import load, pick_device
-    from workbench.encoding import Batch
+    from workbench.backends import load
     from workbench.objectives import dpo
+    from workbench.pairs import Batch
+    from workbench.processes import pick_device
     from workbench.reference import Divergence, Reference, Rule
     from workbench.timesteps import uniform
     from workbench.trainer import noised, train

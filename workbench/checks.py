@@ -135,7 +135,7 @@ class _Pool:
 
     def __init__(self, ready: Prepared, seed: int):
         generator = Generator().manual_seed(seed + 10_000)
-        self.ready, self.pairs = ready, ready.train.head(POOL)
+        self.ready, self.pairs = ready, ready.train.sample(POOL)
         self.index = torch.randint(len(self.pairs), (POOL,), generator=generator)
         self.t = torch.randint(ready.backend.timesteps, (POOL,), generator=generator)
         self.eps = torch.randn(POOL, *self.pairs.shape, generator=generator)

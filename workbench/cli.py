@@ -73,6 +73,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*(experimental feature|is experimental).*")  # Optuna
     warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two sets of adapters
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # float16 left a first step out
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 
@@ -118,7 +119,7 @@ settings_option = click.option(
 
 def default_workers(device: str) -> int:
     """Worker processes where the user says nothing: the CPU's cores, at most 8; one on a GPU."""
-    from workbench.backends import pick_device
+    from workbench.processes import pick_device
 
     if pick_device(device).type != "cpu":
         return 1

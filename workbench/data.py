@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from workbench.backends import fit
 from workbench.checkpoints import ASSETS, HUB_ID, digest_of, one_line
 from workbench.errors import Failure, UserError
 
@@ -158,15 +157,22 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     name, _, revision = place.partition("@")
     try:
         commit = HfApi().dataset_info(name, revision=revision or None).sha
         dataset = load_dataset(name, split=split, streaming=True, revision=commit)
         features = dataset.features or {}
-    except ValueError as error:
+    except RevisionNotFoundError:
+        raise UserError(f"{key}: no such revision on the hub") from None
+    except (RepositoryNotFoundError, DatasetNotFoundError):
+        raise UserError(
+            f"{key}: neither a file or folder here nor a data set on the hub (a private one needs HF_TOKEN)"
+        ) from None
+    except ValueError as error:  # no such split
         raise UserError(f"{key}: {one_line(error)}") from None
-    except (OSError, DatasetNotFoundError) as error:
+    except Exception as error:  # the hub's client and its transport raise many kinds
         raise Failure(
             f"{key}: no such file or folder, and the hub could not be reached for it; give local parquet files, or try "
             f"again ({one_line(error)[:200]})"
@@ -201,6 +207,21 @@ def decode(row: Mapping[str, Any], size: int) -> Pair | None:
         return None
     w, l = (pixels, other) if row["label_0"] == 1 else (other, pixels)  # noqa: E741
     return Pair(row["caption"], w, l, (first.height, first.width), corner)
+
+
+def fit(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """RGB, shorter edge resized to `size`, centre-cropped to a square.
+
+    Returns:
+        Pixels (size, size, 3), uint8, and where the crop began: top, left.
+    """
+    image = image.convert("RGB")
+    if image.size == (size, size):
+        return np.asarray(image), (0, 0)
+    scale = size / min(image.size)
+    image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))))
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size))), (top, left)
 
 
 def _open(data: bytes | Mapping[str, Any]) -> Image.Image:

@@ -45,7 +45,7 @@ def main(
     from workbench.config import load, parse_override
     from workbench.data import open_rows, report
     from workbench.encoding import Encoding, encode
-    from workbench.run import open_backend
+    from workbench.preparation import open_backend
 
     config = load(experiment, dict(parse_override(text) for text in overrides))
     silence_transformers()

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,20 +31,13 @@ from workbench.cache import digest, folder
 from workbench.checkpoints import one_line
 from workbench.data import Pair, Rows, decode, report, select
 from workbench.errors import Failure, UserError
+from workbench.pairs import Batch, EncodedPairs
 
 log = logging.getLogger(__name__)
 
 FORMAT = "pairs-2"  # part of every digest: raise it when encoding changes
 INDEX = "index.json"
 AHEAD = 2  # chunks decoded ahead of the encoder
-
-
-class Batch(NamedTuple):
-    """Pairs on the device: x_w, x_l (B, C, H, W), float32, and what the denoiser is told of each, (B, ...) by name."""
-
-    x_w: Tensor
-    x_l: Tensor
-    condition: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,70 +53,6 @@ class Encoding:
     limit: int = 0
     flip: bool = False
     dtype: str = "float32"
-
-
-class EncodedPairs:
-    """Encoded pairs, in memory or mapped from disk.
-
-    Attributes:
-        counts: how many rows were read and what became of them.
-        digest: of everything that went in.
-    """
-
-    def __init__(self, shards: Sequence[Mapping[str, Tensor]], counts: Mapping[str, int], digest: str):
-        self.shards, self.counts, self.digest = list(shards), dict(counts), digest
-        self._pairs = _starts([len(s["x_w"]) for s in shards])
-        names = [name for name in shards[0] if name.startswith("text.")]
-        self._captions = _starts([len(s[names[0]]) for s in shards])
-        self.shape = tuple(shards[0]["x_w"].shape[1:])
-
-    def __len__(self) -> int:
-        return int(self._pairs[-1])
-
-    def gather(self, index: Tensor, device: torch.device) -> Batch:
-        """The pairs at `index`, (B,), on the device."""
-        caption = self._rows("caption", index, self._pairs)
-        condition = {
-            name.partition(".")[2]: self._rows(
-                name, *((caption, self._captions) if name.startswith("text.") else (index, self._pairs))
-            )
-            for name in self.shards[0]
-            if "." in name
-        }
-        moved = lambda x: x.to(device, non_blocking=True).float()  # noqa: E731
-        x_w, x_l = (moved(self._rows(name, index, self._pairs)) for name in ("x_w", "x_l"))
-        return Batch(x_w, x_l, {name: moved(x) for name, x in condition.items()})
-
-    def _rows(self, name: str, index: Tensor, starts: Tensor) -> Tensor:
-        if len(self.shards) == 1:
-            return self.shards[0][name][index]
-        shard = torch.searchsorted(starts, index, right=True) - 1
-        places = zip(shard.tolist(), (index - starts[shard]).tolist(), strict=True)
-        return torch.stack([self.shards[s][name][i] for s, i in places])
-
-    def batches(self, size: int, generator: Generator, device: torch.device) -> Iterator[Batch]:
-        """Endless batches of this process, shuffled anew each epoch; a batch may span two epochs.
-
-        Raises:
-            UserError: fewer pairs than a batch of all processes holds.
-        """
-        together = size * processes.world()
-        if len(self) < together:
-            raise UserError(f"train.batch_size = {size}: only {len(self)} pairs; lower it or give more data")
-        order = torch.empty(0, dtype=torch.int64)
-        while True:
-            while len(order) < together:
-                order = torch.cat([order, torch.randperm(len(self), generator=generator)])
-            index, order = order[:together], order[together:]
-            yield self.gather(index[processes.part_of(size)], device)
-
-    def head(self, count: int) -> "EncodedPairs":
-        """Itself: every pair of it can be had."""
-        return self
-
-
-def _starts(sizes: Sequence[int]) -> Tensor:
-    return torch.tensor([0, *sizes]).cumsum(0)
 
 
 @dataclass
@@ -147,9 +76,9 @@ class StreamedPairs:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of a latent."""
-        return self.head(1).shape
+        return self.sample(1).shape
 
-    def head(self, count: int) -> EncodedPairs:
+    def sample(self, count: int) -> EncodedPairs:
         """The first `count` pairs, encoded in memory."""
         return in_memory(self.rows, self.backend, Encoding(count, False, self.encoding.dtype))
 
@@ -231,12 +160,13 @@ def encode(
     return open_store(place, key=key)
 
 
-def open_store(place: Path, *, key: str = "", backend: Backend | None = None) -> EncodedPairs:
+def open_store(place: Path, *, key: str = "", backend: Backend | None = None, flip: bool | None = None) -> EncodedPairs:
     """An encoded store.
 
     Args:
         key: the digest that it must have.
         backend: whose autoencoder and text encoders it must come from.
+        flip: whether it must hold mirrored pairs too.
     Raises:
         UserError: it is other data, another model's, incomplete or damaged.
     """
@@ -259,6 +189,8 @@ def open_store(place: Path, *, key: str = "", backend: Backend | None = None) ->
             f"{place}: encoded by another autoencoder, text encoder, precision or resolution ({index['model']}, "
             f"{index['resolution']} px) than {backend.checkpoint.source} ({backend.resolution} px); encode again"
         )
+    if flip not in (None, index["flip"]):
+        raise UserError(f"data.flip = {str(flip).lower()}: {place} was encoded with {str(index['flip']).lower()}")
     opened = []
     for entry in shards:
         path = place / Path(entry["file"]).name
@@ -309,6 +241,8 @@ def _build(
     if not progress.shards:
         shutil.rmtree(place, ignore_errors=True)
         raise UserError(f"{rows.key}: no usable row ({report(progress.counts)})")
+    if progress.counts["undecodable"] or progress.counts["invalid"]:
+        log.warning("%s: %s", rows.key, report(progress.counts))
     index = {
         "format": FORMAT,
         "digest": key,

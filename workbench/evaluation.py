@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from workbench import processes
 from workbench.cache import cached, digest
 from workbench.divergence import error_difference, kernel_kl
-from workbench.encoding import EncodedPairs
+from workbench.pairs import EncodedPairs
 from workbench.reference import Divergence
 from workbench.schedules import ForwardProcess, bucket_names, bucket_of, squared_error, stratified
 from workbench.stats import mean_interval, wins

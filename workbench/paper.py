@@ -1,4 +1,4 @@
-"""The numbers that the paper printed, all of Stable Diffusion 1.5, to stand beside ours: to be read, not compared.
+"""The numbers that the paper printed, of SD1.5 but for Table 2, to stand beside ours: to be read, not compared.
 
 Source: "Rethinking Direct Preference Optimization in Diffusion Models" (Kang, Lim, Baek and Shim, AAAI 2026,
 arXiv 2505.18736). Other model, other data, other rewards than the small model's: what can be compared is which
@@ -46,6 +46,11 @@ TABLE_1: dict[str, dict[str, float]] = {
     "Pick-a-Pic v2": {"pretrained": 78.8, "kto": 58.1, "sft": 55.9, "frozen": 67.0, "dspo": 55.9},
     "PartiPrompts": {"pretrained": 78.2, "kto": 62.0, "sft": 61.4, "frozen": 70.0, "dspo": 60.6},
     "HPDv2": {"pretrained": 82.3, "kto": 58.3, "sft": 59.8, "frozen": 70.4, "dspo": 58.9},
+}
+
+#: Table 2: the same for SDXL, whose numbers all others here are not.
+TABLE_2: dict[str, dict[str, float]] = {
+    "Pick-a-Pic v2": {"pretrained": 70.2, "mapo": 65.1, "inpo": 57.6, "frozen": 60.9, "dspo": 56.4},
 }
 
 _DIFFUSION_DPO = Scores(21.36, 27.19, 33.84, 5.53, 0.32)

@@ -78,7 +78,8 @@ def main(
     from PIL import Image
     from tqdm import tqdm
 
-    from workbench.backends import ASSETS, load, pick_device
+    from workbench.backends import ASSETS, load
+    from workbench.processes import pick_device
     from workbench.prompts import split
     from workbench.rewards import Reward
 

@@ -253,7 +253,7 @@ def main(
     from torch import nn
 
     from workbench import artwork, recipes
-    from workbench.backends import pick_device
+    from workbench.processes import pick_device
 
     silence_transformers()
     place = pick_device(device)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.errors import UserError
+
 
 @lru_cache(maxsize=1)
 def _state() -> Any:
@@ -43,6 +45,20 @@ def local_rank() -> int:
 def is_main() -> bool:
     """Whether this process speaks for the run."""
     return rank() == 0
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a `model.device` setting; "auto" is this process's GPU where there is one.
+
+    Raises:
+        UserError: the device is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise UserError(f"model.device = {name!r}: no such device here; try 'auto' or 'cpu'") from None
 
 
 def agreed(here: bool) -> bool:

@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from workbench import backends, cache, data, evaluation, optimizers, processes, reward_scale
+from workbench import evaluation, optimizers, processes, reward_scale
 from workbench.adapters import adapt
-from workbench.config import Config, Data, Diagnostics, Evaluation, Model
-from workbench.encoding import EncodedPairs, Encoding, StreamedPairs, encode, open_store
+from workbench.backends import Backend
+from workbench.config import Config
 from workbench.errors import UserError, memory_explained
-from workbench.evaluation import BucketDiagnostics, Probe, Samples
+from workbench.evaluation import BucketDiagnostics, Probe
 from workbench.markdown import markdown_table
-from workbench.prompts import parse
+from workbench.preparation import Prepared, draw, plan, prepare
 from workbench.reference import Divergence, Reference, Rule
-from workbench.rewards import ImageModel, Reward, concept_likelihood
 from workbench.schedules import bucket_names
 from workbench.trainer import StepRecord, as_floats, train
 
@@ -63,128 +62,6 @@ class Silence:
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Nothing."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What all runs on the same model, data and measurements share; computed once a process."""
-
-    backend: backends.Backend
-    train: EncodedPairs | StreamedPairs
-    validation: EncodedPairs
-    probe: Probe
-    unseen: Probe
-    diagnostics: BucketDiagnostics
-    captions: list[str]
-    scorer: Callable[[np.ndarray], Samples] | None
-    baseline: Samples | None
-
-
-def prepare(config: Config) -> Prepared:
-    """Load and encode everything that a run of these settings needs, or reuse what this process has."""
-    return _prepare(config.model, config.data, config.diagnostics, config.evaluation)
-
-
-@lru_cache(maxsize=2)
-def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evaluation) -> Prepared:
-    device = backends.pick_device(model.device)
-    backend = open_backend(model)
-    captions = _captions(source.prompts) if asked.seeds or asked.grid else []
-    train_pairs, validation_pairs = open_pairs(source, "train", backend), open_pairs(source, "validation", backend)
-    assert isinstance(validation_pairs, EncodedPairs)
-    pretrained = backend.denoiser(half=True)
-    process = backend.process.to(device)
-    probe, unseen = (
-        Probe(
-            backend.denoise, pretrained, pairs.head(diagnostics.probe), process, size=diagnostics.probe, device=device
-        )
-        for pairs in (train_pairs, validation_pairs)
-    )
-    buckets = BucketDiagnostics(
-        backend.denoise,
-        pretrained,
-        validation_pairs,
-        process,
-        pretrained_digest=backend.digest(backend.DENOISER, "scheduler"),
-        buckets=diagnostics.buckets,
-        curve=diagnostics.pairs,
-        draws=diagnostics.draws,
-        device=device,
-    )
-    scorer: Callable[[np.ndarray], Samples] | None = None
-    baseline = None
-    if asked.seeds:
-        reward, judge = Reward(backends.ASSETS, device), ImageModel(backends.ASSETS / "judge", device)
-        names, seeds = _plan(captions, asked.seeds)
-
-        def score(images: np.ndarray) -> Samples:
-            return Samples(names, seeds, images, reward(images, names), concept_likelihood(judge, images, names))
-
-        key = cache.digest("samples-1", backend.digest(*backend.parts), captions, asked.model_dump_json())
-        images = cache.cached(
-            "samples", key, lambda: {"images": torch.from_numpy(_draw(backend, pretrained, names, seeds, asked))}
-        )["images"].numpy()
-        scorer, baseline = score, score(images)
-    backend.rest()
-    return Prepared(backend, train_pairs, validation_pairs, probe, unseen, buckets, captions, scorer, baseline)
-
-
-def open_backend(model: Model) -> backends.Backend:
-    """The checkpoint that the settings name, in their precision."""
-    return backends.load(
-        model.path,
-        backends.pick_device(model.device),
-        getattr(torch, model.dtype),
-        family=model.family,
-        revision=model.revision,
-        variant=model.variant,
-        resolution=model.resolution,
-    )
-
-
-def open_pairs(source: Data, split: str, backend: backends.Backend) -> EncodedPairs | StreamedPairs:
-    """The pairs of a split, encoded first where they are not; training pairs may be streamed instead."""
-    path = getattr(source, split)
-    if (Path(path) / "index.json").is_file():
-        return open_store(Path(path), backend=backend)
-    rows = data.open_rows(path, split)
-    encoding = Encoding(source.limit, source.flip and split == "train", source.dtype)
-    if split == "train" and not source.cache:
-        return StreamedPairs(rows, backend, encoding)
-    return encode(rows, backend, encoding)
-
-
-def _captions(source: str) -> list[str]:
-    captions = list(data.read_prompts(source))
-    try:
-        for caption in captions:
-            parse(caption)
-    except ValueError as error:
-        raise UserError(
-            f"data.prompts = {source!r}: the ground-truth reward cannot judge this prompt ({error}); "
-            "set evaluation.seeds=0 and evaluation.grid=0 to train without evaluation"
-        ) from None
-    return captions
-
-
-def _plan(captions: list[str], seeds: int) -> tuple[list[str], list[int]]:
-    return captions * seeds, [seed for seed in range(seeds) for _ in captions]
-
-
-def _draw(
-    backend: backends.Backend, denoiser: nn.Module, captions: list[str], seeds: list[int], asked: Evaluation
-) -> np.ndarray:
-    """An image a caption, (N, H, W, 3); each process draws its share."""
-    mine = processes.spread(len(captions)).tolist()
-    images = backend.sample(
-        denoiser,
-        [captions[i] for i in mine],
-        [seeds[i] for i in mine],
-        steps=asked.steps,
-        guidance=asked.guidance,
-        batch_size=asked.batch_size,
-    )
-    return processes.collect(torch.from_numpy(images), len(captions)).numpy()
 
 
 @dataclass(frozen=True)
@@ -241,7 +118,7 @@ def start(config: Config, ready: Prepared) -> Started:
     return Started(policy, reference, lam, records)
 
 
-def _models(config: Config, backend: backends.Backend, rule: Rule, probe: Probe) -> tuple[nn.Module, Reference]:
+def _models(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tuple[nn.Module, Reference]:
     """Policy and reference: two denoisers, or two sets of adapters of one; in eval mode throughout, so no dropout."""
     parallel, lora = config.train.parallel, config.lora
     if lora.rank:
@@ -337,8 +214,8 @@ def execute(
             listener.table("reference_audit.json", {c: [getattr(d, c) for d in reference.audit] for c in columns})
     policy.requires_grad_(False)
     if ready.scorer is not None and ready.baseline is not None:
-        plan = _plan(ready.captions, config.evaluation.seeds)
-        images = _draw(ready.backend, policy, *plan, config.evaluation)
+        drawn = plan(ready.captions, config.evaluation.seeds)
+        images = draw(ready.backend, policy, *drawn, config.evaluation)
         ours = ready.scorer(images)
         tell(settings.steps, evaluation.compare(ours, ready.baseline))
         listener.picture(
@@ -360,7 +237,7 @@ def execute(
     return last
 
 
-def _save(backend: backends.Backend, started: Started, folder: Path, whole: bool) -> None:
+def _save(backend: Backend, started: Started, folder: Path, whole: bool) -> None:
     """Write the policy; sharded weights are brought together first, on the main process."""
     policy = started.policy
     if processes.is_sharded(policy):
@@ -394,7 +271,7 @@ def _sheet(images: np.ndarray, config: Config, ready: Prepared) -> np.ndarray:
 
 def _grid(config: Config, ready: Prepared, policy: nn.Module) -> np.ndarray:
     captions = [ready.captions[i] for i in _grid_rows(config, ready)]
-    images = _draw(ready.backend, policy, captions, [0] * len(captions), config.evaluation)
+    images = draw(ready.backend, policy, captions, [0] * len(captions), config.evaluation)
     return evaluation.contact_sheet(images, columns=8)
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from workbench import processes
-from workbench.encoding import Batch
 from workbench.objectives import Objective, PairErrors
+from workbench.pairs import Batch
 from workbench.reference import Reference
 from workbench.schedules import ForwardProcess, squared_error
 from workbench.timesteps import draw

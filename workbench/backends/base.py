@@ -1,48 +1,25 @@
-"""Diffusion model families behind one small interface: SD1.x and SD2.x, SDXL, SD3.
-
-A backend owns what is frozen (autoencoder, text encoders, forward process) and makes denoisers; policy and reference
-are plain modules that it hands out and the trainer moves. A family is one class below: how its denoiser is called,
-what its text embeddings are named, which scheduler draws. Everything else is diffusers' own pipeline of that family.
-"""
+"""What the model families have in common: a checkpoint's frozen parts and the denoisers made from it."""
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from workbench.adapters import Adapter, save_adapter
-from workbench.checkpoints import ASSETS, Checkpoint, digest_of, family_of, fetch, one_line
+from workbench.checkpoints import Checkpoint, digest_of, one_line
 from workbench.errors import UserError
-from workbench.schedules import ForwardProcess, diffusion, flow
-
-__all__ = ["ASSETS", "FAMILIES", "Backend", "load", "pick_device"]
+from workbench.schedules import ForwardProcess, diffusion
 
 #: Embeddings and the like that go into a denoiser beside x_t and t, by name, each of shape (B, ...).
 Condition = Mapping[str, Tensor]
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of a `model.device` setting; "auto" is this process's GPU where there is one.
-
-    Raises:
-        UserError: the device is unknown or not there.
-    """
-    if name == "auto":
-        from workbench.processes import local_rank
-
-        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):
-        raise UserError(f"model.device = {name!r}: no such device here; try 'auto' or 'cpu'") from None
 
 
 class Backend(ABC):
@@ -189,9 +166,6 @@ class Backend(ABC):
         """The family's diffusers pipeline with a placeholder for the denoiser, loaded when it is first needed."""
         import diffusers
 
-        with torch.device("meta"):
-            kind = getattr(diffusers, self.DENOISER_CLASS)
-            placeholder = kind.from_config(kind.load_config(self.folder, subfolder=self.DENOISER))
         unused = ("safety_checker", "image_encoder")
         given = {name: part for name, part in self.checkpoint.index.items() if isinstance(part, list)}
         absent = {name: None for name, part in given.items() if part[0] is None or name in unused}
@@ -199,7 +173,7 @@ class Backend(ABC):
             warnings.simplefilter("ignore")
             pipe = getattr(diffusers, self.PIPELINE).from_pretrained(
                 self.folder,
-                **{self.DENOISER: placeholder, "scheduler": self.scheduler},
+                **{self.DENOISER: self._placeholder, "scheduler": self.scheduler},
                 **absent,
                 torch_dtype={"vae": torch.float32, "default": self.dtype},
                 **self.checkpoint.options,
@@ -210,6 +184,26 @@ class Backend(ABC):
         for part in self._frozen(pipe):
             part.eval().requires_grad_(False)
         return pipe
+
+    @cached_property
+    def _placeholder(self) -> nn.Module:
+        """A denoiser without weights, which says what the pipeline wants to know of one."""
+        import diffusers
+
+        kind = getattr(diffusers, self.DENOISER_CLASS)
+        with torch.device("meta"):
+            return kind.from_config(kind.load_config(self.folder, subfolder=self.DENOISER))
+
+    @contextmanager
+    def _with(self, denoiser: nn.Module) -> Iterator[Any]:
+        """The pipeline with a denoiser in it, which it holds no longer than needed."""
+        pipe = self._awake()
+        with Adapter.active(denoiser) as module:
+            pipe.register_modules(**{self.DENOISER: module})
+            try:
+                yield pipe
+            finally:
+                pipe.register_modules(**{self.DENOISER: self._placeholder})
 
     def _frozen(self, pipe: Any) -> list[nn.Module]:
         return [m for name, m in pipe.components.items() if isinstance(m, nn.Module) and name != self.DENOISER]
@@ -268,9 +262,8 @@ class Backend(ABC):
         Returns:
             (N, H, W, 3), uint8.
         """
-        pipe, images = self._awake(), []
-        with Adapter.active(denoiser) as module:
-            pipe.register_modules(**{self.DENOISER: module})
+        images = []
+        with self._with(denoiser) as pipe:
             for start in range(0, len(captions), batch_size):
                 chunk = slice(start, start + batch_size)
                 with self._precision():
@@ -297,9 +290,8 @@ class Backend(ABC):
         if isinstance(denoiser, Adapter):
             save_adapter(denoiser, folder, self.PIPELINE, self.DENOISER)
         elif whole:
-            pipe = self._awake()
-            pipe.register_modules(**{self.DENOISER: denoiser})
-            pipe.save_pretrained(folder)
+            with self._with(denoiser) as pipe:
+                pipe.save_pretrained(folder)
         else:
             denoiser.save_pretrained(folder / self.DENOISER)  # type: ignore[operator]
 
@@ -309,122 +301,9 @@ class Backend(ABC):
         return f"{self.dtype}-{self.resolution}-{digest_of(files)}"
 
 
-class StableDiffusion(Backend):
-    """SD1.x and SD2.x, which predict noise or v."""
-
-    PIPELINE = "StableDiffusionPipeline"
-    ENCODERS = ("text_encoder", "tokenizer")
-
-    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        return denoiser(x_t, time, encoder_hidden_states=condition["text"], return_dict=False)[0]
-
-    def _embed(self, captions: list[str]) -> dict[str, Tensor]:
-        text, _ = self.pipeline.encode_prompt(captions, self.device, 1, False)
-        return {"text": text}
-
-
-class StableDiffusionXL(Backend):
-    """SDXL: two text encoders, pooled embeddings, size and crop conditioning."""
-
-    PIPELINE = "StableDiffusionXLPipeline"
-    ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-
-    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        added = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
-        return denoiser(x_t, time, encoder_hidden_states=condition["text"], added_cond_kwargs=added, return_dict=False)[
-            0
-        ]
-
-    def _embed(self, captions: list[str]) -> dict[str, Tensor]:
-        text, _, pooled, _ = self.pipeline.encode_prompt(
-            captions, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        return {"text": text, "pooled": pooled}
-
-    def pair_condition(self, height: int, width: int, top: int, left: int) -> dict[str, Tensor]:
-        """Size of the pair's first image before, crop after resizing, and the size trained at (diffusers' script)."""
-        return {"time_ids": torch.tensor([height, width, top, left, self.resolution, self.resolution]).float()}
-
-
-class StableDiffusion3(Backend):
-    """SD3 and SD3.5: a transformer trained by flow matching; the third text encoder may be left out."""
-
-    PIPELINE = "StableDiffusion3Pipeline"
-    DENOISER, DENOISER_CLASS = "transformer", "SD3Transformer2DModel"
-    SCHEDULER = "FlowMatchEulerDiscreteScheduler"
-    LORA_TARGETS = (
-        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
-        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
-    )  # fmt: skip
-    ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
-
-    def _process(self) -> ForwardProcess:
-        return flow(self.scheduler.sigmas.flip(0).float(), self.scheduler.timesteps.flip(0).float())
-
-    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        return denoiser(
-            hidden_states=x_t,
-            timestep=time,
-            encoder_hidden_states=condition["text"],
-            pooled_projections=condition["pooled"],
-            return_dict=False,
-        )[0]
-
-    def _embed(self, captions: list[str]) -> dict[str, Tensor]:
-        text, _, pooled, _ = self.pipeline.encode_prompt(
-            captions, captions, captions, device=self.device, do_classifier_free_guidance=False
-        )
-        return {"text": text, "pooled": pooled}
-
-
-FAMILIES: dict[str, type[Backend]] = {"sd": StableDiffusion, "sdxl": StableDiffusionXL, "sd3": StableDiffusion3}
-
-
-def load(
-    source: str,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    *,
-    family: str = "auto",
-    revision: str = "",
-    variant: str = "",
-    resolution: int = 0,
-) -> Backend:
-    """The backend of a checkpoint.
-
-    Args:
-        source: a diffusers folder, a hub id, or "embedded" for the small model that comes with the workbench.
-        family: a name in FAMILIES, or "auto": as the checkpoint says.
-        revision: branch, tag or commit of a hub id.
-        variant: which of the checkpoint's weight files, such as "fp16".
-    Raises:
-        UserError: it is not there, not a diffusers checkpoint, or of another family.
-    """
-    checkpoint = fetch(source, revision, variant)
-    found = family_of(checkpoint, {kind.PIPELINE: name for name, kind in FAMILIES.items()})
-    if family not in ("auto", found):
-        raise UserError(f"model.family = {family!r}: {source} is a {found!r} checkpoint ({checkpoint.pipeline})")
-    return FAMILIES[found](checkpoint, device, dtype, resolution)
-
-
 def store_half(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Linear and convolution weights in autocast's own precision, in place; everything else stays as it is."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             part.to(dtype)
     return module
-
-
-def fit(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """RGB, shorter edge resized to `size`, centre-cropped to a square.
-
-    Returns:
-        Pixels (size, size, 3), uint8, and where the crop began: top, left.
-    """
-    image = image.convert("RGB")
-    if image.size == (size, size):
-        return np.asarray(image), (0, 0)
-    scale = size / min(image.size)
-    image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))))
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size))), (top, left)

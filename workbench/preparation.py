@@ -1,0 +1,142 @@
+"""What all runs on the same model, data and measurements share: weights, encoded pairs, fixed draws, a baseline."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from workbench import backends, cache, data, processes
+from workbench.backends import Backend
+from workbench.config import Config, Data, Diagnostics, Evaluation, Model
+from workbench.encoding import Encoding, StreamedPairs, encode, open_store
+from workbench.errors import UserError
+from workbench.evaluation import BucketDiagnostics, Probe, Samples
+from workbench.pairs import EncodedPairs
+from workbench.prompts import parse
+from workbench.rewards import ImageModel, Reward, concept_likelihood
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all runs on the same model, data and measurements share; computed once a process."""
+
+    backend: Backend
+    train: EncodedPairs | StreamedPairs
+    validation: EncodedPairs
+    probe: Probe
+    unseen: Probe
+    diagnostics: BucketDiagnostics
+    captions: list[str]
+    scorer: Callable[[np.ndarray], Samples] | None
+    baseline: Samples | None
+
+
+def prepare(config: Config) -> Prepared:
+    """Load and encode everything that a run of these settings needs, or reuse what this process has."""
+    return _prepare(config.model, config.data, config.diagnostics, config.evaluation)
+
+
+@lru_cache(maxsize=2)
+def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evaluation) -> Prepared:
+    device = processes.pick_device(model.device)
+    backend = open_backend(model)
+    captions = _captions(source.prompts) if asked.seeds or asked.grid else []
+    train_pairs, validation_pairs = open_pairs(source, "train", backend), open_pairs(source, "validation", backend)
+    assert isinstance(validation_pairs, EncodedPairs)
+    pretrained = backend.denoiser(half=True)
+    process = backend.process.to(device)
+    probe, unseen = (
+        Probe(
+            backend.denoise, pretrained, pairs.sample(diagnostics.probe), process, size=diagnostics.probe, device=device
+        )
+        for pairs in (train_pairs, validation_pairs)
+    )
+    buckets = BucketDiagnostics(
+        backend.denoise,
+        pretrained,
+        validation_pairs,
+        process,
+        pretrained_digest=backend.digest(backend.DENOISER, "scheduler"),
+        buckets=diagnostics.buckets,
+        curve=diagnostics.pairs,
+        draws=diagnostics.draws,
+        device=device,
+    )
+    scorer: Callable[[np.ndarray], Samples] | None = None
+    baseline = None
+    if asked.seeds:
+        reward, judge = Reward(backends.ASSETS, device), ImageModel(backends.ASSETS / "judge", device)
+        names, seeds = plan(captions, asked.seeds)
+
+        def score(images: np.ndarray) -> Samples:
+            return Samples(names, seeds, images, reward(images, names), concept_likelihood(judge, images, names))
+
+        key = cache.digest("samples-1", backend.digest(*backend.parts), captions, asked.model_dump_json())
+        images = cache.cached(
+            "samples", key, lambda: {"images": torch.from_numpy(draw(backend, pretrained, names, seeds, asked))}
+        )["images"].numpy()
+        scorer, baseline = score, score(images)
+    backend.rest()
+    return Prepared(backend, train_pairs, validation_pairs, probe, unseen, buckets, captions, scorer, baseline)
+
+
+def open_backend(model: Model) -> Backend:
+    """The checkpoint that the settings name, in their precision."""
+    return backends.load(
+        model.path,
+        processes.pick_device(model.device),
+        getattr(torch, model.dtype),
+        family=model.family,
+        revision=model.revision,
+        variant=model.variant,
+        resolution=model.resolution,
+    )
+
+
+def open_pairs(source: Data, split: str, backend: Backend) -> EncodedPairs | StreamedPairs:
+    """The pairs of a split, encoded first where they are not; training pairs may be streamed instead."""
+    path = getattr(source, split)
+    if (Path(path) / "index.json").is_file():
+        store = open_store(Path(path), backend=backend, flip=source.flip if split == "train" else None)
+        return store.first(source.limit or len(store))
+    rows = data.open_rows(path, split)
+    encoding = Encoding(source.limit, source.flip and split == "train", source.dtype)
+    if split == "train" and not source.cache:
+        return StreamedPairs(rows, backend, encoding)
+    return encode(rows, backend, encoding)
+
+
+def _captions(source: str) -> list[str]:
+    captions = list(data.read_prompts(source))
+    try:
+        for caption in captions:
+            parse(caption)
+    except ValueError as error:
+        raise UserError(
+            f"data.prompts = {source!r}: the ground-truth reward cannot judge this prompt ({error}); "
+            "set evaluation.seeds=0 and evaluation.grid=0 to train without evaluation"
+        ) from None
+    return captions
+
+
+def plan(captions: list[str], seeds: int) -> tuple[list[str], list[int]]:
+    """Caption and seed of every image to draw: all captions with the first seed, then with the next."""
+    return captions * seeds, [seed for seed in range(seeds) for _ in captions]
+
+
+def draw(backend: Backend, denoiser: nn.Module, captions: list[str], seeds: list[int], asked: Evaluation) -> np.ndarray:
+    """An image a caption, (N, H, W, 3); each process draws its share."""
+    mine = processes.spread(len(captions)).tolist()
+    images = backend.sample(
+        denoiser,
+        [captions[i] for i in mine],
+        [seeds[i] for i in mine],
+        steps=asked.steps,
+        guidance=asked.guidance,
+        batch_size=asked.batch_size,
+    )
+    return processes.collect(torch.from_numpy(images), len(captions)).numpy()

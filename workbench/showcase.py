@@ -1,0 +1,48 @@
+"""A sheet of samples side by side: rows prompts, columns models, the same noise along a row."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+CELL, CAPTION = 1.6, 2.3  # inches
+
+
+def rows_shown(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` rows, evenly spread: nobody chose them."""
+    return np.unique(np.linspace(0, count - 1, wanted).round().astype(int)).tolist() if wanted else []
+
+
+def sheet(images: Mapping[str, Sequence[NDArray[np.uint8]]], prompts: Sequence[str]) -> Figure:
+    """Samples of several models for the same prompts.
+
+    Args:
+        images: model -> one image a prompt, each (H, W, 3).
+        prompts: one a row.
+    """
+    size = (CAPTION + CELL * len(images), CELL * len(prompts) + 0.4)
+    figure, cells = plt.subplots(len(prompts), len(images), figsize=size, squeeze=False)
+    for column, (model, samples) in enumerate(images.items()):
+        cells[0, column].set_title(textwrap.shorten(model, 24, placeholder="..."), fontsize="small", pad=4)
+        for row, image in enumerate(samples):
+            axes = cells[row, column]
+            axes.imshow(image, interpolation="nearest" if len(image) < 128 else "antialiased")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    for row, prompt in enumerate(prompts):
+        words = textwrap.fill(textwrap.shorten(prompt, 230, placeholder=" ..."), 30)
+        cells[row, 0].annotate(
+            words, (-0.06, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize="x-small"
+        )
+    figure.subplots_adjust(CAPTION / size[0], 0, 1, 1 - 0.35 / size[1], wspace=0.04, hspace=0.04)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a sheet as PNG; the same sheet gives the same file."""
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(figure)
