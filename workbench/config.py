@@ -109,7 +109,8 @@ class Data(Section):
     )
     validation: str = Field("embedded", description="the same, for diagnostics")
     prompts: str = Field("embedded", description="text file of prompts to draw, one a line")
-    limit: NotNegative = Field(0, description="use at most so many training and validation pairs; 0 = all")
+    limit: NotNegative = Field(0, description="use at most so many training pairs; 0 = all")
+    validation_limit: NotNegative = Field(0, description="the same of validation pairs")
     cache: bool = Field(True, description="encode the training pairs once; false = from the images, each time anew")
     flip: bool = Field(False, description="train on mirrored pairs too, both images of a pair alike")
     dtype: Literal["float32", "float16"] = Field("float32", description="of the latents and embeddings on disk")
@@ -141,6 +142,7 @@ class Diagnostics(Section):
     pairs: Positive = Field(100, description="validation pairs in each pass, at one timestep each")
     draws: Positive = Field(3, description="timesteps a pair in the last pass, which sees all pairs, by bucket")
     probe: Positive = Field(256, description="winners in the fixed probe for the divergence")
+    batch_size: Annotated[int, Field(ge=2)] = Field(64, description="images at once, on each process")
 
 
 class Evaluation(Section):

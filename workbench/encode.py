@@ -44,8 +44,8 @@ def main(
     """
     from workbench.config import load, parse_override
     from workbench.data import open_rows, report
-    from workbench.encoding import Encoding, encode
-    from workbench.preparation import open_backend
+    from workbench.encoding import encode
+    from workbench.preparation import encoding_of, open_backend
 
     config = load(experiment, dict(parse_override(text) for text in overrides))
     silence_transformers()
@@ -56,7 +56,7 @@ def main(
         click.echo(_estimate(rows[wanted[0]], backend, config.data.dtype, estimate, batch_size or 0, workers or 0))
         return
     for split in wanted:
-        encoding = Encoding(config.data.limit, config.data.flip and split == "train", config.data.dtype)
+        encoding = encoding_of(config.data, split)
         into = output / split if output else None
         pairs = encode(
             rows[split], backend, encoding, into=into, shard=shard, batch_size=batch_size or 0, workers=workers or 0

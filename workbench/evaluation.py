@@ -51,10 +51,11 @@ class Probe:
         t = stratified(torch.rand(size, 1, generator=generator), torch.arange(size), size, len(process))[:, 0]
         eps = torch.randn(size, *pairs.shape, generator=generator)
         mine = processes.spread(size)
-        batch = pairs.gather(index[mine], device)
-        self.t, eps, self.condition = t[mine].to(device), eps[mine].to(device), batch.condition
+        kept = torch.device("cpu")  # long embeddings of many captions are no use on the device between measurements
+        batch, process = pairs.gather(index[mine], kept), process.to(kept)
+        self.t, eps, self.condition = t[mine], eps[mine], batch.condition
         self.x_t, self.target = process.x_t(batch.x_w, eps, self.t), process.target(batch.x_w, eps, self.t)
-        self.denoise, self.batch_size = denoise, batch_size
+        self.denoise, self.batch_size, self.device = denoise, batch_size, device
         self.prediction_init = self._predict(pretrained)
         self.error_init = squared_error(self.prediction_init, self.target)
 
@@ -63,8 +64,9 @@ class Probe:
         parts = []
         for start in range(0, len(self.t), self.batch_size):
             chunk = slice(start, start + self.batch_size)
-            condition = {name: x[chunk] for name, x in self.condition.items()}
-            parts.append(self.denoise(model, self.x_t[chunk], self.t[chunk], condition).float())
+            condition = {name: x[chunk].to(self.device) for name, x in self.condition.items()}
+            x_t, t = self.x_t[chunk].to(self.device), self.t[chunk].to(self.device)
+            parts.append(self.denoise(model, x_t, t, condition).float().cpu())
         return torch.cat(parts)
 
     def __call__(self, model: nn.Module) -> Divergence:

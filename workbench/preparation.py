@@ -37,7 +37,9 @@ class Prepared:
 
 def prepare(config: Config) -> Prepared:
     """Load and encode everything that a run of these settings needs, or reuse what this process has."""
-    return _prepare(config.model, config.data, config.diagnostics, config.evaluation)
+    ready = _prepare(config.model, config.data, config.diagnostics, config.evaluation)
+    ready.backend.rest()  # training needs none of the frozen parts
+    return ready
 
 
 @lru_cache(maxsize=2)
@@ -51,7 +53,13 @@ def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evalua
     process = backend.process.to(device)
     probe, unseen = (
         Probe(
-            backend.denoise, pretrained, pairs.sample(diagnostics.probe), process, size=diagnostics.probe, device=device
+            backend.denoise,
+            pretrained,
+            pairs.sample(diagnostics.probe),
+            process,
+            size=diagnostics.probe,
+            device=device,
+            batch_size=diagnostics.batch_size,
         )
         for pairs in (train_pairs, validation_pairs)
     )
@@ -65,6 +73,7 @@ def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evalua
         curve=diagnostics.pairs,
         draws=diagnostics.draws,
         device=device,
+        batch_size=diagnostics.batch_size,
     )
     scorer: Callable[[np.ndarray], Samples] | None = None
     baseline = None
@@ -80,7 +89,6 @@ def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evalua
             "samples", key, lambda: {"images": torch.from_numpy(draw(backend, pretrained, names, seeds, asked))}
         )["images"].numpy()
         scorer, baseline = score, score(images)
-    backend.rest()
     return Prepared(backend, train_pairs, validation_pairs, probe, unseen, buckets, captions, scorer, baseline)
 
 
@@ -97,14 +105,21 @@ def open_backend(model: Model) -> Backend:
     )
 
 
+def encoding_of(source: Data, split: str) -> Encoding:
+    """How the settings want a split encoded; mirrored pairs are for training alone."""
+    if split == "train":
+        return Encoding(source.limit, source.flip, source.dtype)
+    return Encoding(source.validation_limit, False, source.dtype)
+
+
 def open_pairs(source: Data, split: str, backend: Backend) -> EncodedPairs | StreamedPairs:
     """The pairs of a split, encoded first where they are not; training pairs may be streamed instead."""
     path = getattr(source, split)
     if (Path(path) / "index.json").is_file():
         store = open_store(Path(path), backend=backend, flip=source.flip if split == "train" else None)
-        return store.first(source.limit or len(store))
+        return store.first(encoding_of(source, split).limit or len(store))
     rows = data.open_rows(path, split)
-    encoding = Encoding(source.limit, source.flip and split == "train", source.dtype)
+    encoding = encoding_of(source, split)
     if split == "train" and not source.cache:
         return StreamedPairs(rows, backend, encoding)
     return encode(rows, backend, encoding)

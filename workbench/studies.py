@@ -125,6 +125,7 @@ class Worker:
     url: str
     parent: str
     index: int
+    asked: int
 
 
 def work(told: Worker, tokens: Any, events: Any) -> None:
@@ -154,9 +155,19 @@ def _work(told: Worker, tokens: Any, events: Any) -> None:
     study = optuna.load_study(study_name=told.study, storage=open_storage(told.url))
     offset = told.index + 1000 * len(study.get_trials(deepcopy=False))
     study.sampler, study.pruner = read_sampler(config, offset), pruners.ThresholdPruner(upper=config.sweep.prune.above)
-    while not _stopping.is_set() and tokens.acquire(block=False):
+    while not _stopping.is_set() and tokens.acquire(block=False) and _missing(study, told.asked, running=True):
         study.optimize(lambda t: run_trial(told, config, t, events), n_trials=1, catch=(FloatingPointError,))
         events.put(("trial", ""))
+
+
+def _missing(study: Study, asked: int, *, running: bool) -> int:
+    """Trials that are still to come.
+
+    Args:
+        running: leave out those that somebody runs now, perhaps another command on the same study.
+    """
+    trials = study.get_trials(deepcopy=False)
+    return max(0, asked - sum(counts(t) or (running and t.state == TrialState.RUNNING) for t in trials))
 
 
 def run_trial(told: Worker, study_config: Config, trial: Trial, events: Any) -> float:
@@ -225,7 +236,10 @@ def run_trial(told: Worker, study_config: Config, trial: Trial, events: Any) -> 
 def run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
     """Run a study or what is missing of it: first the search that tunes its arms, where it declares one.
 
+    Several commands may run the same study once it is there: each takes trials that nobody runs.
+
     Args:
+        workers: processes; 0 = only make the study and its runs, for other commands to work on.
         settings: the experiment's dotted settings, its sweep included.
     Returns:
         The study, with its MLflow run ended.
@@ -236,6 +250,8 @@ def run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
     tuned: tuning.Found = {}
     tuning.settle(settings, tuned)  # find mistakes in the arms before anything runs
     if tuning.candidates(settings):
+        if not workers:
+            raise UserError("sweep.tuning: one command has to tune the arms before others can share the study")
         _run_study(tuning.search(settings), f"{name}-tuning", workers)
         tuned = tuned_values(settings, name)
     return _run_study(tuning.settle(settings, tuned), name, workers)
@@ -271,17 +287,20 @@ def _run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
             raise UserError(f"sweep.{key} = {metric!r}: runs log no such metric (try {', '.join(close)})")
     study = open_study(config, queued, name, url)
     parent = tracking.open_study(client, name, f"Study **{name}**, running.")
-    missing = max(0, asked - sum(map(counts, study.get_trials(deepcopy=False))))
+    missing = _missing(study, asked, running=False)
     state = "failed"
     try:
-        if missing:
-            _supervise(settings, config, study, parent, url, min(workers, missing), missing)
-        state = "complete"
+        if missing and workers:
+            _supervise(settings, config, study, parent, url, min(workers, missing), missing, asked)
+        state = "complete" if workers and not _missing(study, asked, running=False) else "interrupted"
     except KeyboardInterrupt:
         state = "interrupted"
         raise
     finally:
         tracking.finish_study(client, parent, summary_metrics(study), summary(study, config), state)
+    if not workers:
+        tqdm.write(f"Study {name}: {missing} trials are waiting.")
+        return study
     tqdm.write(f"\n{summary(study, config)}\n\n{missing} trials in {time.monotonic() - started:.0f} s.")
     if all(t.state == TrialState.FAIL for t in study.get_trials(deepcopy=False)):
         raise Failure(f"every trial of study {name!r} failed; the lines above say why")
@@ -300,7 +319,14 @@ def _finished(config: Config, queued: list[tuple[dict, dict]], name: str, url: s
 
 
 def _supervise(
-    settings: dict[str, Any], config: Config, study: Study, parent: str, url: str, workers: int, missing: int
+    settings: dict[str, Any],
+    config: Config,
+    study: Study,
+    parent: str,
+    url: str,
+    workers: int,
+    missing: int,
+    asked: int,
 ) -> None:
     """Start the workers and show what they do, until they are done.
 
@@ -310,7 +336,7 @@ def _supervise(
     context = multiprocessing.get_context("spawn")
     tokens, events = context.Semaphore(missing), context.Queue()
     processes = [
-        context.Process(target=work, args=(Worker(settings, study.study_name, url, parent, i), tokens, events))
+        context.Process(target=work, args=(Worker(settings, study.study_name, url, parent, i, asked), tokens, events))
         for i in range(workers)
     ]
     before = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}

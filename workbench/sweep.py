@@ -23,10 +23,16 @@ DEFAULT = Path(__file__).parent.parent / "experiments" / "default.toml"
 @click.option("--study", metavar="NAME", help="The study's name; an existing one goes on. Default: the file's name.")
 @click.option("--trials", type=click.IntRange(1), help="Finished trials in all (overrides sweep.trials).")
 @click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, 1 on a GPU.")
+@click.option("--init", is_flag=True, help="Make the study and stop, for many commands to work on it at once.")
 @set_option
 @settings_option
 def main(
-    experiment: Path | None, study: str | None, trials: int | None, workers: int | None, overrides: tuple[str, ...]
+    experiment: Path | None,
+    study: str | None,
+    trials: int | None,
+    workers: int | None,
+    init: bool,
+    overrides: tuple[str, ...],
 ) -> None:
     """Run the study that an experiment file declares, or go on with it.
 
@@ -54,7 +60,7 @@ def main(
     settings = merge(read(path), extra)
     config = resolve(settings)
     silence_transformers()
-    workers = workers or default_workers(config.model.device)
+    workers = 0 if init else workers or default_workers(config.model.device)
     from workbench import studies, tracking
 
     try:

@@ -215,10 +215,12 @@ class Backend(ABC):
 
     def rest(self) -> None:
         """Move autoencoder and text encoders off the device until they are needed again."""
-        if self.device.type != "cpu" and "pipeline" in self.__dict__:
+        if self.device.type != "cuda":
+            return
+        if "pipeline" in self.__dict__:
             for part in self._frozen(self.pipeline):
                 part.to("cpu")
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
     def _own_resolution(self) -> int:
         edge = self.checkpoint.config(self.DENOISER)["sample_size"]

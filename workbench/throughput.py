@@ -1,0 +1,177 @@
+"""`python -m workbench.throughput`: what training the real models costs, counted or measured."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from workbench.cli import command, silence_transformers
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+REAL = ("sd15", "sdxl", "sd3")
+
+
+@click.option(
+    "--shape",
+    "shapes",
+    type=click.Choice([*REAL, "tiny"]),
+    multiple=True,
+    help="Model; repeatable. Default: the real ones.",
+)
+@click.option("--variant", "variants", type=click.Choice(["full", "lora"]), multiple=True, help="Only this one.")
+@click.option(
+    "--utilisation", type=click.FloatRange(0.01, 1), default=0.4, show_default=True,
+    help="Share of the peak rate that GPU-hours assume.",
+)  # fmt: skip
+@click.option("--measure", is_flag=True, help="Train on this machine with random weights and data.")
+@click.option(
+    "--steps", type=click.IntRange(4), default=200, show_default=True, help="Timed steps of each measurement."
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Pairs a forward pass. Default: the experiment file's.")
+@click.option("--compile", "compiled", is_flag=True, help="Measure with torch.compile as well.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/throughput"), show_default=True)
+def main(
+    shapes: tuple[str, ...], variants: tuple[str, ...], utilisation: float, measure: bool, steps: int,
+    batch_size: int | None, compiled: bool, device: str, out: Path,
+) -> None:  # fmt: skip
+    """Costs of the experiment files of the real models, from their shapes alone: no weights, no data, no network.
+
+    Counts the FLOPs of a training step and prints GPU-hours at an assumed utilisation. With --measure it trains the
+    shapes with random weights here and says what was reached: seconds a pair, peak memory, share of the machine's own
+    matrix rate, whether the logit is exactly 0 after a hard copy, and that all numbers stayed finite. What does not fit
+    is a line saying so, and is tried again with half the batch.
+
+    Writes OUT/costs.md and .json, or OUT/measured.md and .json, after each line.
+
+    \b
+    Examples:
+      python -m workbench.throughput
+      python -m workbench.throughput --measure --shape sd15 --variant full
+      python -m workbench.throughput --measure --shape tiny --device cpu --steps 20
+    """
+    silence_transformers()
+    asked = shapes or REAL
+    kinds = variants or ("full", "lora")
+    if measure:
+        rows = _measured(asked, kinds, steps, batch_size, compiled, device)
+        _print(rows, MEASURED, out / "measured")
+    else:
+        rows = _counted(asked, kinds, utilisation)
+        _print(rows, COUNTED, out / "costs")
+        click.echo(
+            f"\nFrom FLOPs, not measured: every multiplication and addition of matrix products, convolutions and "
+            f"attention, at {utilisation:.0%} of the dense bf16 peak (H100 989, A100 312 TFLOP/s). Training alone: "
+            "encoding, diagnostics and samples come on top. State: weights, gradients, optimizer, no activations."
+        )
+
+
+def _settings(shape: str, variant: str) -> dict[str, Any]:
+    """The resolved settings of a shape's experiment file; the tiny shape trains with the defaults, in bf16."""
+    from workbench.config import load
+
+    if shape == "tiny":
+        lora = {"lora.rank": 4} if variant == "lora" else {}
+        return load(None, {"model.dtype": "bfloat16", **lora}).flat()
+    return load(EXPERIMENTS / f"{shape}{'-lora' if variant == 'lora' else ''}.toml").flat()
+
+
+COUNTED = {
+    "experiment": "experiment", "variant": "variant", "step": "TFLOP a pair", "again": "with checkpointing",
+    "state": "state, GB", "pairs": "pairs", "uses": "as the file says", "H100": "H100 hours", "A100": "A100 hours",
+}  # fmt: skip
+MEASURED = {
+    "shape": "shape", "variant": "variant", "compile": "compile", "batch": "pairs a pass",
+    "checkpointing": "checkpointing", "milliseconds": "ms a pair", "memory": "peak GB",
+    "share": "model FLOP utilisation", "exact": "logit 0 after copy", "steps": "finite steps", "problem": "problem",
+}  # fmt: skip
+
+
+def _counted(shapes: tuple[str, ...], variants: tuple[str, ...], utilisation: float) -> Iterator[dict[str, Any]]:
+    from workbench import costs
+    from workbench.shapes import SHAPES
+
+    for shape in shapes:
+        for variant in variants:
+            settings = _settings(shape, variant)
+            cost = costs.count(SHAPES[shape], settings["lora.rank"])
+            pairs, again = costs.pairs_of(settings), settings["train.checkpointing"]
+            flops = cost.recomputed if again else cost.step
+            hours = {
+                gpu: _number(costs.gpu_hours(pairs, flops, peak * utilisation)) for gpu, peak in costs.PEAKS.items()
+            }
+            yield {
+                "experiment": shape, "variant": variant, "step": _number(cost.step / 1e12),
+                "again": _number(cost.recomputed / 1e12), "pairs": f"{pairs:,}",
+                "state": _number(costs.state_gigabytes(cost, settings["train.optimizer"])),
+                "uses": "checkpointing" if again else "no checkpointing", **hours, "cost": asdict(cost),
+            }  # fmt: skip
+
+
+def _measured(
+    shapes: tuple[str, ...], variants: tuple[str, ...], steps: int, batch_size: int | None, compiled: bool, device: str
+) -> Iterator[dict[str, Any]]:
+    import torch
+
+    from workbench import costs
+    from workbench.measure import matrix_rate, measure
+    from workbench.processes import pick_device
+    from workbench.shapes import SHAPES
+
+    place = pick_device(device)
+    rate = matrix_rate(place, torch.bfloat16)
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
+    click.echo(f"{name}, torch {torch.__version__}; bf16 matrix product: {rate / 1e12:.3g} TFLOP/s\n")
+    for shape in shapes:
+        for variant in variants:
+            settings = _settings(shape, variant)
+            cost = costs.count(SHAPES[shape], settings["lora.rank"])
+            for with_compile in (False, True) if compiled else (False,):
+                batch, problem = batch_size or settings["train.batch_size"], "yes"
+                while problem and batch:
+                    settings |= {"train.batch_size": batch, "model.compile": with_compile}
+                    found = measure(settings, SHAPES[shape], steps=steps, device=place)
+                    problem = found.problem
+                    share = cost.step / found.seconds / rate if found.seconds else None
+                    yield {
+                        "shape": shape, "variant": variant, "compile": _yes(with_compile), "batch": batch,
+                        "checkpointing": _yes(settings["train.checkpointing"]), "device": name, "rate": rate,
+                        "milliseconds": None if problem else _number(1e3 * found.seconds),
+                        "memory": _number(found.memory / 1e9) if found.memory else None,
+                        "share": share and f"{share:.1%}", "exact": None if problem else _yes(found.exact_zero),
+                        "steps": found.steps or None, "problem": problem, "measured": asdict(found),
+                    }  # fmt: skip
+                    batch = batch // 2 if problem.startswith("out of memory") else 0
+
+
+def _print(rows: Iterator[dict[str, Any]], head: dict[str, str], place: Path) -> None:
+    """Write every row as soon as it is there, so that what was measured stays."""
+    from workbench.markdown import markdown_table
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        kept.append(row)
+        table = markdown_table(list(head.values()), [[r[key] for key in head] for r in kept])
+        lines = table.splitlines()
+        click.echo("\n".join(lines if len(kept) == 1 else lines[-1:]))
+        place.with_suffix(".md").write_text(f"{table}\n")
+        place.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def _number(value: float) -> str:
+    """Two figures, or all of the whole ones."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+main = command(main)
+
+if __name__ == "__main__":
+    main()
