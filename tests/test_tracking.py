@@ -1,4 +1,6 @@
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -31,6 +33,21 @@ def test_more_metrics_than_one_batch_takes_arrive_all(workplace):
     run.log(1, {f"m/{i}": float(i) for i in range(2500)})
     run.close("complete")
     assert len(client.get_run(run.run_id).data.metrics) == 2500
+
+
+def test_runs_that_name_a_data_set_for_the_first_time_at_once_do_not_collide(workplace):
+    clients = [tracking.connect() for _ in range(8)]
+    barrier = threading.Barrier(8)
+
+    def begin(client):
+        barrier.wait()
+        run = tracking.Tracker(client, "run", params={}, tags={}, datasets={"train": ("digest", {"used": 1})})
+        run.close("complete")
+        return client.get_run(run.run_id).inputs.dataset_inputs
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(begin, clients))
+    assert [[i.dataset.digest for i in inputs] for inputs in found] == [["digest"]] * 8
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Run, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from workbench.cli import this_python
@@ -68,16 +70,16 @@ def experiment(client: MlflowClient) -> Experiment:
     if found is None:
         # An absolute place for artifacts keeps them together whatever folder a later command runs in.
         place = None if tracking_uri().startswith("http") else Path("mlruns").resolve().as_uri()
-        client.create_experiment(EXPERIMENT, artifact_location=place)
-        found = client.get_experiment_by_name(EXPERIMENT)
-        assert found is not None
         note = (
             "Preference optimisation of diffusion models. A study is a parent run, a trial its child. Sections: "
             "`rewards/` implicit rewards against the moving reference, `divergence/` paper's Eq. 8, `kl/` kernel KL, "
             "`reference/` what the reference did, `eval/` samples against the pretrained model's, `timestep_*/` by "
             "timestep bucket against the pretrained model."
         )
-        client.set_experiment_tag(found.experiment_id, "mlflow.note.content", note)
+        with suppress(MlflowException):  # another process may have made it since
+            client.create_experiment(EXPERIMENT, artifact_location=place, tags={"mlflow.note.content": note})
+        found = client.get_experiment_by_name(EXPERIMENT)
+        assert found is not None
     return found
 
 

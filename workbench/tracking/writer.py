@@ -2,6 +2,7 @@
 
 import json
 import queue
+import random
 import tempfile
 import threading
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import polars as pl
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
@@ -59,7 +61,7 @@ class Tracker:
             for name, (digest, counts) in (datasets or {}).items()
         ]
         if inputs:
-            client.log_inputs(self.run_id, inputs)
+            _log_inputs(client, self.run_id, inputs)
         self._rows: dict[int, dict[str, float]] = {}
         self._queue: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
         self._flush, self._seconds = flush, seconds
@@ -137,6 +139,22 @@ class Tracker:
                     return
         except Exception as error:  # kept for the next call from the training thread
             self._error = error
+
+
+def _log_inputs(client: MlflowClient, run_id: str, inputs: list[DatasetInput], tries: int = 5) -> None:
+    """Name a run's data sets, again where another run named one for the first time at the same moment.
+
+    MLflow looks a data set up and then inserts it; whoever comes second meets its own uniqueness constraint, and the
+    next time finds it.
+    """
+    for left in reversed(range(tries)):
+        try:
+            client.log_inputs(run_id, inputs)
+            return
+        except MlflowException:
+            if not left:
+                raise
+            time.sleep(0.1 * random.random())
 
 
 def history(rows: Mapping[int, Mapping[str, float]]) -> pl.DataFrame:
