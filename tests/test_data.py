@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from conftest import pair_rows
+from datasets import load_dataset
 from PIL import Image
 
 from workbench.data import decode, kind_of, open_rows, read_prompts, report, select
@@ -112,6 +113,28 @@ def test_a_hub_that_does_not_answer_is_one_line_that_says_what_works(monkeypatch
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
     with pytest.raises(Failure, match=r"data\.train = 'someone/pairs': .*hub could not be reached.*local parquet"):
         open_rows("someone/pairs", "train")
+
+
+def test_without_the_hub_what_it_last_said_finds_the_encoded_pairs(monkeypatch, tmp_path):
+    from huggingface_hub.hf_api import DatasetInfo
+
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.dataset_info", lambda *a, **k: DatasetInfo(id="someone/pairs", sha="c0de")
+    )
+    local = load_dataset("parquet", data_files=write(tmp_path, pair_rows(3)), split="train", streaming=True)
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: local)
+    online = open_rows("someone/pairs:validation_unique", "validation")
+    assert online.digest == "someone/pairs@c0de:validation_unique" and len(list(online.chunks(2))) == 2
+
+    def unreachable(*arguments, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    offline = open_rows("someone/pairs:validation_unique", "validation")
+    assert offline.digest == online.digest
+    with pytest.raises(Failure, match="hub could not be reached"):
+        next(offline.chunks(2))
 
 
 def test_images_are_fitted_to_a_square_and_the_crop_is_known():

@@ -155,6 +155,8 @@ def test_a_store_of_another_model_is_refused(rows, backend, workplace):
 def test_of_a_store_the_first_pairs_can_be_taken_and_its_flips_must_be_as_asked(rows, backend, workplace):
     pairs = encode(open_rows(rows, "train"), backend, Encoding(flip=True), into=workplace / "store")
     assert len(pairs.first(5)) == 5 and pairs.first(100) is pairs and pairs.first(5).digest != pairs.digest
+    with pytest.raises(UserError, match=r"data\.limit = 5: .* holds mirrored pairs too"):
+        open_store(workplace / "store", backend=backend, limit=5)
     with pytest.raises(UserError, match=r"data\.flip = false: .* was encoded with true"):
         open_store(workplace / "store", backend=backend, flip=False)
 
@@ -220,6 +222,26 @@ def test_streamed_pairs_are_the_encoded_ones_in_another_order(tiny_pairs, backen
         )
     assert not torch.equal(found[0].x_w, found[4].x_w)  # the epochs are shuffled anew
     assert isinstance(streamed.sample(5), EncodedPairs) and len(streamed.sample(5)) == 5
+
+
+def test_streamed_pairs_keep_to_the_limit_and_count_what_they_drop(rows, backend, workplace):
+    encoded = whole(encode(open_rows(rows, "train"), backend))
+    streamed = StreamedPairs(open_rows(rows, "train"), backend, Encoding(limit=20))
+    stream = streamed.batches(4, torch.Generator().manual_seed(0), CPU)
+    seen = torch.cat([next(stream).x_w for _ in range(30)])
+    found = torch.cdist(seen.flatten(1), encoded.x_w.flatten(1)).argmin(1).tolist()
+    assert set(found) <= set(range(20)) and len(set(found)) == 19  # one of the first 20 cannot be decoded
+    assert streamed.counts["undecodable"] == 1 or streamed.counts["used"] < 19
+
+
+def test_the_processes_of_a_run_share_streamed_batches(monkeypatch):
+    both = []
+    for rank in range(2):
+        monkeypatch.setattr(encoding.processes, "world", lambda: 2)
+        monkeypatch.setattr(encoding.processes, "part_of", lambda n, r=rank: slice(r * n, (r + 1) * n))
+        turns = encoding.Turns(3)
+        both.append(turns(list(range(8))) + turns(list(range(8, 13))))
+    assert both == [[0, 1, 2, 6, 7, 8, 12], [3, 4, 5, 9, 10, 11]]
 
 
 def test_a_damaged_cache_is_computed_again(workplace):

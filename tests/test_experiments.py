@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -146,3 +147,20 @@ def test_the_gpu_script_says_what_it_had_no_time_for(tmp_path):
     )
     assert done.returncode == 1 and done.stdout.count("not run, no time left") >= 6
     assert subprocess.run(["bash", ROOT / "experiments" / "gpu.sh", "soon"], capture_output=True).returncode == 2
+
+
+@pytest.mark.parametrize("name", ["train", "study"])
+def test_a_job_waits_for_its_run_to_clean_up(name, tmp_path):
+    """SLURM kills what is left as soon as the script ends."""
+    text = (EXPERIMENTS / "cluster" / f"{name}.sbatch").read_text()
+    (tmp_path / "run.py").write_text(
+        "import signal, sys, time\n"
+        "def stop(*_):\n    time.sleep(1); open('clean', 'w').close(); sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, stop); open('started', 'w').close(); time.sleep(60)\n"
+    )
+    (tmp_path / "job.sh").write_text(f"set -euo pipefail\n{sys.executable} run.py &\n{text[text.index('child=$!') :]}")
+    job = subprocess.Popen(["bash", "job.sh"], cwd=tmp_path)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    job.terminate()
+    assert job.wait(timeout=20) == 130 and (tmp_path / "clean").exists()

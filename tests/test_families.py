@@ -129,7 +129,7 @@ def test_the_logit_is_exactly_zero_after_a_hard_copy(family, dtype):
     from workbench.reference import Divergence, Reference, Rule
 
     backend = load(str(family[1]), CPU, dtype)
-    policy = backend.denoiser()
+    policy = backend.denoiser().requires_grad_(True)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.01 * torch.randn(parameter.shape, generator=Generator().manual_seed(parameter.numel()))

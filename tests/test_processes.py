@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, workbench
+from conftest import ROOT, overrides, workbench
 from diffusers import StableDiffusionPipeline
 
 from workbench.processes import collect, part_of, spread
@@ -37,23 +37,26 @@ def close(a, b, name):
     [
         pytest.param({}, id="ddp"),
         pytest.param({"train.parallel": "fsdp", "reference.on_exceed": "reinit", "reference.delta": 1e-4}, id="fsdp"),
+        pytest.param({"objective.loss": "kto", "reference.policy": "frozen", "reference.interval": None}, id="kto"),
         pytest.param({"lora.rank": 4, "reference.rate": 0.5, "reference.policy": "update"}, id="lora"),
     ],
 )
 def test_two_processes_are_one_with_twice_the_batch(tiny, tmp_path, changes):
     """Gradients, reference updates, divergence decisions, buckets and samples agree; all ranks decide alike."""
     common = tiny | {"train.accumulation": 2, "diagnostics.probe": 15} | changes
+    common = {name: value for name, value in common.items() if value is not None}
     (one,) = run(common, tmp_path / "one", 1)
     two = run(common | {"train.batch_size": 2}, tmp_path / "two", 2)
-    assert two[0]["tables"]["reference_audit.json"] == two[1]["tables"]["reference_audit.json"]
+    assert two[0]["tables"].get("reference_audit.json") == two[1]["tables"].get("reference_audit.json")
     for step, metrics in one["metrics"].items():
         for rank in two:
             assert rank["metrics"][step].keys() == metrics.keys()
             for name, value in metrics.items():
                 close(rank["metrics"][step][name], value, f"{name} at step {step}")
-    ours, theirs = (found["tables"]["reference_audit.json"] for found in (one, two[0]))
-    assert ours["decision"] == theirs["decision"] and ours["step"] == theirs["step"]
-    np.testing.assert_allclose(ours["divergence"], theirs["divergence"], rtol=2e-3, atol=1e-5)
+    if "objective.loss" not in changes:
+        ours, theirs = (found["tables"]["reference_audit.json"] for found in (one, two[0]))
+        assert ours["decision"] == theirs["decision"] and ours["step"] == theirs["step"]
+        np.testing.assert_allclose(ours["divergence"], theirs["divergence"], rtol=2e-3, atol=1e-5)
     close(two[0]["tables"]["samples.png"], one["tables"]["samples.png"], "mean pixel")
     if "lora.rank" not in changes:
         a, b = (StableDiffusionPipeline.from_pretrained(tmp_path / n / "trained").unet for n in ("one", "two"))
@@ -61,10 +64,15 @@ def test_two_processes_are_one_with_twice_the_batch(tiny, tmp_path, changes):
             torch.testing.assert_close(x, y, rtol=1e-2, atol=2e-4)
 
 
+def test_what_does_not_work_when_sharded_is_refused(tiny, workplace):
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "workbench.train")
+    wrong = tiny | {"train.parallel": "fsdp", "train.optimizer": "adafactor"}
+    done = workbench(*launcher, *overrides(wrong), cwd=workplace)
+    assert done.returncode != 0 and "train.parallel = 'fsdp' works with 'adamw' alone" in done.stderr
+
+
 @pytest.mark.parametrize("launcher", [["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]])
 def test_the_main_process_alone_tracks(tiny, workplace, launcher):
-    from conftest import overrides
-
     from workbench import tracking
 
     done = workbench(*launcher, "-m", "workbench.train", *overrides(tiny), "--study", "two", cwd=workplace)

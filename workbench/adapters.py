@@ -95,7 +95,7 @@ def adapt(
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))  # type: ignore
     for name in (REFERENCE, POLICY):  # the last added is the one at rest
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 denoiser.add_adapter(copy.deepcopy(config), adapter_name=name)
         except ValueError:

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,11 @@ def digest(*recipe: object) -> str:
     return hashlib.sha256("\n".join(str(part) for part in recipe).encode()).hexdigest()
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it takes its place; no two processes share one, on any machine."""
+    return path.with_name(f"{path.name}.{uuid4().hex}.partial")
+
+
 def cached(kind: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What `compute` returns, from disk where it was computed before; written atomically, recomputed if damaged.
 
@@ -40,7 +46,7 @@ def cached(kind: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dic
         return found
     tensors = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
+    partial = partial_of(path)
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
         os.replace(partial, path)

@@ -85,6 +85,8 @@ def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
     folder = ASSETS / "model" if source == "embedded" else Path(source)
     if not folder.exists() and HUB_ID.fullmatch(source):
         folder = _download(source, revision, variant)
+    elif revision:
+        raise UserError(f"model.revision = {revision!r}: {source} is a folder here and no hub id")
     try:
         index = json.loads((folder / "model_index.json").read_text())
     except (OSError, ValueError):

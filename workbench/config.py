@@ -16,7 +16,7 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
 
 from workbench import objectives, reference, reward_scale, timesteps
@@ -99,6 +99,12 @@ class Lora(Section):
     rank: NotNegative = Field(0, description="of the adapters; 0 = full fine-tune")
     alpha: float = Field(0.0, ge=0, description="the adapters are scaled by alpha / rank; 0 = alpha is the rank")
     targets: tuple[str, ...] = Field((), description="ends of layers' names; none = the family's attention layers")
+
+    @model_validator(mode="after")
+    def _of_adapters(self) -> "Lora":
+        if not self.rank and (self.alpha or self.targets):
+            raise ValueError("alpha and targets belong to adapters; set lora.rank above 0")
+        return self
 
 
 class Data(Section):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from workbench import cache
 from workbench.checkpoints import ASSETS, HUB_ID, digest_of, one_line
 from workbench.errors import Failure, UserError
 
@@ -50,6 +51,7 @@ class Rows:
         key: the setting they come from, for messages.
         total: how many, where it is known; else 0.
         remote: whether they come from the hub.
+        problem: why they cannot be read now; their digest is known all the same.
     """
 
     dataset: Any
@@ -57,6 +59,12 @@ class Rows:
     key: str
     total: int = 0
     remote: bool = False
+    problem: str = ""
+
+    def require(self) -> None:
+        """Raise Failure unless they can be read."""
+        if self.problem:
+            raise Failure(self.problem)
 
     def chunks(
         self, size: int, state: Mapping[str, Any] | None = None
@@ -67,6 +75,7 @@ class Rows:
             UserError: a file is damaged.
             Failure: the hub does not answer.
         """
+        self.require()
         dataset = self.dataset
         if state is not None:
             dataset.load_state_dict(dict(state))
@@ -76,8 +85,8 @@ class Rows:
                 yield rows, dataset.state_dict()
         except Exception as error:  # pyarrow and datasets raise many kinds
             if self.remote:
-                kept = "what was encoded is kept: run it again"
-                raise Failure(f"{self.key}: reading stopped ({one_line(error)}); {kept}") from None
+                again = "run it again, encoding goes on where it was"
+                raise Failure(f"{self.key}: reading stopped ({one_line(error)}); {again}") from None
             raise UserError(f"{self.key}: damaged ({one_line(error)})") from None
 
 
@@ -152,7 +161,10 @@ def _wanted(names: Sequence[str], key: str) -> list[str]:
 
 
 def _from_hub(place: str, split: str, key: str) -> Rows:
-    """A split of a data set on the hub, streamed: nothing is downloaded but what is read."""
+    """A split of a data set on the hub, streamed: nothing is downloaded but what is read.
+
+    Where the hub cannot be reached, what it last said of the data set is enough to find them encoded.
+    """
     from datasets import Image as ImageFeature
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
@@ -160,8 +172,9 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     name, _, revision = place.partition("@")
+    note = cache.folder() / f"hub-{cache.digest(place)[:32]}"
     try:
-        commit = HfApi().dataset_info(name, revision=revision or None).sha
+        commit = HfApi().dataset_info(name, revision=revision or None).sha or ""
         dataset = load_dataset(name, split=split, streaming=True, revision=commit)
         features = dataset.features or {}
     except RevisionNotFoundError:
@@ -173,10 +186,15 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
     except ValueError as error:  # no such split
         raise UserError(f"{key}: {one_line(error)}") from None
     except Exception as error:  # the hub's client and its transport raise many kinds
-        raise Failure(
-            f"{key}: no such file or folder, and the hub could not be reached for it; give local parquet files, or try "
-            f"again ({one_line(error)[:200]})"
-        ) from None
+        problem = (
+            f"{key}: no such file or folder, and the hub could not be reached for it; give local parquet files, a "
+            f"folder that workbench.encode --output wrote, or try again ({one_line(error)[:200]})"
+        )
+        if not note.is_file():
+            raise Failure(problem) from None
+        return Rows(None, f"{name}@{note.read_text()}:{split}", key, problem=problem)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(commit)
     wanted = _wanted(list(features), key)
     dataset = dataset.select_columns(wanted)
     for column in ("jpg_0", "jpg_1"):

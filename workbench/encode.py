@@ -1,10 +1,17 @@
 """`python -m workbench.encode`: latents and embeddings of an experiment's preference pairs, once, before training."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from workbench.cli import command, experiment_argument, set_option, settings_option, silence_transformers
+
+if TYPE_CHECKING:
+    from workbench.backends import Backend
+    from workbench.data import Rows
+    from workbench.encoding import Encoding
 
 #: Rows of Pick-a-Pic v2's training split.
 FULL = 959_040
@@ -53,7 +60,8 @@ def main(
     rows = {split: open_rows(getattr(config.data, split), split) for split in wanted}  # columns first, weights later
     backend = open_backend(config.model)
     if estimate:
-        click.echo(_estimate(rows[wanted[0]], backend, config.data.dtype, estimate, batch_size or 0, workers or 0))
+        encoding = replace(encoding_of(config.data, wanted[0]), limit=estimate)
+        click.echo(_estimate(rows[wanted[0]], backend, encoding, batch_size or 0, workers or 0))
         return
     for split in wanted:
         encoding = encoding_of(config.data, split)
@@ -68,36 +76,36 @@ def main(
             click.echo(f"  --set data.{split}={into}")
 
 
-def _estimate(rows, backend, dtype: str, count: int, batch_size: int, workers: int) -> str:
-    """A table: what was measured on `count` pairs, and what the data and the whole of Pick-a-Pic v2 would take."""
+def _estimate(rows: "Rows", backend: "Backend", encoding: "Encoding", batch_size: int, workers: int) -> str:
+    """A table: what was measured on a sample, and what the data and the whole of Pick-a-Pic v2 would take."""
     import time
 
-    from workbench.encoding import Encoding, in_memory
+    from workbench.encoding import in_memory
     from workbench.markdown import markdown_table
 
-    in_memory(rows, backend, Encoding(1, dtype=dtype))  # loads the weights
+    in_memory(rows, backend, replace(encoding, limit=1))  # loads the weights
     start = time.perf_counter()
-    pairs = in_memory(rows, backend, Encoding(count, dtype=dtype), batch_size, workers)
-    seconds = (time.perf_counter() - start) / len(pairs)
+    pairs = in_memory(rows, backend, encoding, batch_size, workers)
+    used = pairs.counts["used"]
+    seconds = (time.perf_counter() - start) / used
     (shard,) = pairs.shards
     text = {name: x for name, x in shard.items() if name.startswith("text.")}
     a_caption = sum(x[0].nbytes for x in text.values())
-    a_pair = sum(x[0].nbytes for name, x in shard.items() if name not in text)
-    captions, usable = len(next(iter(text.values()))) / len(pairs), len(pairs) / sum(pairs.counts.values())
+    a_pair = sum(x.nbytes for name, x in shard.items() if name not in text) / used
+    captions, usable = len(next(iter(text.values()))) / used, used / sum(pairs.counts.values())
 
-    def line(what: str, total: int) -> tuple:
-        used = total * usable
-        gigabytes = used * (a_pair + captions * a_caption) / 1e9
-        return what, f"{used:,.0f}", f"{gigabytes:,.2f} GB", f"{used * seconds / 3600:,.2f} h"
+    def line(what: str, count: float) -> tuple:
+        latents, embeddings = count * a_pair / 1e9, count * captions * a_caption / 1e9
+        return what, f"{count:,.0f}", f"{latents:,.2f} GB", f"{embeddings:,.2f} GB", f"{count * seconds / 3600:,.2f} h"
 
-    lines = [line("measured sample", round(len(pairs) / usable))]
-    lines += [line("these data", rows.total)] if rows.total else []
-    lines += [line("Pick-a-Pic v2, train", FULL)]
-    head = ("", "pairs that count", "disk", "time")
+    lines = [line("the sample", used)]
+    lines += [line("these data", rows.total * usable)] if rows.total else []
+    lines += [line("Pick-a-Pic v2, train", FULL * usable)]
+    head = ("", "pairs that count", "latents", "captions, at most", "time")
     note = (
-        f"{backend.checkpoint.source}, {backend.resolution} px, {dtype}, on {backend.device.type}: "
-        f"{1e3 * seconds:.1f} ms and {a_pair:,} bytes a pair, {captions:.2f} captions a pair of {a_caption:,} bytes.\n"
-        "Captions recur more often in larger data: the disk is an upper estimate."
+        f"{backend.checkpoint.source}, {backend.resolution} px, {encoding.dtype}, on {backend.device.type}: "
+        f"{1e3 * seconds:.1f} ms and {a_pair:,.0f} bytes a pair, {captions:.2f} captions of {a_caption:,} bytes.\n"
+        "Captions recur more often in larger data, so theirs is an upper estimate."
     )
     return f"{note}\n\n{markdown_table(head, lines)}"
 

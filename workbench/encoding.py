@@ -12,9 +12,9 @@ import os
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from workbench import processes
 from workbench.backends import Backend
-from workbench.cache import digest, folder
+from workbench.cache import digest, folder, partial_of
 from workbench.checkpoints import one_line
-from workbench.data import Pair, Rows, decode, report, select
+from workbench.data import Pair, Rows, decode, kind_of, report, select
 from workbench.errors import Failure, UserError
 from workbench.pairs import Batch, EncodedPairs
 
@@ -66,7 +66,7 @@ class StreamedPairs:
     backend: Backend
     encoding: Encoding
     buffer: int = 1000
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter = field(default_factory=Counter)
 
     @property
     def digest(self) -> str:
@@ -88,25 +88,30 @@ class StreamedPairs:
         Raises:
             UserError: no row of the data counts.
         """
-        draw = lambda: int(torch.randint(2**31, (), generator=generator))  # noqa: E731
+        self.rows.require()
         waiting: list[Pair] = []
-        together = size * processes.world()
+        usable = self.rows.dataset.filter(lambda row: kind_of(row) == "used")
+        if self.encoding.limit:
+            usable = usable.take(self.encoding.limit)
+        turns = Turns(size)
         while True:
-            found = 0
-            shuffled = Rows(self.rows.dataset.shuffle(seed=draw(), buffer_size=self.buffer), "", self.rows.key)
-            for pairs, _, _ in _decoded(shuffled, self.backend.resolution, together, None):
+            seed = int(torch.randint(2**31, (), generator=generator))
+            epoch = replace(self.rows, dataset=usable.shuffle(seed=seed, buffer_size=self.buffer))
+            self.counts.clear()
+            for pairs, _, read in _decoded(epoch, self.backend.resolution, size, None, mine=turns):
+                self.counts.update(read)
+                self.counts["used"] += len(pairs)
                 if self.encoding.flip:
                     mirror = torch.rand(len(pairs), generator=generator) < 0.5
                     pairs = [_mirrored(p) if m else p for p, m in zip(pairs, mirror, strict=True)]
-                found += len(pairs)
                 waiting += pairs
-                while len(waiting) >= together:
-                    batch, waiting = waiting[:together], waiting[together:]
-                    yield self._batch(batch[processes.part_of(size)], device)
-                if self.encoding.limit and found >= self.encoding.limit:
-                    break
-            if not found:
-                raise UserError(f"{self.rows.key}: no usable row")
+                while len(waiting) >= size:
+                    batch, waiting = waiting[:size], waiting[size:]
+                    yield self._batch(batch, device)
+            if not self.counts["used"]:
+                raise UserError(f"{self.rows.key}: no usable row ({report(self.counts)})")
+            if self.counts["undecodable"]:
+                log.warning("%s: %s", self.rows.key, report(self.counts))
 
     def _batch(self, pairs: Sequence[Pair], device: torch.device) -> Batch:
         tensors = _latents(pairs, self.backend)
@@ -119,14 +124,23 @@ class StreamedPairs:
         )
 
 
+@dataclass
+class Turns:
+    """Which rows are this process's: of every batch of all processes its own `size`."""
+
+    size: int
+    seen: int = 0
+
+    def __call__(self, rows: list) -> list:
+        """Its rows of the next ones."""
+        together, part = self.size * processes.world(), processes.part_of(self.size)
+        first, self.seen = self.seen, self.seen + len(rows)
+        return [row for i, row in enumerate(rows, first) if part.start <= i % together < part.stop]
+
+
 def key_of(rows: Rows, backend: Backend, encoding: Encoding) -> str:
     """Digest of everything that an encoding of these rows depends on."""
     return digest(FORMAT, rows.digest, encoding, backend.PIPELINE, backend.digest("vae", *backend.ENCODERS))
-
-
-def images_at_once(resolution: int) -> int:
-    """Pairs in one call of the autoencoder: 4 at 512 pixels, 1 at 1024."""
-    return max(1, min(64, 2**20 // resolution**2))
 
 
 def encode(
@@ -153,20 +167,23 @@ def encode(
     key = key_of(rows, backend, encoding)
     place = into or folder() / f"pairs-{key[:32]}"
     while not (place / INDEX).is_file():
-        if processes.local_rank() == 0:
+        if processes.is_main():
             _build(place, key, rows, backend, encoding, shard, batch_size, workers)
         else:
-            time.sleep(0.2)  # no collective: this may take hours
+            time.sleep(0.2)  # no collective: this may take hours; the folder is the same on every machine
     return open_store(place, key=key)
 
 
-def open_store(place: Path, *, key: str = "", backend: Backend | None = None, flip: bool | None = None) -> EncodedPairs:
+def open_store(
+    place: Path, *, key: str = "", backend: Backend | None = None, flip: bool | None = None, limit: int = 0
+) -> EncodedPairs:
     """An encoded store.
 
     Args:
         key: the digest that it must have.
         backend: whose autoencoder and text encoders it must come from.
         flip: whether it must hold mirrored pairs too.
+        limit: take the first so many; 0 = all.
     Raises:
         UserError: it is other data, another model's, incomplete or damaged.
     """
@@ -189,6 +206,8 @@ def open_store(place: Path, *, key: str = "", backend: Backend | None = None, fl
             f"{place}: encoded by another autoencoder, text encoder, precision or resolution ({index['model']}, "
             f"{index['resolution']} px) than {backend.checkpoint.source} ({backend.resolution} px); encode again"
         )
+    if limit and index["flip"]:
+        raise UserError(f"data.limit = {limit}: {place} holds mirrored pairs too; encode again with that limit")
     if flip not in (None, index["flip"]):
         raise UserError(f"data.flip = {str(flip).lower()}: {place} was encoded with {str(index['flip']).lower()}")
     opened = []
@@ -201,7 +220,8 @@ def open_store(place: Path, *, key: str = "", backend: Backend | None = None, fl
             opened.append(load_file(path))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged ({error}); delete it and {INDEX} and run the encoding again") from None
-    return EncodedPairs(opened, index["counts"], index["digest"])
+    pairs = EncodedPairs(opened, index["counts"], index["digest"])
+    return pairs.first(limit or len(pairs))
 
 
 def in_memory(rows: Rows, backend: Backend, encoding: Encoding, batch_size: int = 0, workers: int = 0) -> EncodedPairs:
@@ -257,13 +277,13 @@ def _build(
         "counts": dict(progress.counts),
         "shards": progress.shards,
     }
-    partial = place / f"{INDEX}.{os.getpid()}"
+    partial = partial_of(place / INDEX)
     partial.write_text(json.dumps(index, indent=1))
     os.replace(partial, place / INDEX)
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    partial = path.with_suffix(f".{os.getpid()}")
+    partial = partial_of(path)
     try:
         save_file({name: x.contiguous() for name, x in tensors.items()}, partial, metadata=header)
         os.replace(partial, path)
@@ -274,6 +294,9 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> No
 def _resumed(place: Path, key: str) -> _Progress:
     """Where an earlier encoding stopped, from its whole shards, up to the first that is missing or damaged."""
     progress = _Progress()
+    for left in place.glob("*.partial"):
+        if time.time() - left.stat().st_mtime > 3600:  # of a killed process
+            left.unlink(missing_ok=True)
     while (path := place / f"pairs-{len(progress.shards):05d}.safetensors").is_file():
         try:
             with safe_open(path, "pt") as shard:
@@ -299,7 +322,7 @@ def _shards(
     """Tensors of one shard after another, each with the captions that are new in it; `progress` is kept up."""
     parts: list[dict[str, Tensor]] = []
     new: list[str] = []
-    size = batch_size or images_at_once(backend.resolution)
+    size = batch_size or backend.images_at_once // 2
     counts, captions = progress.counts, progress.captions
     done = sum(counts.values())
     bar = tqdm(total=rows.total or None, initial=done, desc="encode pairs", unit="row", leave=False)
@@ -319,7 +342,7 @@ def _shards(
                         captions[pair.caption] = len(captions)
                         new.append(pair.caption)
                 tensors = _latents(group, backend) | {"caption": torch.tensor([captions[p.caption] for p in group])}
-                parts.append({name: x.cpu() for name, x in tensors.items()})
+                parts.append(_stored(tensors, encoding))
             progress.state = state
             full = encoding.limit and counts["used"] >= encoding.limit
             if parts and (full or sum(len(p["x_w"]) for p in parts) >= shard):
@@ -334,11 +357,15 @@ def _shards(
 def _joined(parts: list[dict[str, Tensor]], new: list[str], backend: Backend, encoding: Encoding) -> dict[str, Tensor]:
     tensors = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     asked = new or [""]  # a shard without new captions still says which embeddings there are
-    chunks = [backend.encode_text(asked[i : i + 64]) for i in range(0, len(asked), 64)]
-    tensors |= {f"text.{name}": torch.cat([c[name] for c in chunks]).cpu()[: len(new)] for name in chunks[0]}
+    chunks = [_stored(backend.encode_text(asked[i : i + 64]), encoding) for i in range(0, len(asked), 64)]
+    return tensors | {f"text.{name}": torch.cat([c[name] for c in chunks])[: len(new)] for name in chunks[0]}
+
+
+def _stored(tensors: Mapping[str, Tensor], encoding: Encoding) -> dict[str, Tensor]:
+    """As they are written; sizes in pixels stay exact."""
     dtype = getattr(torch, encoding.dtype)
     return {
-        name: x.to(dtype) if x.is_floating_point() and not name.startswith("pair.") else x
+        name: x.to("cpu", dtype if x.is_floating_point() and not name.startswith("pair.") else x.dtype)
         for name, x in tensors.items()
     }
 
@@ -355,11 +382,19 @@ def _mirrored(pair: Pair) -> Pair:
 
 
 def _decoded(
-    rows: Rows, resolution: int, size: int, state: Mapping[str, Any] | None, workers: int = 0
+    rows: Rows,
+    resolution: int,
+    size: int,
+    state: Mapping[str, Any] | None,
+    workers: int = 0,
+    mine: Callable[[list], list] = lambda rows: rows,
 ) -> Iterator[tuple[list[Pair], Mapping[str, Any], Counter]]:
     """Pairs that count, a chunk of rows at a time, decoded ahead on threads; with the state after the chunk.
 
     The counter holds what became of the chunk's other rows.
+
+    Args:
+        mine: of rows that count, those that this process decodes.
     """
     waiting: deque[tuple[list[Future], Mapping[str, Any], Counter]] = deque()
     threads = workers or len(os.sched_getaffinity(0))
@@ -374,7 +409,8 @@ def _decoded(
     with ThreadPoolExecutor(threads) as pool:
         for chunk, after in rows.chunks(size, state):
             counts: Counter = Counter()
-            waiting.append(([pool.submit(decode, row, resolution) for row in select(chunk, counts)], after, counts))
+            usable = mine(select(chunk, counts))
+            waiting.append(([pool.submit(decode, row, resolution) for row in usable], after, counts))
             if len(waiting) > AHEAD:
                 yield finished()
         while waiting:

@@ -139,18 +139,18 @@ def _measure(config: Config, shape: Shape, device: torch.device) -> Measured:
     )
 
 
-@torch.no_grad()
 def _exact_zero(
     started: Started, backend: Backend, pairs: EncodedPairs, process: ForwardProcess, device: torch.device, size: int
 ) -> bool:
     """Move every weight of the policy, norms included, copy it into the reference, and look at the logits.
 
-    At initial weights the test would be too easy: norms that are exactly 1 and 0 are exact in any precision.
+    At initial weights the test would be too easy: norms that are exactly 1 and 0 are exact in any precision. The policy
+    keeps its graph, as in training: other kernels may be chosen without.
     """
     g = torch.Generator(device).manual_seed(1)
-    for parameter in started.policy.parameters():
-        if parameter.requires_grad:
-            scale = float(parameter.detach().float().std(correction=0)) or 1.0
+    with torch.no_grad():
+        for parameter in started.policy.parameters():
+            scale = float(parameter.float().std(correction=0)) or 1.0
             parameter.add_(torch.randn(parameter.shape, generator=g, device=device), alpha=0.01 * scale)
     batch = pairs.gather(torch.arange(size), device)
     t = torch.linspace(1, backend.timesteps - 1, size, device=device).long()
@@ -158,7 +158,7 @@ def _exact_zero(
     reference = Reference(started.reference.model, Rule(interval=1), lambda model: Divergence(0.0, 0.0), dict)
 
     def margin() -> Tensor:
-        return pair_errors(backend.denoise, started.policy, reference.model, batch, t, eps, process).margin
+        return pair_errors(backend.denoise, started.policy, reference.model, batch, t, eps, process).margin.detach()
 
     before = margin()
     reference.after_step(1, started.policy)

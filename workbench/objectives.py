@@ -91,19 +91,26 @@ def linear(errors: PairErrors, lam: Tensor, *, beta: Annotated[float, Gt(0)] = 3
     return -0.5 * beta * lam * errors.margin
 
 
-def kto(errors: PairErrors, lam: Tensor, *, beta: Annotated[float, Gt(0)] = 150.0) -> Tensor:
+def kto(
+    errors: PairErrors,
+    lam: Tensor,
+    mean: Callable[[Tensor], Tensor] = torch.mean,
+    *,
+    beta: Annotated[float, Gt(0)] = 150.0,
+) -> Tensor:
     """Diffusion-KTO: mean of 1 - sigmoid(beta (lam g_w - z)) and 1 - sigmoid(-beta (lam g_l - z)) (Li et al. 2024).
 
     z = max(batch mean of lam g over winners and losers, 0), without gradient. Both sides weigh 1, as in the public
     code; there the images of a batch are unpaired, here winner and loser share t and eps like everywhere.
 
     Args:
+        mean: over the batch, of which this may be one process's part.
         beta: no factor 1/2: 150 makes the sigmoid's argument DPO's at 300. The public SD1.5 setting is 1000.
     Returns:
         Loss, shape (B,); 1/2 where policy and reference agree.
     """
     reward_w, reward_l = lam * errors.reward_w, lam * errors.reward_l
-    z = torch.cat([reward_w, reward_l]).mean().clamp(min=0).detach()
+    z = mean(torch.cat([reward_w, reward_l]).detach()).clamp(min=0)
     return 0.5 * (torch.sigmoid(-beta * (reward_w - z)) + torch.sigmoid(beta * (reward_l - z)))
 
 

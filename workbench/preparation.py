@@ -116,8 +116,10 @@ def open_pairs(source: Data, split: str, backend: Backend) -> EncodedPairs | Str
     """The pairs of a split, encoded first where they are not; training pairs may be streamed instead."""
     path = getattr(source, split)
     if (Path(path) / "index.json").is_file():
-        store = open_store(Path(path), backend=backend, flip=source.flip if split == "train" else None)
-        return store.first(encoding_of(source, split).limit or len(store))
+        if split == "train" and not source.cache:
+            raise UserError(f"data.cache = false: {path} is encoded already; give the images, or leave it at true")
+        asked = encoding_of(source, split)
+        return open_store(Path(path), backend=backend, flip=asked.flip if split == "train" else None, limit=asked.limit)
     rows = data.open_rows(path, split)
     encoding = encoding_of(source, split)
     if split == "train" and not source.cache:

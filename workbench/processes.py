@@ -55,6 +55,8 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    if world() > 1:
+        raise UserError(f"model.device = {name!r}: on several processes each takes its own; leave it at 'auto'")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):

@@ -1,5 +1,6 @@
 """The composition root: settings become functions and models, the loop runs, consumers hear of it. One run."""
 
+import inspect
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,16 +12,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from workbench import evaluation, optimizers, processes, reward_scale
 from workbench.adapters import adapt
 from workbench.backends import Backend
 from workbench.config import Config
-from workbench.errors import UserError, memory_explained
+from workbench.errors import Failure, UserError, memory_explained
 from workbench.evaluation import BucketDiagnostics, Probe
 from workbench.markdown import markdown_table
-from workbench.preparation import Prepared, draw, plan, prepare
+from workbench.preparation import Prepared, draw, open_backend, plan, prepare
 from workbench.reference import Divergence, Reference, Rule
 from workbench.schedules import bucket_names
 from workbench.trainer import StepRecord, as_floats, train
@@ -81,6 +83,8 @@ def start(config: Config, ready: Prepared) -> Started:
     policy, reference = _models(config, backend, rule(**rule_settings), ready.probe)
     wrapped = processes.wrap(policy, settings.parallel, trained=True)  # before the optimizer: fsdp replaces parameters
     objective, objective_settings = config.chosen("objective")
+    if "mean" in inspect.signature(objective).parameters:  # it looks at the whole batch
+        objective = partial(objective, mean=lambda x: processes.mean(x.mean()))
     density, density_settings = config.chosen("timesteps")
     shape, shape_settings = config.chosen("reward_scale")
     lam = reward_scale.scale(
@@ -88,6 +92,8 @@ def start(config: Config, ready: Prepared) -> Started:
         rise=config.reward_scale.rise,  # type: ignore[attr-defined]
         unit_mean=config.reward_scale.unit_mean,  # type: ignore[attr-defined]
     )
+    if processes.is_sharded(policy) and settings.optimizer != "adamw":
+        raise UserError(f"train.optimizer = {settings.optimizer!r}: train.parallel = 'fsdp' works with 'adamw' alone")
     together = settings.batch_size * settings.accumulation * processes.world()
     optimizer = optimizers.OPTIMIZERS[settings.optimizer](
         list(policy.parameters()),
@@ -140,7 +146,7 @@ def _models(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tuple
         other = backend.denoiser(half=rule.rate == 1 and not sharded)  # a mixture needs all its digits
         denoisers = [trained, other]
         fixed = processes.wrap(other, parallel, trained=False)
-        found = trained, Reference(fixed, rule, probe, lambda: dict(backend.denoiser().named_parameters()))
+        found = trained, Reference(fixed, rule, probe, lambda: dict(backend.denoiser(device="cpu").named_parameters()))
     if config.train.checkpointing:
         denoisers[0].enable_gradient_checkpointing()
     if config.model.compile:
@@ -228,12 +234,12 @@ def execute(
         scores |= {"pretrained_reward": ready.baseline.rewards.tolist()}
         scores |= {"judge": ours.judged.tolist(), "pretrained_judge": ready.baseline.judged.tolist()}
         listener.table("samples.json", scores)
-    if save_to is not None:
-        _save(ready.backend, started, save_to, whole=True)
     if settings.keep:
         with TemporaryDirectory() as folder:
             _save(ready.backend, started, Path(folder), whole=False)
             listener.artifact(Path(folder), "model")
+    if save_to is not None:
+        _save(ready.backend, started, save_to, whole=True)
     return last
 
 
@@ -243,10 +249,13 @@ def _save(backend: Backend, started: Started, folder: Path, whole: bool) -> None
     if processes.is_sharded(policy):
         weights = processes.whole_weights(policy)
         if processes.is_main():
-            policy = backend.denoiser()
+            policy = backend.denoiser(device="cpu")
             policy.load_state_dict(weights)
     if processes.is_main():
-        backend.save(policy, folder, whole)
+        try:
+            backend.save(policy, folder, whole)
+        except (OSError, SafetensorError) as error:
+            raise Failure(f"{folder}: the trained model cannot be written ({error})") from None
 
 
 def _distance(who: str, found: Divergence) -> dict[str, float]:
@@ -272,6 +281,7 @@ def _sheet(images: np.ndarray, config: Config, ready: Prepared) -> np.ndarray:
 def _grid(config: Config, ready: Prepared, policy: nn.Module) -> np.ndarray:
     captions = [ready.captions[i] for i in _grid_rows(config, ready)]
     images = draw(ready.backend, policy, captions, [0] * len(captions), config.evaluation)
+    ready.backend.rest()
     return evaluation.contact_sheet(images, columns=8)
 
 
@@ -296,7 +306,7 @@ def metric_names(config: Config) -> set[str]:
     names |= {f"validation/{name}" for name in BucketDiagnostics.MEANS}
     if config.evaluation.seeds:
         names |= {f"eval/{name}" for name in evaluation.COMPARED}
-    buckets = bucket_names(config.diagnostics.buckets, prepare(config).backend.timesteps)
+    buckets = bucket_names(config.diagnostics.buckets, open_backend(config.model).timesteps)
     quantities = ("loss", "reward", "reward_size", "margin", "accuracy", "divergence", "count", "lambda")
     return names | {f"timestep_{quantity}/{bucket}" for quantity in quantities for bucket in buckets}
 

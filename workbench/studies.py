@@ -15,6 +15,7 @@ import queue
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,10 @@ def open_study(config: Config, queued: list[tuple[dict, dict]], name: str, url: 
     return study
 
 
+#: What tells the commands of a cluster's job, or one machine's GPUs, apart.
+PLACES = ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES")
+
+
 @dataclass(frozen=True)
 class Worker:
     """What a worker process is told: the experiment's dotted settings (its sweep included), and where to work."""
@@ -153,11 +158,17 @@ def _work(told: Worker, tokens: Any, events: Any) -> None:
     silence_transformers()
     config = resolve(told.settings)
     study = optuna.load_study(study_name=told.study, storage=open_storage(told.url))
-    offset = told.index + 1000 * len(study.get_trials(deepcopy=False))
+    offset = told.index + 1000 * len(study.get_trials(deepcopy=False)) + _place()
     study.sampler, study.pruner = read_sampler(config, offset), pruners.ThresholdPruner(upper=config.sweep.prune.above)
     while not _stopping.is_set() and tokens.acquire(block=False) and _missing(study, told.asked, running=True):
         study.optimize(lambda t: run_trial(told, config, t, events), n_trials=1, catch=(FloatingPointError,))
         events.put(("trial", ""))
+
+
+def _place() -> int:
+    """A number for where this command runs, which several on one study do; 0 where nothing says so."""
+    told = [f"{name}={os.environ[name]}" for name in PLACES if name in os.environ]
+    return zlib.crc32(" ".join([platform.node(), *told]).encode()) if told else 0
 
 
 def _missing(study: Study, asked: int, *, running: bool) -> int:
@@ -277,9 +288,10 @@ def _run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
 
     from workbench.run import check, metric_names, prepare
 
-    tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
-    prepare(config)
-    check(config)
+    if workers:
+        tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
+        prepare(config)
+        check(config)
     logged = metric_names(config)
     for key, metric in (("objective", config.sweep.objective), ("prune.metric", config.sweep.prune.metric)):
         if metric not in logged:

@@ -59,7 +59,7 @@ class Backend(ABC):
             self.scheduler = getattr(diffusers, self.SCHEDULER).from_pretrained(self.folder, subfolder="scheduler")
         self.sampler = self.SCHEDULER
         self.process = self._process()
-        self.resolution = resolution or self._own_resolution()
+        self.resolution = self._checked(resolution) if resolution else self._own_resolution()
 
     @property
     def timesteps(self) -> int:
@@ -102,15 +102,16 @@ class Backend(ABC):
 
     # Denoisers
 
-    def denoiser(self, half: bool = False) -> nn.Module:
+    def denoiser(self, half: bool = False, device: torch.device | str | None = None) -> nn.Module:
         """A fresh copy of the pretrained denoiser, frozen.
 
         Args:
+            device: default: the backend's.
             half: keep the weights of linear and convolution layers in the precision in which autocast uses them anyway:
                 half the memory and the same numbers to the bit. Norms stay float32. For models that are not trained.
         """
         module = self._load_denoiser(self.folder, self.DENOISER)
-        return (store_half(module, self.dtype) if half else module).to(self.device)
+        return (store_half(module, self.dtype) if half else module).to(device or self.device)
 
     def trained(self, folder: Path) -> nn.Module:
         """The denoiser that a run saved: the family's subfolder, or `pytorch_lora_weights.safetensors` over this model.
@@ -197,7 +198,7 @@ class Backend(ABC):
     @contextmanager
     def _with(self, denoiser: nn.Module) -> Iterator[Any]:
         """The pipeline with a denoiser in it, which it holds no longer than needed."""
-        pipe = self._awake()
+        pipe = self.pipeline
         with Adapter.active(denoiser) as module:
             pipe.register_modules(**{self.DENOISER: module})
             try:
@@ -222,16 +223,37 @@ class Backend(ABC):
                 part.to("cpu")
         torch.cuda.empty_cache()
 
+    def _pixels_a_latent(self) -> int:
+        return 2 ** (len(self.checkpoint.config("vae")["block_out_channels"]) - 1)
+
     def _own_resolution(self) -> int:
-        edge = self.checkpoint.config(self.DENOISER)["sample_size"]
-        return edge * 2 ** (len(self.checkpoint.config("vae")["block_out_channels"]) - 1)
+        return self.checkpoint.config(self.DENOISER)["sample_size"] * self._pixels_a_latent()
+
+    def _checked(self, resolution: int) -> int:
+        config = self.checkpoint.config(self.DENOISER)
+        halvings = len(config["block_out_channels"]) - 1 if "block_out_channels" in config else 0
+        step = max(8, self._pixels_a_latent() * config.get("patch_size", 1) * 2**halvings)
+        if resolution % step:
+            near = sorted({max(step, resolution // step * step), -(-resolution // step) * step})
+            raise UserError(
+                f"model.resolution = {resolution}: this model's edges are multiples of {step}; try "
+                + " or ".join(map(str, near))
+            )
+        return resolution
+
+    @property
+    def images_at_once(self) -> int:
+        """Images in one call of the autoencoder: 8 at 512 pixels, 2 at 1024."""
+        return 2 * max(1, min(64, 2**20 // self.resolution**2))
 
     @torch.no_grad()
     def encode_images(self, pixels: np.ndarray) -> Tensor:
         """Scaled latents (posterior means), (N, C, H, W), float32, of images (N, H, W, 3), uint8."""
-        vae = self._awake().vae
-        batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return (vae.encode(batch).latent_dist.mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        vae, latents = self._awake().vae, []
+        for chunk in torch.from_numpy(pixels).split(self.images_at_once):
+            batch = chunk.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            latents.append(vae.encode(batch).latent_dist.mean - (vae.config.shift_factor or 0.0))
+        return torch.cat(latents) * vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_images(self, latents: Tensor) -> np.ndarray:
@@ -239,8 +261,11 @@ class Backend(ABC):
         pipe = self._awake()
         vae = pipe.vae
         raw = latents.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        images = pipe.image_processor.postprocess(vae.decode(raw, return_dict=False)[0], output_type="np")
-        return (images * 255).round().astype(np.uint8)
+        images = [
+            pipe.image_processor.postprocess(vae.decode(chunk, return_dict=False)[0], output_type="np")
+            for chunk in raw.split(self.images_at_once)
+        ]
+        return (np.concatenate(images) * 255).round().astype(np.uint8)
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -264,6 +289,7 @@ class Backend(ABC):
         Returns:
             (N, H, W, 3), uint8.
         """
+        self._awake()
         images = []
         with self._with(denoiser) as pipe:
             for start in range(0, len(captions), batch_size):
@@ -298,9 +324,10 @@ class Backend(ABC):
             denoiser.save_pretrained(folder / self.DENOISER)  # type: ignore[operator]
 
     def digest(self, *parts: str) -> str:
-        """Of the files of the named parts, the precision in which they are used and the resolution."""
+        """Of the files of the named parts, and how they are used: variant, precision, resolution."""
         files = sorted(f for part in parts for f in (self.folder / part).rglob("*") if f.is_file())
-        return f"{self.dtype}-{self.resolution}-{digest_of(files)}"
+        variant = self.checkpoint.options.get("variant", "")
+        return f"{self.dtype}-{variant}-{self.resolution}-{digest_of(files)}"
 
 
 def store_half(module: nn.Module, dtype: torch.dtype) -> nn.Module:
