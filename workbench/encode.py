@@ -96,12 +96,13 @@ def _estimate(rows: "Rows", backend: "Backend", encoding: "Encoding", batch_size
 
     def line(what: str, count: float) -> tuple:
         latents, embeddings = count * a_pair / 1e9, count * captions * a_caption / 1e9
-        return what, f"{count:,.0f}", f"{latents:,.2f} GB", f"{embeddings:,.2f} GB", f"{count * seconds / 3600:,.2f} h"
+        hours = count * seconds / 3600
+        return what, f"{count:,.0f}", *(f"{x:,.0f}" if x > 10 else f"{x:.2g}" for x in (latents, embeddings, hours))
 
     lines = [line("the sample", used)]
     lines += [line("these data", rows.total * usable)] if rows.total else []
     lines += [line("Pick-a-Pic v2, train", FULL * usable)]
-    head = ("", "pairs that count", "latents", "captions, at most", "time")
+    head = ("", "pairs that count", "latents, GB", "captions, GB at most", "hours")
     note = (
         f"{backend.checkpoint.source}, {backend.resolution} px, {encoding.dtype}, on {backend.device.type}: "
         f"{1e3 * seconds:.1f} ms and {a_pair:,.0f} bytes a pair, {captions:.2f} captions of {a_caption:,} bytes.\n"
