@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from workbench.config import merge, read, resolve
+from workbench.errors import UserError
 from workbench.objectives import OBJECTIVES
 from workbench.preparation import prepare
 from workbench.reference import RULES
@@ -139,3 +140,13 @@ def test_a_float16_step_whose_gradients_overflow_is_left_out(tiny, workplace):
     started = start(config, prepare(config))
     rows = as_floats(list(started.records))
     assert len(rows) == 8 and all(np.isfinite(row["train/loss"]) for row in rows)
+
+
+def test_prompts_that_the_reward_cannot_judge_can_be_drawn(tiny, workplace):
+    (workplace / "free.txt").write_text("a photograph of an astronaut\n")
+    free = tiny | {"data.prompts": str(workplace / "free.txt"), "train.steps": 2}
+    with pytest.raises(UserError, match=r"cannot judge this prompt .*set evaluation\.seeds=0"):
+        prepare(resolve(free))
+    notes = Notes()
+    execute(resolve(free | {"evaluation.seeds": 0}), notes)
+    assert notes.images[2].shape[2] == 3

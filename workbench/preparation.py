@@ -46,7 +46,7 @@ def prepare(config: Config) -> Prepared:
 def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evaluation) -> Prepared:
     device = processes.pick_device(model.device)
     backend = open_backend(model)
-    captions = _captions(source.prompts) if asked.seeds or asked.grid else []
+    captions = _captions(source.prompts, judged=asked.seeds > 0) if asked.seeds or asked.grid else []
     train_pairs, validation_pairs = open_pairs(source, "train", backend), open_pairs(source, "validation", backend)
     assert isinstance(validation_pairs, EncodedPairs)
     pretrained = backend.denoiser(half=True)
@@ -127,15 +127,15 @@ def open_pairs(source: Data, split: str, backend: Backend) -> EncodedPairs | Str
     return encode(rows, backend, encoding)
 
 
-def _captions(source: str) -> list[str]:
+def _captions(source: str, judged: bool) -> list[str]:
     captions = list(data.read_prompts(source))
     try:
-        for caption in captions:
+        for caption in captions if judged else []:
             parse(caption)
     except ValueError as error:
         raise UserError(
             f"data.prompts = {source!r}: the ground-truth reward cannot judge this prompt ({error}); "
-            "set evaluation.seeds=0 and evaluation.grid=0 to train without evaluation"
+            "set evaluation.seeds=0 to draw without judging"
         ) from None
     return captions
 
