@@ -290,6 +290,19 @@ def test_runs_and_studies_that_kept_their_weights(place, tiny_model, other_model
     )
 
 
+def test_evaluated_runs_get_their_scores_for_the_figures_of_their_study(
+    place, tiny_model, other_model, tiny_clip
+):
+    for arm, weights in (("ours", other_model), ("frozen", tiny_model)):
+        keep_weights(arm, tiny_model, weights / "unet", study="s")
+    evaluate("--model", "study:s", "--scorer", f"clip={tiny_clip}", "--scorer", "reward", "--output", "out")
+    (run,) = evaluations()
+    found = {row["arm"]: row for row in tracking.load_runs("s").to_dicts()}
+    for arm in ("ours", "frozen"):
+        assert found[arm]["eval/clip"] == pytest.approx(run.data.metrics[f"eval/clip/{arm}"])
+    assert "eval/reward" not in tracking.load_runs("s").columns
+
+
 def test_mistakes_are_one_line_and_nothing_is_left_behind(place, tiny_clip, other_model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))

@@ -168,7 +168,11 @@ def encode(
     place = into or folder() / f"pairs-{key[:32]}"
     while not (place / INDEX).is_file():
         if processes.is_main():
-            _build(place, key, rows, backend, encoding, shard, batch_size, workers)
+            try:
+                _build(place, key, rows, backend, encoding, shard, batch_size, workers)
+            except (OSError, SafetensorError) as error:  # a full disk is either, depending on who wrote
+                kept = "whole shards stay, run it again"
+                raise Failure(f"{place}: cannot be written ({one_line(error)}); {kept}") from None
         else:
             time.sleep(0.2)  # no collective: this may take hours; the folder is the same on every machine
     return open_store(place, key=key)
@@ -250,14 +254,11 @@ def _build(
     progress = _resumed(place, key)
     if progress.shards:
         log.warning("%s: going on after %d pairs", place.name, progress.counts["used"])
-    try:
-        for tensors, new in _shards(rows, backend, encoding, shard, batch_size, workers, progress):
-            path = place / f"pairs-{len(progress.shards):05d}.safetensors"
-            header = {"digest": key, "captions": new, "counts": dict(progress.counts), "state": progress.state}
-            _write(path, tensors, {"workbench": json.dumps(header)})  # one entry: several come in a random order
-            progress.shards.append({"file": path.name, "pairs": len(tensors["x_w"]), "bytes": path.stat().st_size})
-    except (OSError, SafetensorError) as error:  # a full disk is either, depending on who wrote
-        raise Failure(f"{place}: cannot be written ({one_line(error)}); whole shards stay, run it again") from None
+    for tensors, new in _shards(rows, backend, encoding, shard, batch_size, workers, progress):
+        path = place / f"pairs-{len(progress.shards):05d}.safetensors"
+        header = {"digest": key, "captions": new, "counts": dict(progress.counts), "state": progress.state}
+        _write(path, tensors, {"workbench": json.dumps(header)})  # one entry: several come in a random order
+        progress.shards.append({"file": path.name, "pairs": len(tensors["x_w"]), "bytes": path.stat().st_size})
     if not progress.shards:
         shutil.rmtree(place, ignore_errors=True)
         raise UserError(f"{rows.key}: no usable row ({report(progress.counts)})")

@@ -251,6 +251,8 @@ def track(
             tracker.artifact(path)
         for path in shards if options["images"] else []:
             tracker.artifact(path, f"data/{path.parent.name}")
+        for run_id, found in scores_of_runs(job, numbers["scores"]).items():
+            tracking.add_scores(client, run_id, found)
         state = "complete"
     except KeyboardInterrupt:
         state = "interrupted"
@@ -268,6 +270,19 @@ def metrics(job: "Job", numbers: "Mapping[str, pl.DataFrame]") -> dict[str, floa
         found[f"eval/{_under(job, row)}/{row['model']}"] = row["mean"]
     for row in numbers["win-rates"].to_dicts() if "win-rates" in numbers else []:
         found[f"win_rate/{_under(job, row)}/{job.ours}_vs_{row['against']}"] = row["mean"]
+    return found
+
+
+def scores_of_runs(job: "Job", means: "pl.DataFrame") -> dict[str, dict[str, float]]:
+    """For each tracked run that was evaluated its mean scores as `eval/SCORER`, under PROMPTS if several.
+
+    Not the true reward, which runs measure themselves, with their own sampler settings.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for row in means.to_dicts():
+        source = job.record["models"][row["model"]]["source"]
+        if source.startswith("runs:/") and row["scorer"] != "reward":
+            found.setdefault(source.removeprefix("runs:/"), {})[f"eval/{_under(job, row)}"] = row["mean"]
     return found
 
 

@@ -25,12 +25,13 @@ from workbench.tracking.store import (
     ui_evaluations,
     ui_link,
 )
-from workbench.tracking.weights import kept_model, kept_models
+from workbench.tracking.weights import add_scores, kept_model, kept_models
 from workbench.tracking.writer import Tracker, history
 
 __all__ = [
     "Client",
     "Tracker",
+    "add_scores",
     "attach",
     "bury_trial",
     "connect",

@@ -1,9 +1,12 @@
 """Trained weights that runs kept, as their artifact folder `model`."""
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from workbench.cache import folder
@@ -34,6 +37,12 @@ def kept_model(client: MlflowClient, run_id: str) -> tuple[dict[str, str], Path]
         return dict(run.data.params), Path(mlflow.artifacts.download_artifacts(uri, dst_path=place))
     except (MlflowException, OSError) as error:
         raise Failure(f"runs:/{run_id}: its weights cannot be fetched ({str(error).splitlines()[0]})") from None
+
+
+def add_scores(client: MlflowClient, run_id: str, scores: Mapping[str, float]) -> None:
+    """Give an ended run metrics that were measured afterwards, so that figures of its study can show them."""
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in scores.items()])
 
 
 def kept_models(client: MlflowClient, study: str) -> dict[str, str]:
