@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import ROOT
+from conftest import ROOT, workbench
+from hub import serve
 from reward_models import save_clip
 
 from workbench import contenders, gallery, scorers, tracking
@@ -290,9 +291,7 @@ def test_runs_and_studies_that_kept_their_weights(place, tiny_model, other_model
     )
 
 
-def test_evaluated_runs_get_their_scores_for_the_figures_of_their_study(
-    place, tiny_model, other_model, tiny_clip
-):
+def test_evaluated_runs_get_their_scores_for_the_figures_of_their_study(place, tiny_model, other_model, tiny_clip):
     for arm, weights in (("ours", other_model), ("frozen", tiny_model)):
         keep_weights(arm, tiny_model, weights / "unet", study="s")
     evaluate("--model", "study:s", "--scorer", f"clip={tiny_clip}", "--scorer", "reward", "--output", "out")
@@ -301,6 +300,20 @@ def test_evaluated_runs_get_their_scores_for_the_figures_of_their_study(
     for arm in ("ours", "frozen"):
         assert found[arm]["eval/clip"] == pytest.approx(run.data.metrics[f"eval/clip/{arm}"])
     assert "eval/reward" not in tracking.load_runs("s").columns
+
+
+def test_reward_models_come_from_the_hub_and_then_from_its_cache(place, tiny_clip):
+    """Against a hub on loopback, in a process of its own: the hub's client reads its address once."""
+    names = ("yuvalkirstain/PickScore_v1", scorers.CLIP_H)
+    given = ("workbench.evaluate", *BOTH, "--prompts", "mine=prompts.txt", "--seeds", "1", "--steps", "1")
+    with serve({f"models/{name}": tiny_clip for name in names}) as (address, asked):
+        hub = {"HF_ENDPOINT": address, "HF_HOME": str(place / "hf")}
+        first = workbench(*given, "--scorer", "pickscore", "--output", "out", cwd=place, **hub)
+        assert first.returncode == 0 and "PickScore" in first.stdout, (first.stderr, asked)
+        assert any("model.safetensors" in line for line in asked)
+    again = workbench(*given, "--scorer", "pickscore", "--output", "again", cwd=place, **hub)
+    assert again.returncode == 0, again.stderr
+    assert pl.read_csv("again/scores.csv").equals(pl.read_csv("out/scores.csv"))
 
 
 def test_mistakes_are_one_line_and_nothing_is_left_behind(place, tiny_clip, other_model, monkeypatch):

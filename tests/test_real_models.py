@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import polars as pl
 import pytest
 from conftest import overrides, pair_rows, workbench
 from families import make
+from hub import serve
 from safetensors.torch import load_file
 
 from workbench import tracking
@@ -95,14 +97,27 @@ def test_mistakes_are_one_clear_line(settings, workplace, changes, code, message
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()[-1]) < 400
 
 
-def test_a_hub_id_is_taken_from_the_hubs_own_cache(settings, sdxl, workplace):
-    cached = workplace / "hf" / "hub" / "models--someone--sdxl"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text("a" * 40)
-    shutil.copytree(sdxl, cached / "snapshots" / ("a" * 40))
-    given = overrides(settings | {"model.path": "someone/sdxl", "model.family": "sdxl"})
-    done = workbench("workbench.train", *given, cwd=workplace, HF_HOME=str(workplace / "hf"), HF_HUB_OFFLINE="1")
-    assert done.returncode == 0, done.stderr
+def test_hub_ids_are_fetched_streamed_and_found_again_without_the_hub(settings, sdxl, workplace):
+    """Against a hub on loopback: the model through the hub's cache, the pairs as a stream, encoded once."""
+    given = settings | {"model.path": "someone/sdxl", "model.family": "sdxl", "model.revision": "main"}
+    given |= {"data.train": "someone/pairs:train", "data.validation": "someone/pairs@main"}
+    cache = {"HF_HOME": str(workplace / "hf"), "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
+    repositories = {"models/someone/sdxl": sdxl, "datasets/someone/pairs": Path(settings["data.train"])}
+    with serve(repositories) as (address, asked):
+        done = workbench("workbench.train", *overrides(given), cwd=workplace, HF_ENDPOINT=address, **cache)
+        assert done.returncode == 0, (done.stderr, asked)
+        assert any("unet/diffusion_pytorch_model.safetensors" in line for line in asked)
+        assert any("train-00001-of-00002.parquet" in line for line in asked)
+        typo = workbench(
+            "workbench.train", *overrides(given | {"data.train": "someone/pairs:trian"}), cwd=workplace,
+            HF_ENDPOINT=address, **cache,
+        )  # fmt: skip
+        assert typo.returncode == 2 and "someone/pairs:trian" in typo.stderr and "Traceback" not in typo.stderr
+        absent = workbench("workbench.encode", *overrides(given | {"data.train": "someone/else"}), cwd=workplace,
+                           HF_ENDPOINT=address, **cache)  # fmt: skip
+        assert absent.returncode == 2 and "nor a data set on the hub" in absent.stderr, absent.stderr
+    gone = workbench("workbench.train", *overrides(given), cwd=workplace, HF_ENDPOINT=address, **cache)
+    assert gone.returncode == 0, gone.stderr
 
 
 def test_out_of_memory_says_what_to_lower():
