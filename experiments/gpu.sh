@@ -60,7 +60,8 @@ step claims "$PYTHON" -m workbench.claims --study gpu-claims --workers "$WORKERS
     --set "model.device=$DEVICE" $CLAIMS_OPTIONS
 
 {
-    echo "# Measured on $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 || true)"
+    NAME=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 || true)
+    echo "# Measured on ${NAME:-$DEVICE}"
     echo
     for table in "$OUT"/throughput-*/measured.md; do
         [ -f "$table" ] && { [ "$table" = "$(ls "$OUT"/throughput-*/measured.md | head -n 1)" ] && cat "$table" || tail -n +3 "$table"; }

@@ -21,13 +21,24 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 
 
+def random_text_encoder():
+    """The small model's tokenizer, and an untrained text encoder for it; the same in every session."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from workbench.checkpoints import ASSETS
+
+    torch.manual_seed(0)
+    config = CLIPTextConfig.from_pretrained(ASSETS / "model" / "text_encoder")
+    config.dtype = None
+    return CLIPTokenizer.from_pretrained(ASSETS / "model" / "tokenizer"), CLIPTextModel(config).float()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A random-weight checkpoint folder of the small model's format, far smaller."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from workbench.pretrain import save_model
-    from workbench.recipes import new_text_encoder
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
@@ -53,7 +64,7 @@ def tiny_model(tmp_path_factory) -> Path:
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    tokenizer, text_encoder = new_text_encoder(folder / "tokenizer")
+    tokenizer, text_encoder = random_text_encoder()
     save_model(folder, vae, text_encoder, tokenizer, unet, 1.0)
     return folder
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from conftest import random_text_encoder
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -24,7 +25,6 @@ from transformers import (
 )
 
 from workbench.prompts import split
-from workbench.recipes import new_text_encoder
 
 NAMES = ("sd", "sd-v", "sdxl", "sd3")
 SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -86,7 +86,8 @@ def unet(**options) -> UNet2DConditionModel:
 def make(name: str, folder: Path) -> Path:
     """Save a checkpoint of a family into a folder; float32, norms and biases away from their initial 0 and 1."""
     torch.manual_seed(0)
-    tokenizer, encoder = new_text_encoder(folder.parent / f"{folder.name}-tokenizer")
+    tokenizer, encoder = random_text_encoder()
+    torch.manual_seed(0)
     off = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     if name in ("sd", "sd-v"):
         predicts = "v_prediction" if name == "sd-v" else "epsilon"

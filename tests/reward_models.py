@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from conftest import random_text_encoder
 
 EDGE, PATCH, JOINT, WIDE = 16, 8, 24, 32  # image, patch, joint embedding, towers
 
@@ -15,9 +16,7 @@ def save_clip(folder: Path):
     """
     from transformers import CLIPConfig, CLIPModel
 
-    from workbench.recipes import new_text_encoder
-
-    tokenizer, text = new_text_encoder(folder / "unused")
+    tokenizer, text = random_text_encoder()
     torch.manual_seed(0)
     words = text.config.to_dict() | {"projection_dim": JOINT, "hidden_size": WIDE, "intermediate_size": 40}
     sees = {"hidden_size": WIDE, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -8,7 +8,7 @@ from conftest import pair_rows
 from datasets import load_dataset
 from PIL import Image
 
-from workbench.data import decode, kind_of, open_rows, read_prompts, report, select
+from workbench.data import decode, kind_of, open_rows, read_prompts, report
 from workbench.errors import Failure, UserError
 
 
@@ -37,11 +37,9 @@ def test_ties_unlabelled_and_invalid_rows_are_dropped_and_counted(tmp_path):
     rows[3] |= {"jpg_0": None}
     rows[4] |= {"label_0": None}
     rows[8] |= {"has_label": None}
-    counts = Counter()
-    found = select(read(write(tmp_path, rows)), counts)
-    assert counts == {"ties": 1, "unlabelled": 2, "invalid": 3}
-    assert [row["caption"] for row in found] == [row["caption"] for row in rows[5:8]]
-    assert report(counts | {"used": 3}) == "9 rows: 3 used, 1 ties, 2 unlabelled, 3 invalid, 0 undecodable"
+    counts = Counter(kind_of(row) for row in read(write(tmp_path, rows)))
+    assert counts == {"used": 3, "ties": 1, "unlabelled": 2, "invalid": 3}
+    assert report(counts) == "9 rows: 3 used, 1 ties, 2 unlabelled, 3 invalid, 0 undecodable"
 
 
 def test_labels_are_compared_as_numbers():
@@ -59,7 +57,7 @@ def test_missing_columns_are_named_before_anything_is_read(tmp_path):
 
 def test_has_label_may_be_absent(tmp_path):
     rows = [{k: v for k, v in row.items() if k != "has_label"} for row in pair_rows(2)]
-    assert len(select(read(write(tmp_path, rows)), Counter())) == 2
+    assert [kind_of(row) for row in read(write(tmp_path, rows))] == ["used"] * 2
 
 
 def test_a_folder_of_shards_is_read_in_order(tmp_path):
@@ -154,5 +152,8 @@ def test_an_image_that_cannot_be_decoded_is_no_pair():
 def test_prompts_are_lines(tmp_path):
     (tmp_path / "p.txt").write_text("one\n\n two \n")
     assert read_prompts(str(tmp_path / "p.txt")) == ["one", "two"]
+    (tmp_path / "latin.txt").write_bytes("a café".encode("latin-1"))
+    with pytest.raises(UserError, match="not a text file in UTF-8"):
+        read_prompts(str(tmp_path / "latin.txt"))
     with pytest.raises(UserError, match="no such file"):
         read_prompts(str(tmp_path / "q.txt"))

@@ -155,7 +155,7 @@ def test_a_store_of_another_model_is_refused(rows, backend, workplace):
 def test_of_a_store_the_first_pairs_can_be_taken_and_its_flips_must_be_as_asked(rows, backend, workplace):
     pairs = encode(open_rows(rows, "train"), backend, Encoding(flip=True), into=workplace / "store")
     assert len(pairs.first(5)) == 5 and pairs.first(100) is pairs and pairs.first(5).digest != pairs.digest
-    with pytest.raises(UserError, match=r"data\.limit = 5: .* holds mirrored pairs too"):
+    with pytest.raises(UserError, match=r"holds mirrored pairs too, so no 5 of them"):
         open_store(workplace / "store", backend=backend, limit=5)
     with pytest.raises(UserError, match=r"data\.flip = false: .* was encoded with true"):
         open_store(workplace / "store", backend=backend, flip=False)
@@ -192,6 +192,16 @@ def test_the_limit_counts_pairs_that_count(rows, backend, workplace):
     first = exact.gather(torch.arange(7), CPU).x_w
     limited = whole(in_memory(open_rows(rows, "train"), backend, Encoding(limit=7))).x_w
     torch.testing.assert_close(limited, first, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_beyond_the_limit_are_not_counted(tmp_path, backend, workplace):
+    table = pair_rows(12)
+    for row in table[6:]:
+        row |= {"label_0": 0.5, "label_1": 0.5}
+    pl.DataFrame(table).write_parquet(tmp_path / "ties.parquet")
+    for size in (1, 5, 64):
+        pairs = in_memory(open_rows(str(tmp_path / "ties.parquet"), "train"), backend, Encoding(limit=6), size)
+        assert pairs.counts == {"used": 6}
 
 
 def test_every_pair_is_seen_once_an_epoch(tiny_pairs, backend, workplace):

@@ -187,6 +187,20 @@ def test_gradient_checkpointing_recomputes_with_the_policys_adapters(family):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_pipeline_draws_as_it_is_and_its_other_parts_are_the_originals(family, tmp_path, dtype):
+    _, folder = family
+    backend = load(str(folder), CPU, dtype)
+    backend.save(backend.denoiser(), tmp_path / "saved")
+    images = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved")(
+        CAPTIONS, num_inference_steps=1, height=32, width=32, output_type="np"
+    ).images
+    assert np.isfinite(images).all()
+    again = load(str(tmp_path / "saved"), CPU, dtype)
+    parts = ("vae", *backend.ENCODERS)
+    assert again.digest(*parts) == backend.digest(*parts)
+
+
 def test_saved_results_load_in_plain_diffusers_and_draw(family, tmp_path):
     _, folder = family
     backend = load(str(folder), CPU)

@@ -36,7 +36,11 @@ def close(a, b, name):
     "changes",
     [
         pytest.param({}, id="ddp"),
-        pytest.param({"train.parallel": "fsdp", "reference.on_exceed": "reinit", "reference.delta": 1e-4}, id="fsdp"),
+        pytest.param({"train.parallel": "fsdp", "reference.policy": "update"}, id="fsdp"),
+        pytest.param({"train.parallel": "fsdp", "reference.on_exceed": "reinit", "reference.delta": 0.0}, id="reinit"),
+        pytest.param(
+            {"train.parallel": "fsdp", "reference.rate": 0.5, "reference.interval": 1, "train.lr": 3e-3}, id="mixture"
+        ),
         pytest.param({"objective.loss": "kto", "reference.policy": "frozen", "reference.interval": None}, id="kto"),
         pytest.param({"lora.rank": 4, "reference.rate": 0.5, "reference.policy": "update"}, id="lora"),
     ],

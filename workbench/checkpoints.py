@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from workbench.errors import Failure, UserError
 
 ASSETS = Path(str(files("workbench"))) / "assets"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+#: Keys of a config.json that say nothing of the numbers; `dtype` is of storage, the backend chooses its own.
+PROVENANCE = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
 WHOLE = 64 * 2**20  # files up to this size are hashed whole
 
 
@@ -62,6 +65,22 @@ class Checkpoint:
                     f"model.path = {self.source!r}: {part} has only pickled weights ({pickled[0].name}); give "
                     "safetensors"
                 )
+
+    def copy_parts(self, folder: Path, without: str) -> None:
+        """Copy every part but one, to the byte, so that the copy is what the original is.
+
+        But for one line: text encoders are to be used in float32, which their weights may be stored below. transformers
+        would use them as they are stored, and diffusers the denoiser in float32, which do not fit.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.folder / "model_index.json", folder / "model_index.json")
+        for part in self.index:
+            if part == without or not (self.folder / part).is_dir():
+                continue
+            shutil.copytree(self.folder / part, folder / part, dirs_exist_ok=True)
+            config = folder / part / "config.json"
+            if part.startswith("text_encoder") and config.is_file():
+                config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
 
     @contextmanager
     def explained(self, part: str = "") -> Iterator[None]:
@@ -140,9 +159,16 @@ def family_of(checkpoint: Checkpoint, pipelines: Mapping[str, str]) -> str:
 
 
 def digest_of(paths: Sequence[Path]) -> str:
-    """SHA-256 over names, sizes and contents; of a file above 64 MiB the first and last MiB stand for its contents."""
+    """SHA-256 over names, sizes and contents; of a file above 64 MiB the first and last MiB stand for its contents.
+
+    A config.json counts by what it says of the model, not where it came from or which library wrote it.
+    """
     digest = hashlib.sha256()
     for path in paths:
+        if path.name == "config.json":
+            said = json.loads(path.read_text())
+            digest.update(json.dumps({k: v for k, v in said.items() if k not in PROVENANCE}, sort_keys=True).encode())
+            continue
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as stream:

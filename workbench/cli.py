@@ -42,16 +42,22 @@ def command(function: Callable) -> click.Command:
             with memory_explained():
                 function(*args, **kwargs)
         except UserError as error:
-            click.echo(f"Error: {error}", err=True)
+            _complain(error)
             sys.exit(2)
         except (Failure, FloatingPointError) as error:
-            click.echo(f"Error: {error}", err=True)
+            _complain(error)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(130)
 
     return click.command(context_settings={"max_content_width": 100})(guarded)
+
+
+def _complain(error: BaseException) -> None:
+    """One line, with the process's number where a launcher has started several."""
+    rank = os.environ.get("RANK", "0")
+    click.echo(f"Error: {error}" if rank == "0" else f"Error (process {rank}): {error}", err=True)
 
 
 def _interrupt(*_: Any) -> None:

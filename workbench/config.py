@@ -16,7 +16,7 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
 
 from workbench import objectives, reference, reward_scale, timesteps
@@ -93,12 +93,19 @@ class Model(Section):
     compile: bool = Field(False, description="torch.compile the denoisers")
 
 
+def _listed(value: Any) -> Any:
+    """One name where a list of them is meant."""
+    return (value,) if isinstance(value, str) else value
+
+
 class Lora(Section):
     """Low-rank adapters in place of a full fine-tune; policy, reference and pretrained model share one denoiser."""
 
     rank: NotNegative = Field(0, description="of the adapters; 0 = full fine-tune")
     alpha: float = Field(0.0, ge=0, description="the adapters are scaled by alpha / rank; 0 = alpha is the rank")
-    targets: tuple[str, ...] = Field((), description="ends of layers' names; none = the family's attention layers")
+    targets: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        (), description="ends of layers' names; none = the family's attention layers"
+    )
 
     @model_validator(mode="after")
     def _of_adapters(self) -> "Lora":
@@ -356,8 +363,9 @@ def read(path: Path) -> dict[str, Any]:
     flat = flatten(tree)
     for name in ("model.path", "data.train", "data.validation", "data.prompts"):
         value = flat.get(name)
-        if isinstance(value, str) and value != "embedded" and (path.parent / value).exists():
-            flat[name] = str((path.parent / value).resolve())
+        place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if place and place != "embedded" and (path.parent / place).exists():
+            flat[name] = f"{(path.parent / place).resolve()}{colon}{part}"
     if sweep is not None:
         if not isinstance(sweep, dict):
             raise UserError(f"sweep = {sweep!r}: expected a table")

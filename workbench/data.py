@@ -7,7 +7,6 @@ its two images is which is all that is swapped.
 
 import io
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +115,8 @@ def open_rows(source: str, split: str) -> Rows:
             and not place.endswith(".parquet")
         ):
             return _from_hub(place, other or split, key)
+        if (path / "index.json").is_file():
+            raise UserError(f"{key}: is encoded already; give the images' parquet files")
         shards = _shards(path, other or split, bool(other))
     if not shards or not all(shard.is_file() for shard in shards):
         raise UserError(f"{key}: no such parquet file, or a folder without any; a hub id is OWNER/NAME")
@@ -254,13 +255,6 @@ def report(counts: Mapping[str, int]) -> str:
     return f"{total} rows: " + ", ".join(f"{counts.get(kind, 0)} {kind}" for kind in KINDS)
 
 
-def select(rows: Sequence[Mapping[str, Any]], counts: Counter) -> list[Mapping[str, Any]]:
-    """The rows that count; what becomes of the others is added to `counts`."""
-    kinds = [kind_of(row) for row in rows]
-    counts.update(kind for kind in kinds if kind != "used")
-    return [row for row, kind in zip(rows, kinds, strict=True) if kind == "used"]
-
-
 def read_prompts(source: str) -> Sequence[str]:
     """Prompts to draw, one a line; "embedded" for the small model's test prompts, "validation" for its others.
 
@@ -271,7 +265,10 @@ def read_prompts(source: str) -> Sequence[str]:
     path = ASSETS / "pairs" / shipped[source] if source in shipped else Path(source)
     if not path.is_file():
         raise UserError(f"data.prompts = {source!r}: no such file")
-    prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UserError(f"data.prompts = {source!r}: not a text file in UTF-8") from None
     if not prompts:
         raise UserError(f"data.prompts = {source!r}: no prompt in it")
     return prompts

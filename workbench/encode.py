@@ -29,7 +29,11 @@ FULL = 959_040
 )
 @click.option("--workers", type=click.IntRange(1), help="Threads that decode images. Default: one a core.")
 @click.option(
-    "--shard", type=click.IntRange(1), default=4096, show_default=True, help="Pairs a shard; a kill loses one at most."
+    "--shard",
+    type=click.IntRange(1),
+    default=4096,
+    show_default=True,
+    help="Pairs a shard, at least.",
 )
 @click.option("--estimate", type=click.IntRange(8), metavar="PAIRS", help="Try so many and say what all would take.")
 @set_option

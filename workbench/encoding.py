@@ -29,7 +29,7 @@ from workbench import processes
 from workbench.backends import Backend
 from workbench.cache import digest, folder, partial_of
 from workbench.checkpoints import one_line
-from workbench.data import Pair, Rows, decode, kind_of, report, select
+from workbench.data import Pair, Rows, decode, kind_of, report
 from workbench.errors import Failure, UserError
 from workbench.pairs import Batch, EncodedPairs
 
@@ -98,9 +98,9 @@ class StreamedPairs:
             seed = int(torch.randint(2**31, (), generator=generator))
             epoch = replace(self.rows, dataset=usable.shuffle(seed=seed, buffer_size=self.buffer))
             self.counts.clear()
-            for pairs, _, read in _decoded(epoch, self.backend.resolution, size, None, mine=turns):
-                self.counts.update(read)
-                self.counts["used"] += len(pairs)
+            for found, _ in _decoded(epoch, self.backend.resolution, size, None, mine=turns):
+                self.counts.update(kind for kind, _ in found)
+                pairs = [pair for _, pair in found if pair]
                 if self.encoding.flip:
                     mirror = torch.rand(len(pairs), generator=generator) < 0.5
                     pairs = [_mirrored(p) if m else p for p, m in zip(pairs, mirror, strict=True)]
@@ -210,8 +210,10 @@ def open_store(
             f"{place}: encoded by another autoencoder, text encoder, precision or resolution ({index['model']}, "
             f"{index['resolution']} px) than {backend.checkpoint.source} ({backend.resolution} px); encode again"
         )
-    if limit and index["flip"]:
-        raise UserError(f"data.limit = {limit}: {place} holds mirrored pairs too; encode again with that limit")
+    if index["flip"] and 0 < limit < index["counts"]["used"]:
+        raise UserError(
+            f"{place}: holds mirrored pairs too, so no {limit} of them can be taken; encode again with that limit"
+        )
     if flip not in (None, index["flip"]):
         raise UserError(f"data.flip = {str(flip).lower()}: {place} was encoded with {str(index['flip']).lower()}")
     opened = []
@@ -328,12 +330,14 @@ def _shards(
     done = sum(counts.values())
     bar = tqdm(total=rows.total or None, initial=done, desc="encode pairs", unit="row", leave=False)
     with bar:
-        for pairs, state, read in _decoded(rows, backend.resolution, size, progress.state, workers):
-            if encoding.limit:
-                pairs = pairs[: encoding.limit - counts["used"]]
-            counts.update(read)
-            counts["used"] += len(pairs)
-            bar.update(sum(read.values()) + len(pairs))
+        for found, state in _decoded(rows, backend.resolution, size, progress.state, workers):
+            pairs = []
+            for kind, pair in found:
+                if encoding.limit and counts["used"] >= encoding.limit:
+                    break
+                counts[kind] += 1
+                bar.update(1)
+                pairs += [pair] if pair else []
             bar.set_postfix(used=counts["used"], refresh=False)
             for group in (pairs, [_mirrored(p) for p in pairs] if encoding.flip else []):
                 if not group:
@@ -389,29 +393,27 @@ def _decoded(
     state: Mapping[str, Any] | None,
     workers: int = 0,
     mine: Callable[[list], list] = lambda rows: rows,
-) -> Iterator[tuple[list[Pair], Mapping[str, Any], Counter]]:
-    """Pairs that count, a chunk of rows at a time, decoded ahead on threads; with the state after the chunk.
+) -> Iterator[tuple[list[tuple[str, Pair | None]], Mapping[str, Any]]]:
+    """What became of rows and the pairs of those that count, in order; a chunk at a time, decoded ahead on threads.
 
-    The counter holds what became of the chunk's other rows.
+    With each chunk comes the state from which the next is read.
 
     Args:
-        mine: of rows that count, those that this process decodes.
+        mine: those of a chunk's rows that are this process's.
     """
-    waiting: deque[tuple[list[Future], Mapping[str, Any], Counter]] = deque()
+    waiting: deque[tuple[list[tuple[str, Future | None]], Mapping[str, Any]]] = deque()
     threads = workers or len(os.sched_getaffinity(0))
 
-    def finished() -> tuple[list[Pair], Mapping[str, Any], Counter]:
-        futures, after, counts = waiting.popleft()
-        pairs = [future.result() for future in futures]
-        whole = [pair for pair in pairs if pair is not None]
-        counts["undecodable"] += len(pairs) - len(whole)
-        return whole, after, counts
+    def finished() -> tuple[list[tuple[str, Pair | None]], Mapping[str, Any]]:
+        chunk, after = waiting.popleft()
+        pairs = [(kind, future.result() if future else None) for kind, future in chunk]
+        return [("undecodable" if kind == "used" and pair is None else kind, pair) for kind, pair in pairs], after
 
     with ThreadPoolExecutor(threads) as pool:
         for chunk, after in rows.chunks(size, state):
-            counts: Counter = Counter()
-            usable = mine(select(chunk, counts))
-            waiting.append(([pool.submit(decode, row, resolution) for row in usable], after, counts))
+            kinds = [(kind_of(row), row) for row in mine(chunk)]
+            begun = [(k, pool.submit(decode, row, resolution) if k == "used" else None) for k, row in kinds]
+            waiting.append((begun, after))
             if len(waiting) > AHEAD:
                 yield finished()
         while waiting:

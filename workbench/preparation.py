@@ -12,7 +12,7 @@ from torch import nn
 from workbench import backends, cache, data, processes
 from workbench.backends import Backend
 from workbench.config import Config, Data, Diagnostics, Evaluation, Model
-from workbench.encoding import Encoding, StreamedPairs, encode, open_store
+from workbench.encoding import INDEX, Encoding, StreamedPairs, encode, open_store
 from workbench.errors import UserError
 from workbench.evaluation import BucketDiagnostics, Probe, Samples
 from workbench.pairs import EncodedPairs
@@ -115,7 +115,11 @@ def encoding_of(source: Data, split: str) -> Encoding:
 def open_pairs(source: Data, split: str, backend: Backend) -> EncodedPairs | StreamedPairs:
     """The pairs of a split, encoded first where they are not; training pairs may be streamed instead."""
     path = getattr(source, split)
-    if (Path(path) / "index.json").is_file():
+    if (Path(path) / split / INDEX).is_file():  # what `encode --output` made of both splits
+        path = str(Path(path) / split)
+    if any(Path(path).glob("pairs-*.safetensors")) and not (Path(path) / INDEX).is_file():
+        raise UserError(f"data.{split} = {path!r}: its encoding was not finished; run workbench.encode again")
+    if (Path(path) / INDEX).is_file():
         if split == "train" and not source.cache:
             raise UserError(f"data.cache = false: {path} is encoded already; give the images, or leave it at true")
         asked = encoding_of(source, split)

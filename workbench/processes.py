@@ -116,9 +116,8 @@ def wrap(model: nn.Module, how: str, trained: bool) -> nn.Module:
     if how == "fsdp":
         from torch.distributed.fsdp import fully_shard
 
-        for block in _blocks(model):
-            fully_shard(block)
-        fully_shard(model)
+        for part in (*_blocks(model), model):  # the whole model too: else its own weights stay gathered after a forward
+            fully_shard(part, reshard_after_forward=True)
         return model
     if not trained:
         return model
@@ -148,6 +147,11 @@ def gradients(model: nn.Module, shared: bool) -> Iterator[None]:
     if hasattr(model, "set_requires_gradient_sync"):
         model.set_requires_gradient_sync(shared)  # type: ignore[operator]
     yield
+
+
+def local(parameter: Any) -> Tensor:
+    """What this process holds of a parameter that may be sharded."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def assign(parameter: Any, value: Tensor) -> None:

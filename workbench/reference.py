@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from workbench.processes import assign
+from workbench.processes import assign, local
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,7 @@ class Reference:
 
     @torch.no_grad()
     def _move(self, policy: nn.Module) -> None:
-        ours: list[Tensor] = list(self.model.parameters())
-        theirs: list[Tensor] = list(policy.parameters())
+        ours, theirs = ([local(p) for p in model.parameters()] for model in (self.model, policy))
         if self.rule.rate == 1:
             torch._foreach_copy_(ours, theirs)
         else:

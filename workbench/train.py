@@ -35,6 +35,13 @@ def main(
     config = load(experiment, dict(parse_override(text) for text in overrides))
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: not an empty folder; choose a new one")
+    if output is not None:  # better now than after the training
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            (output / ".probe").touch()
+            (output / ".probe").unlink()
+        except OSError as error:
+            raise UserError(f"--output {output}: cannot be written ({error.strerror})") from None
     from tqdm import tqdm
 
     from workbench import processes, tracking

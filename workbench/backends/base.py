@@ -313,15 +313,15 @@ class Backend(ABC):
         """Write a trained denoiser so that plain diffusers loads it.
 
         Args:
-            whole: a pipeline folder; else the denoiser alone. LoRA weights are always alone.
+            whole: with copies of the checkpoint's other parts; else alone, as LoRA weights always are.
         """
         if isinstance(denoiser, Adapter):
             save_adapter(denoiser, folder, self.PIPELINE, self.DENOISER)
-        elif whole:
-            with self._with(denoiser) as pipe:
-                pipe.save_pretrained(folder)
-        else:
-            denoiser.save_pretrained(folder / self.DENOISER)  # type: ignore[operator]
+            return
+        if whole:
+            self.checkpoint.copy_parts(folder, without=self.DENOISER)
+        variant = self.checkpoint.options.get("variant")
+        denoiser.save_pretrained(folder / self.DENOISER, variant=variant)  # type: ignore[operator]
 
     def digest(self, *parts: str) -> str:
         """Of the files of the named parts, and how they are used: variant, precision, resolution."""
