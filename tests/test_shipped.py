@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from workbench.backends import ASSETS, load
@@ -101,6 +102,12 @@ def test_train_validation_and_test_prompts_are_apart():
     sets = [set(pl.read_parquet(ASSETS / "pairs" / f"{n}.parquet")["caption"]) for n in ("train", "validation")]
     sets.append(set(read_prompts("embedded")))
     assert all(sets) and not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+
+
+def test_the_model_draws_in_plain_diffusers_as_it_is():
+    pipe = StableDiffusionPipeline.from_pretrained(ASSETS / "model")
+    (image,) = pipe("a fox on a blue background, noto style", num_inference_steps=2).images
+    assert image.size == (32, 32)
 
 
 def test_the_model_is_small_and_safe_to_load():

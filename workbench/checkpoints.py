@@ -67,11 +67,7 @@ class Checkpoint:
                 )
 
     def copy_parts(self, folder: Path, without: str) -> None:
-        """Copy every part but one, to the byte, so that the copy is what the original is.
-
-        But for one line: text encoders are to be used in float32, which their weights may be stored below. transformers
-        would use them as they are stored, and diffusers the denoiser in float32, which do not fit.
-        """
+        """Copy every part but one, to the byte but for what `used_in_float32` changes."""
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.folder / "model_index.json", folder / "model_index.json")
         for part in self.index:
@@ -80,7 +76,7 @@ class Checkpoint:
             shutil.copytree(self.folder / part, folder / part, dirs_exist_ok=True)
             config = folder / part / "config.json"
             if part.startswith("text_encoder") and config.is_file():
-                config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+                used_in_float32(config)
 
     @contextmanager
     def explained(self, part: str = "") -> Iterator[None]:
@@ -92,6 +88,14 @@ class Checkpoint:
                 raise
             where = f"{part} " if part else ""
             raise UserError(f"model.path = {self.source!r}: {where}cannot be loaded ({one_line(error)})") from None
+
+
+def used_in_float32(config: Path) -> None:
+    """Let a text encoder's config.json say float32, below which its weights may be stored.
+
+    transformers would use them as they are stored, diffusers the denoiser in float32, and the two would not fit.
+    """
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
