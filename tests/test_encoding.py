@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from workbench import cache, encoding
 from workbench.backends import load
 from workbench.data import decode, open_rows
-from workbench.encoding import EncodedPairs, Encoding, StreamedPairs, encode, in_memory, open_store
+from workbench.encoding import Encoding, encode, in_memory, open_store
 from workbench.errors import UserError
+from workbench.pairs import EncodedPairs
+from workbench.streaming import StreamedPairs, Turns
 
 CPU = torch.device("cpu")
 
@@ -129,6 +131,17 @@ def test_a_shard_that_is_cut_off_is_named_and_encoded_again(rows, backend, workp
         encode(open_rows(rows, "train"), backend, into=place, shard=8, batch_size=4)
     (place / "index.json").unlink()
     assert same(before, whole(encode(open_rows(rows, "train"), backend, into=place, shard=8, batch_size=4)))
+
+
+def test_a_shard_whose_numbers_have_changed_is_found(rows, backend, workplace):
+    place = workplace / "store"
+    how = dict(into=place, shard=8, batch_size=4, check=True)
+    encode(open_rows(rows, "train"), backend, **how)
+    encode(open_rows(rows, "train"), backend, **how)
+    shard = place / "pairs-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100] + bytes([255]) * 100)
+    with pytest.raises(UserError, match=r"pairs-00002\.safetensors: is not what was written; delete it"):
+        encode(open_rows(rows, "train"), backend, **how)
 
 
 def test_a_folder_of_other_data_is_not_taken_for_these(rows, tiny_pairs, backend, workplace):
@@ -249,7 +262,7 @@ def test_the_processes_of_a_run_share_streamed_batches(monkeypatch):
     for rank in range(2):
         monkeypatch.setattr(encoding.processes, "world", lambda: 2)
         monkeypatch.setattr(encoding.processes, "part_of", lambda n, r=rank: slice(r * n, (r + 1) * n))
-        turns = encoding.Turns(3)
+        turns = Turns(3)
         both.append(turns(list(range(8))) + turns(list(range(8, 13))))
     assert both == [[0, 1, 2, 6, 7, 8, 12], [3, 4, 5, 9, 10, 11]]
 

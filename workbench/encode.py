@@ -45,7 +45,8 @@ def main(
     """Encode an experiment's pairs: latents of both images, embeddings of the captions, in safetensors shards.
 
     Training does the same by itself where it finds nothing; this is for large data, on a machine of its own. Killed, it
-    goes on with the shard it was in. With --output, train from the folders: --set data.train=FOLDER/train.
+    goes on with the shard it was in; finished, it is verified by its checksums. With --output, train from the folders:
+    --set data.train=FOLDER --set data.validation=FOLDER.
 
     \b
     Examples:
@@ -71,7 +72,14 @@ def main(
         encoding = encoding_of(config.data, split)
         into = output / split if output else None
         pairs = encode(
-            rows[split], backend, encoding, into=into, shard=shard, batch_size=batch_size or 0, workers=workers or 0
+            rows[split],
+            backend,
+            encoding,
+            into=into,
+            shard=shard,
+            batch_size=batch_size or 0,
+            workers=workers or 0,
+            check=True,
         )
         size = sum(x.nbytes for shard in pairs.shards for x in shard.values())
         click.echo(f"{split}: {len(pairs)} pairs, {size / 1e6:,.1f} MB, digest {pairs.digest[:12]}")

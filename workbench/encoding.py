@@ -2,10 +2,10 @@
 
 A store is a folder of safetensors shards and an index.json, which is written last. A shard holds x_w and x_l (latents),
 `pair.NAME` (what the denoiser is told of a pair), `caption` (which caption, counted over all shards) and, for the
-captions that are new in it, `text.NAME`; its header says what a continued encoding has to know. Or there is no store
-and pairs are encoded as they are read (`StreamedPairs`).
+captions that are new in it, `text.NAME`; its header says what a continued encoding has to know.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Generator, Tensor
+from torch import Tensor
 from tqdm import tqdm
 
 from workbench import processes
@@ -31,7 +31,7 @@ from workbench.cache import digest, folder, partial_of
 from workbench.checkpoints import one_line
 from workbench.data import Pair, Rows, decode, kind_of, report
 from workbench.errors import Failure, UserError
-from workbench.pairs import Batch, EncodedPairs
+from workbench.pairs import EncodedPairs
 
 log = logging.getLogger(__name__)
 
@@ -55,89 +55,6 @@ class Encoding:
     dtype: str = "float32"
 
 
-@dataclass
-class StreamedPairs:
-    """Pairs that are decoded and encoded each time they are read: nothing is kept, an epoch costs what the first did.
-
-    Rows are shuffled within a buffer of `buffer` rows, anew each epoch.
-    """
-
-    rows: Rows
-    backend: Backend
-    encoding: Encoding
-    buffer: int = 1000
-    counts: Counter = field(default_factory=Counter)
-
-    @property
-    def digest(self) -> str:
-        """Of everything that goes in."""
-        return key_of(self.rows, self.backend, self.encoding)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of a latent."""
-        return self.sample(1).shape
-
-    def sample(self, count: int) -> EncodedPairs:
-        """The first `count` pairs, encoded in memory."""
-        return in_memory(self.rows, self.backend, Encoding(count, False, self.encoding.dtype))
-
-    def batches(self, size: int, generator: Generator, device: torch.device) -> Iterator[Batch]:
-        """Endless batches of this process.
-
-        Raises:
-            UserError: no row of the data counts.
-        """
-        self.rows.require()
-        waiting: list[Pair] = []
-        usable = self.rows.dataset.filter(lambda row: kind_of(row) == "used")
-        if self.encoding.limit:
-            usable = usable.take(self.encoding.limit)
-        turns = Turns(size)
-        while True:
-            seed = int(torch.randint(2**31, (), generator=generator))
-            epoch = replace(self.rows, dataset=usable.shuffle(seed=seed, buffer_size=self.buffer))
-            self.counts.clear()
-            for found, _ in _decoded(epoch, self.backend.resolution, size, None, mine=turns):
-                self.counts.update(kind for kind, _ in found)
-                pairs = [pair for _, pair in found if pair]
-                if self.encoding.flip:
-                    mirror = torch.rand(len(pairs), generator=generator) < 0.5
-                    pairs = [_mirrored(p) if m else p for p, m in zip(pairs, mirror, strict=True)]
-                waiting += pairs
-                while len(waiting) >= size:
-                    batch, waiting = waiting[:size], waiting[size:]
-                    yield self._batch(batch, device)
-            if not self.counts["used"]:
-                raise UserError(f"{self.rows.key}: no usable row ({report(self.counts)})")
-            if self.counts["undecodable"]:
-                log.warning("%s: %s", self.rows.key, report(self.counts))
-
-    def _batch(self, pairs: Sequence[Pair], device: torch.device) -> Batch:
-        tensors = _latents(pairs, self.backend)
-        text = self.backend.encode_text([p.caption for p in pairs])
-        condition = {name.partition(".")[2]: x for name, x in tensors.items() if "." in name} | text
-        return Batch(
-            tensors["x_w"].to(device),
-            tensors["x_l"].to(device),
-            {k: v.to(device).float() for k, v in condition.items()},
-        )
-
-
-@dataclass
-class Turns:
-    """Which rows are this process's: of every batch of all processes its own `size`."""
-
-    size: int
-    seen: int = 0
-
-    def __call__(self, rows: list) -> list:
-        """Its rows of the next ones."""
-        together, part = self.size * processes.world(), processes.part_of(self.size)
-        first, self.seen = self.seen, self.seen + len(rows)
-        return [row for i, row in enumerate(rows, first) if part.start <= i % together < part.stop]
-
-
 def key_of(rows: Rows, backend: Backend, encoding: Encoding) -> str:
     """Digest of everything that an encoding of these rows depends on."""
     return digest(FORMAT, rows.digest, encoding, backend.PIPELINE, backend.digest("vae", *backend.ENCODERS))
@@ -152,6 +69,7 @@ def encode(
     shard: int = 4096,
     batch_size: int = 0,
     workers: int = 0,
+    check: bool = False,
 ) -> EncodedPairs:
     """Encode what is not yet encoded, and open it. Killed at any moment, it goes on with the shard it was in.
 
@@ -160,12 +78,16 @@ def encode(
         shard: pairs a shard, at least.
         batch_size: pairs in one call of the autoencoder; 0 = by resolution.
         workers: threads that decode images; 0 = one a core.
+        check: verify what is there already, which reads all of it.
     Raises:
         UserError: the folder holds other data, a file is damaged, or no row counts.
         Failure: the disk is full, or the hub does not answer.
     """
     key = key_of(rows, backend, encoding)
     place = into or folder() / f"pairs-{key[:32]}"
+    if check and (place / INDEX).is_file():
+        open_store(place, key=key)
+        verify(place)
     while not (place / INDEX).is_file():
         if processes.is_main():
             try:
@@ -260,7 +182,7 @@ def _build(
         path = place / f"pairs-{len(progress.shards):05d}.safetensors"
         header = {"digest": key, "captions": new, "counts": dict(progress.counts), "state": progress.state}
         _write(path, tensors, {"workbench": json.dumps(header)})  # one entry: several come in a random order
-        progress.shards.append({"file": path.name, "pairs": len(tensors["x_w"]), "bytes": path.stat().st_size})
+        progress.shards.append(_entry(path, len(tensors["x_w"])))
     if not progress.shards:
         shutil.rmtree(place, ignore_errors=True)
         raise UserError(f"{rows.key}: no usable row ({report(progress.counts)})")
@@ -283,6 +205,28 @@ def _build(
     partial = partial_of(place / INDEX)
     partial.write_text(json.dumps(index, indent=1))
     os.replace(partial, place / INDEX)
+
+
+def _entry(path: Path, pairs: int) -> dict[str, Any]:
+    """What the index says of a shard."""
+    return {"file": path.name, "pairs": pairs, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify(place: Path) -> None:
+    """Read a whole store and compare its checksums; training looks at sizes alone.
+
+    Raises:
+        UserError: a shard is not what was written.
+    """
+    for entry in tqdm(json.loads((place / INDEX).read_text())["shards"], "verify", unit="shard", leave=False):
+        path = place / Path(entry["file"]).name
+        if _sha256(path) != entry["sha256"]:
+            raise UserError(f"{path}: is not what was written; delete it and {INDEX} and run the encoding again")
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
@@ -315,7 +259,7 @@ def _resumed(place: Path, key: str) -> _Progress:
             )
         progress.counts, progress.state = Counter(header["counts"]), header["state"]
         progress.captions |= {c: len(progress.captions) + i for i, c in enumerate(header["captions"])}
-        progress.shards.append({"file": path.name, "pairs": pairs, "bytes": path.stat().st_size})
+        progress.shards.append(_entry(path, pairs))
     return progress
 
 
@@ -330,7 +274,7 @@ def _shards(
     done = sum(counts.values())
     bar = tqdm(total=rows.total or None, initial=done, desc="encode pairs", unit="row", leave=False)
     with bar:
-        for found, state in _decoded(rows, backend.resolution, size, progress.state, workers):
+        for found, state in decoded(rows, backend.resolution, size, progress.state, workers):
             pairs = []
             for kind, pair in found:
                 if encoding.limit and counts["used"] >= encoding.limit:
@@ -339,14 +283,14 @@ def _shards(
                 bar.update(1)
                 pairs += [pair] if pair else []
             bar.set_postfix(used=counts["used"], refresh=False)
-            for group in (pairs, [_mirrored(p) for p in pairs] if encoding.flip else []):
+            for group in (pairs, [mirrored(p) for p in pairs] if encoding.flip else []):
                 if not group:
                     continue
                 for pair in group:
                     if pair.caption not in captions:
                         captions[pair.caption] = len(captions)
                         new.append(pair.caption)
-                tensors = _latents(group, backend) | {"caption": torch.tensor([captions[p.caption] for p in group])}
+                tensors = latents_of(group, backend) | {"caption": torch.tensor([captions[p.caption] for p in group])}
                 parts.append(_stored(tensors, encoding))
             progress.state = state
             full = encoding.limit and counts["used"] >= encoding.limit
@@ -375,18 +319,19 @@ def _stored(tensors: Mapping[str, Tensor], encoding: Encoding) -> dict[str, Tens
     }
 
 
-def _latents(pairs: Sequence[Pair], backend: Backend) -> dict[str, Tensor]:
+def latents_of(pairs: Sequence[Pair], backend: Backend) -> dict[str, Tensor]:
     """Latents of both images of each pair, in one call, and what the denoiser is told of the pair."""
     x_w, x_l = backend.encode_images(np.stack([p.w for p in pairs] + [p.l for p in pairs])).chunk(2)
     told = [backend.pair_condition(*p.size, *p.corner) for p in pairs]
     return {"x_w": x_w, "x_l": x_l} | {f"pair.{name}": torch.stack([t[name] for t in told]) for name in told[0]}
 
 
-def _mirrored(pair: Pair) -> Pair:
+def mirrored(pair: Pair) -> Pair:
+    """Both of its images, left to right."""
     return pair._replace(w=pair.w[:, ::-1], l=pair.l[:, ::-1])
 
 
-def _decoded(
+def decoded(
     rows: Rows,
     resolution: int,
     size: int,

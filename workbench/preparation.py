@@ -12,12 +12,13 @@ from torch import nn
 from workbench import backends, cache, data, processes
 from workbench.backends import Backend
 from workbench.config import Config, Data, Diagnostics, Evaluation, Model
-from workbench.encoding import INDEX, Encoding, StreamedPairs, encode, open_store
+from workbench.encoding import INDEX, Encoding, encode, open_store
 from workbench.errors import UserError
 from workbench.evaluation import BucketDiagnostics, Probe, Samples
 from workbench.pairs import EncodedPairs
 from workbench.prompts import parse
 from workbench.rewards import ImageModel, Reward, concept_likelihood
+from workbench.streaming import StreamedPairs
 
 
 @dataclass(frozen=True)
