@@ -13,18 +13,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from workbench.errors import Failure, UserError
+from workbench.errors import Failure, UserError, one_line
 
 ASSETS = Path(str(files("workbench"))) / "assets"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 #: Keys of a config.json that say nothing of the numbers; `dtype` is of storage, the backend chooses its own.
 PROVENANCE = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
 WHOLE = 64 * 2**20  # files up to this size are hashed whole
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,14 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
 
 from workbench import objectives, reference, reward_scale, timesteps
 from workbench.errors import UserError
+from workbench.sections import NotNegative, Positive, Section, Sweep
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A table of settings: frozen, no unknown keys, finite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _keywords(function: Callable) -> dict[str, Any]:
@@ -168,34 +161,11 @@ class Evaluation(Section):
     grid: NotNegative = Field(8, description="images in the sample grid of each diagnostics pass; 0 = none")
 
 
-class Pruning(Section):
-    """When a trial counts as collapsed and is stopped."""
+class SnapshotSection(Section):
+    """What a run that is killed or stopped goes on from."""
 
-    metric: str = Field("divergence/policy", description="metric watched at every diagnostics pass")
-    above: float = Field(0.3, description="stop the trial when the metric exceeds this")
-
-
-class Tuning(Section):
-    """A small search that every arm makes for itself before it is compared."""
-
-    factors: dict[str, list[float]] = Field({}, description="setting -> factors of an arm's own value to try")
-    settings: dict[str, Any] = Field({}, description="settings of the search's runs alone")
-
-
-class Sweep(Section):
-    """The study."""
-
-    trials: NotNegative = Field(10, description="finished trials in all; 0 = the arms alone")
-    objective: str = Field("eval/win_rate", description="final metric that the study optimises")
-    direction: Literal["maximize", "minimize"] = Field("maximize", description="or minimize")
-    sampler: str = Field("TPESampler", description="a class of optuna.samplers")
-    sampler_options: dict[str, Any] = Field({}, description="keyword arguments of the sampler")
-    seed: NotNegative = Field(0, description="of the sampler")
-    prune: Pruning = Field(Pruning(), description="stop a trial as collapsed when `metric` exceeds `above`")
-    space: dict[str, dict[str, Any]] = Field({}, description="setting -> Optuna distribution")
-    arms: dict[str, dict[str, Any]] = Field({}, description="name -> settings of the first trials")
-    tuning: Tuning = Field(Tuning(), description="`factors` of settings that each arm tries first; none = no tuning")
-    seeds: tuple[NotNegative, ...] = Field((), description="every arm is run once with each; empty = the seed above")
+    interval: NotNegative = Field(32, description="steps between snapshots of the whole training state; 0 = none")
+    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest snapshots kept: one may turn out damaged")
 
 
 class Config(Section):
@@ -212,6 +182,7 @@ class Config(Section):
     reference: ReferenceSection
     diagnostics: Diagnostics = Diagnostics()
     evaluation: Evaluation = Evaluation()
+    snapshots: SnapshotSection = SnapshotSection()
     sweep: Sweep = Sweep()
 
     def chosen(self, section: str) -> tuple[Callable, dict[str, Any]]:
@@ -332,7 +303,8 @@ def _explain(error: ErrorDetails) -> str:
         selector, table, _ = CHOICES[parts[0]]
         value = error["input"].get(selector)
         return f"{name}.{selector} = {value!r}: expected one of {', '.join(table)}"
-    return f"{name} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    message = error["msg"].removeprefix("Value error, ")  # which pydantic puts before what a check of ours says
+    return f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def resolve(flat: Mapping[str, Any]) -> Config:

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from workbench import cache
-from workbench.checkpoints import ASSETS, HUB_ID, digest_of, one_line
-from workbench.errors import Failure, UserError
+from workbench.checkpoints import ASSETS, HUB_ID, digest_of
+from workbench.errors import Failure, UserError, one_line
 
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
 #: What may become of a row.

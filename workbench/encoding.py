@@ -28,9 +28,8 @@ from tqdm import tqdm
 from workbench import processes
 from workbench.backends import Backend
 from workbench.cache import digest, folder, partial_of
-from workbench.checkpoints import one_line
 from workbench.data import Pair, Rows, decode, kind_of, report
-from workbench.errors import Failure, UserError
+from workbench.errors import Failure, UserError, one_line
 from workbench.pairs import EncodedPairs
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,11 @@ class Failure(RuntimeError):
     """Something the command needs did not work: names the thing and the remedy. Exit code 1."""
 
 
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 OUT_OF_MEMORY = (
     "out of memory. What to change, in this order: lower train.batch_size and raise train.accumulation by the same "
     "factor; lower diagnostics.batch_size and evaluation.batch_size (or --batch-size); train.checkpointing=true keeps "

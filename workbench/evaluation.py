@@ -5,6 +5,7 @@ reference is frozen the two are the same. Draws are fixed, so runs and steps are
 and the pretrained model's side is computed once.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,8 +57,20 @@ class Probe:
         self.t, eps, self.condition = t[mine], eps[mine], batch.condition
         self.x_t, self.target = process.x_t(batch.x_w, eps, self.t), process.target(batch.x_w, eps, self.t)
         self.denoise, self.batch_size, self.device = denoise, batch_size, device
-        self.prediction_init = self._predict(pretrained)
-        self.error_init = squared_error(self.prediction_init, self.target)
+        self._compare_with(self._predict(pretrained))
+
+    def _compare_with(self, prediction: Tensor) -> None:
+        self.prediction_init, self.error_init = prediction, squared_error(prediction, self.target)
+
+    def state(self) -> Tensor:
+        """What the pretrained model predicted, of all processes; every one has to ask."""
+        return processes.collect(self.prediction_init, self.size)
+
+    def going_on(self, state: Tensor) -> "Probe":
+        """The same probe with the predictions that `state` found, which another machine would round otherwise."""
+        probe = copy.copy(self)
+        probe._compare_with(state[processes.spread(self.size)])
+        return probe
 
     @torch.no_grad()
     def _predict(self, model: nn.Module) -> Tensor:

@@ -59,9 +59,11 @@ class EncodedPairs:
         places = zip(shard.tolist(), (index - starts[shard]).tolist(), strict=True)
         return torch.stack([self.shards[s][name][i] for s, i in places])
 
-    def batches(self, size: int, generator: Generator, device: torch.device) -> Iterator[Batch]:
+    def batches(self, size: int, generator: Generator, device: torch.device, skip: int = 0) -> Iterator[Batch]:
         """Endless batches of this process, shuffled anew each epoch; a batch may span two epochs.
 
+        Args:
+            skip: leave out so many first ones, which an earlier part of the run has seen.
         Raises:
             UserError: fewer pairs than a batch of all processes holds.
         """
@@ -73,7 +75,10 @@ class EncodedPairs:
             while len(order) < together:
                 order = torch.cat([order, torch.randperm(len(self), generator=generator)])
             index, order = order[:together], order[together:]
-            yield self.gather(index[processes.part_of(size)], device)
+            if skip:
+                skip -= 1
+            else:
+                yield self.gather(index[processes.part_of(size)], device)
 
     def first(self, count: int) -> "EncodedPairs":
         """The first `count` of them, or all where there are fewer."""

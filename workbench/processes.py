@@ -6,7 +6,7 @@ collected again on all. With one process nothing here does anything.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -66,6 +66,11 @@ def pick_device(name: str) -> torch.device:
 def agreed(here: bool) -> bool:
     """Whether something is so on every process; all of them have to ask."""
     return here if _state() is None else bool(mean(torch.tensor(float(here), device=_state().device)) == 1)
+
+
+def anywhere(here: bool) -> bool:
+    """Whether something is so on any process; all of them have to ask."""
+    return not agreed(not here)
 
 
 def part_of(count: int) -> slice:
@@ -161,6 +166,41 @@ def assign(parameter: Any, value: Tensor) -> None:
 
         value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     parameter.copy_(value)
+
+
+@torch.no_grad()
+def load(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors by name into a model's parameters."""
+    for name, parameter in model.named_parameters():
+        assign(parameter, values[name])
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters by name, in one piece, on the CPU; every process has to ask."""
+    return {name: whole(parameter.detach()).cpu() for name, parameter in model.named_parameters()}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state with tensors in one piece; every process has to ask."""
+    state = optimizer.state_dict()
+    in_one_piece = lambda x: whole(x) if isinstance(x, Tensor) else x  # noqa: E731
+    each = {i: {name: in_one_piece(x) for name, x in values.items()} for i, values in state["state"].items()}
+    return state | {"state": each}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Let an optimizer go on from what `optimizer_state` found."""
+    parameters: list[Any] = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def placed(parameter: Any, value: Any) -> Any:
+        if hasattr(parameter, "device_mesh") and isinstance(value, Tensor) and value.shape == parameter.shape:
+            from torch.distributed.tensor import distribute_tensor
+
+            return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+        return value
+
+    each = {i: {n: placed(parameters[i], x) for n, x in values.items()} for i, values in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": each})
 
 
 def whole(value: Tensor) -> Tensor:

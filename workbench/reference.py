@@ -8,13 +8,13 @@ it in RULES.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from workbench.processes import assign, local
+from workbench.processes import load, local, weights
 
 
 @dataclass(frozen=True)
@@ -136,19 +136,30 @@ class Reference:
                 self._move(policy)
             self.divergence, self.updates, verdict = found, self.updates + 1, "update"
         elif self.rule.on_exceed == "reinit":
-            self._set(self.pretrained())
+            load(self.model, self.pretrained())
             self.divergence, verdict = Divergence(0.0, 0.0), "reinit"
         else:
             if undo is not None:
-                self._set(undo)
+                load(self.model, undo)
             self.frozen, verdict = True, "freeze"
         self.audit.append(Decision(step, found.error_difference, found.kernel_kl, verdict))
         return self.audit[-1]
 
-    @torch.no_grad()
-    def _set(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.model.named_parameters():
-            assign(parameter, weights[name])
+    def state(self) -> dict[str, Any]:
+        """Weights and history, as plain values and tensors in one piece."""
+        return {
+            "weights": weights(self.model),
+            "divergence": tuple(self.divergence),
+            "updates": self.updates,
+            "frozen": self.frozen,
+            "audit": [tuple(decision) for decision in self.audit],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        load(self.model, state["weights"])
+        self.divergence, self.updates, self.frozen = Divergence(*state["divergence"]), state["updates"], state["frozen"]
+        self.audit = [Decision(*decision) for decision in state["audit"]]
 
     @torch.no_grad()
     def _move(self, policy: nn.Module) -> None:

@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from workbench.checkpoints import one_line
-from workbench.errors import UserError
+from workbench.errors import UserError, one_line
 
 State = dict[str, Tensor]
 

@@ -1,6 +1,7 @@
 """The composition root: settings become functions and models, the loop runs, consumers hear of it. One run."""
 
 import inspect
+import itertools
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,66 +22,72 @@ from workbench.backends import Backend
 from workbench.config import Config
 from workbench.errors import Failure, UserError, memory_explained
 from workbench.evaluation import BucketDiagnostics, Probe
+from workbench.listeners import Listener, Told
 from workbench.markdown import markdown_table
+from workbench.pairs import Batch
 from workbench.preparation import Prepared, draw, open_backend, plan, prepare
 from workbench.reference import Divergence, Reference, Rule
 from workbench.schedules import bucket_names
+from workbench.snapshots import Snapshot, Snapshots, random_states, require_same, set_random_states
 from workbench.trainer import StepRecord, as_floats, train
-
-
-class Listener(Protocol):
-    """Who hears of a run: `tracking.Tracker`, or a test's list."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a step."""
-
-    def image(self, key: str, step: int, pixels: np.ndarray) -> None:
-        """A picture, (H, W, 3) uint8."""
-
-    def picture(self, file: str, pixels: np.ndarray) -> None:
-        """A picture under a file's name, to the pixel."""
-
-    def table(self, file: str, columns: Mapping[str, Any]) -> None:
-        """A table by columns."""
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file or a folder, which the run keeps under a folder's name."""
-
-
-class Silence:
-    """The listener of the processes that do not speak for the run."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def image(self, key: str, step: int, pixels: np.ndarray) -> None:
-        """Nothing."""
-
-    def picture(self, file: str, pixels: np.ndarray) -> None:
-        """Nothing."""
-
-    def table(self, file: str, columns: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
 class Started:
-    """A run that is ready to train: its models, lambda(t) on the CPU, and the loop, which trains as it is read."""
+    """A run that is ready to train: all that changes while it does, and the loop, which trains as it is read.
+
+    Attributes:
+        lam: lambda(t), on the CPU.
+        draws: generator of timesteps and noise.
+        done: steps that an earlier part of the run has taken.
+    """
 
     policy: nn.Module
     reference: Reference
+    probe: Probe
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    draws: Generator
     lam: Tensor
+    done: int
     records: Iterator[StepRecord]
 
+    def state(self) -> dict[str, Any]:
+        """All of it as plain values and tensors in one piece; the data's position follows from the step."""
+        return {
+            "policy": processes.weights(self.policy),
+            "reference": self.reference.state(),
+            "probe": self.probe.state(),
+            "optimizer": processes.optimizer_state(self.optimizer),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
 
-def start(config: Config, ready: Prepared) -> Started:
-    """Settings become functions and models."""
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` and `position` were taken."""
+        processes.load(self.policy, state["policy"])
+        self.reference.load(state["reference"])
+        processes.load_optimizer(self.optimizer, state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.draws.set_state(state["draws"])
+
+
+def start(
+    config: Config, ready: Prepared, found: Snapshot | None = None, stopping: Callable[[], bool] = lambda: False
+) -> Started:
+    """Settings become functions and models.
+
+    Args:
+        found: what the run goes on from.
+        stopping: asked before each batch; the loop raises KeyboardInterrupt where it says so.
+    """
+    done = found.step if found else 0
+    probe = ready.probe.going_on(found.state["probe"]) if found else ready.probe
     backend, device, settings = ready.backend, ready.backend.device, config.train
     rule, rule_settings = config.chosen("reference")
-    policy, reference = _models(config, backend, rule(**rule_settings), ready.probe)
+    policy, reference = _models(config, backend, rule(**rule_settings), probe)
     wrapped = processes.wrap(policy, settings.parallel, trained=True)  # before the optimizer: fsdp replaces parameters
     objective, objective_settings = config.chosen("objective")
     if "mean" in inspect.signature(objective).parameters:  # it looks at the whole batch
@@ -103,10 +110,12 @@ def start(config: Config, ready: Prepared) -> Started:
     )
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup + 1)))
     order, draws = (Generator().manual_seed(config.seed * 2 + k) for k in range(2))
+    scaler = torch.amp.GradScaler(device.type, enabled=backend.dtype == torch.float16)
+    batches = ready.train.batches(settings.batch_size, order, device, skip=done * settings.accumulation)
     records = train(
         wrapped,
         reference,
-        ready.train.batches(settings.batch_size, order, device),
+        _until(stopping, batches),
         denoise=backend.denoise,
         objective=partial(objective, **objective_settings),
         process=backend.process.to(device),
@@ -114,14 +123,26 @@ def start(config: Config, ready: Prepared) -> Started:
         lam=lam.to(device),
         optimizer=optimizer,
         schedule=warmup,
-        scaler=torch.amp.GradScaler(device.type, enabled=backend.dtype == torch.float16),
+        scaler=scaler,
         steps=settings.steps,
         accumulation=settings.accumulation,
         clip=settings.clip,
         generator=draws,
+        done=done,
         check_every=_check_every(ready),
     )
-    return Started(policy, reference, lam, records)
+    started = Started(policy, reference, probe, optimizer, warmup, scaler, draws, lam, done, records)
+    if found:
+        started.load(found.state)
+    return started
+
+
+def _until(stopping: Callable[[], bool], batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches until somebody asks to stop; several processes ask one another only now and then, as it takes a while."""
+    for number in itertools.count():
+        if stopping() if processes.world() == 1 else number % 16 == 0 and processes.anywhere(stopping()):
+            raise KeyboardInterrupt
+        yield next(batches)
 
 
 def _models(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tuple[nn.Module, Reference]:
@@ -166,31 +187,44 @@ def execute(
     *,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     save_to: Path | None = None,
+    snapshots: Snapshots | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Run one experiment.
+    """Run one experiment, or go on with it.
 
     Args:
-        listener: hears of every metric, image and table.
+        listener: hears of every metric, image and table; of a run that goes on also of what was told before.
         on_step: called after each step with what was newly measured at it; may raise to end the run.
         save_to: folder for the trained model, as a diffusers checkpoint.
+        snapshots: where the run's snapshots are, and are taken; it goes on from the newest to the same bits.
+        stopping: whether to take a snapshot and raise KeyboardInterrupt, asked between two batches.
     Returns:
         The last value of every metric.
     Raises:
         FloatingPointError: the run met a number that is not finite.
+        KeyboardInterrupt: it was asked to stop.
     """
-    ready = prepare(config)
-    started = start(config, ready)
+    ready, told = prepare(config), Told(listener)
+    found = _newest(snapshots, config, ready)
+    started = start(config, ready, found, stopping)
     policy, reference, settings = started.policy, started.reference, config.train
     check_every = _check_every(ready)
-    last: dict[str, float] = {}
     waiting: list[StepRecord] = []
+    done, draws = started.done, started.draws.get_state()
 
-    def tell(step: int, metrics: Mapping[str, float]) -> None:
-        listener.log(step, metrics)
-        last.update(metrics)
+    def keep() -> None:
+        if snapshots is None:
+            return
+        state = started.state() | {"draws": draws, "random": random_states(ready.backend.device), "told": told.events}
+        if processes.is_main():
+            snapshots.save(done, state | {"settings": config.flat(), "data": _data(ready)})
 
-    if config.evaluation.grid and ready.baseline is not None:
-        listener.image("samples", 0, _sheet(ready.baseline.images, config, ready))
+    if found:
+        told.again(found.state["told"])
+        set_random_states(found.state["random"], ready.backend.device)
+        on_step(done, {})
+    elif config.evaluation.grid and ready.baseline is not None:
+        told.image("samples", 0, _sheet(ready.baseline.images, config, ready))
     try:
         for record in started.records:
             step, final = record.step, record.step == settings.steps
@@ -201,19 +235,26 @@ def execute(
                 news |= _distance("policy", Divergence(*reference.audit[-1][1:3]))
             if step % config.diagnostics.interval == 0 or final:
                 if "divergence/policy" not in news:
-                    news |= _distance("policy", ready.probe(policy))
+                    news |= _distance("policy", started.probe(policy))
                 news |= evaluation.bucket_means(started.lam, config.diagnostics.buckets) if final else {}
                 news |= ready.diagnostics(policy, full=final)
                 if config.evaluation.grid and not (final and config.evaluation.seeds):
-                    listener.image("samples", step, _grid(config, ready, policy))
+                    told.image("samples", step, _grid(config, ready, policy))
             if final and reference.rule.interval:
                 news["divergence/reference_unseen"] = ready.unseen(reference.model).error_difference
-            if len(waiting) >= check_every or len(news) > 4 or final:
-                for kept, metrics in zip(waiting, as_floats(waiting), strict=True):
-                    tell(kept.step, metrics)
-                waiting.clear()
-            tell(step, news)
+            kept = snapshots is not None and snapshots.due(step) and not final
+            if len(waiting) >= check_every or len(news) > 4 or final or kept:
+                _tell(told, waiting)
+            told.log(step, news)
+            done, draws = step, started.draws.get_state()
+            if kept:
+                keep()
             on_step(step, news)
+    except KeyboardInterrupt:
+        _tell(told, waiting)
+        if done > started.done:
+            keep()
+        raise
     finally:  # what the reference did matters most for the runs that did not end well
         if reference.audit:
             columns = reference.audit[0]._fields
@@ -223,13 +264,13 @@ def execute(
         drawn = plan(ready.captions, config.evaluation.seeds)
         images = draw(ready.backend, policy, *drawn, config.evaluation)
         ours = ready.scorer(images)
-        tell(settings.steps, evaluation.compare(ours, ready.baseline))
+        told.log(settings.steps, evaluation.compare(ours, ready.baseline))
         listener.picture(
             "pretrained.png", evaluation.contact_sheet(ready.baseline.images, columns=len(ready.captions), zoom=1)
         )
         listener.picture("samples.png", evaluation.contact_sheet(images, columns=len(ready.captions), zoom=1))
         if config.evaluation.grid:
-            listener.image("samples", settings.steps, _sheet(images, config, ready))
+            told.image("samples", settings.steps, _sheet(images, config, ready))
         scores = {"caption": ours.captions, "seed": ours.seeds, "reward": ours.rewards.tolist()}
         scores |= {"pretrained_reward": ready.baseline.rewards.tolist()}
         scores |= {"judge": ours.judged.tolist(), "pretrained_judge": ready.baseline.judged.tolist()}
@@ -240,7 +281,39 @@ def execute(
             listener.artifact(Path(folder), "model")
     if save_to is not None:
         _save(ready.backend, started, save_to, whole=True)
-    return last
+    return told.last
+
+
+def _tell(told: Told, waiting: list[StepRecord]) -> None:
+    """Records that waited for each other, since each transfer from the device costs time."""
+    for record, metrics in zip(waiting, as_floats(waiting), strict=True):
+        told.log(record.step, metrics)
+    waiting.clear()
+
+
+def _data(ready: Prepared) -> list[str]:
+    """Digests of what a run learns from and begins with."""
+    backend = ready.backend
+    return [ready.train.digest, ready.validation.digest, backend.digest(backend.DENOISER, "scheduler")]
+
+
+def _newest(snapshots: Snapshots | None, config: Config, ready: Prepared) -> Snapshot | None:
+    """What the run goes on from, the same on every process.
+
+    Raises:
+        UserError: the snapshot's run had other settings, data or weights.
+        Failure: processes find different ones.
+    """
+    found = snapshots.newest() if snapshots else None
+    if snapshots and processes.world() > 1:
+        here = torch.tensor(float(found.step if found else -1), device=ready.backend.device)
+        if not processes.agreed(bool(processes.mean(here) == here)):
+            raise Failure(f"{snapshots.folder}: not the same on all machines of the run; let WORKBENCH_STATE be shared")
+    if snapshots and found:
+        require_same(found.state["settings"], config.flat(), str(snapshots.folder))
+        if found.state["data"] != _data(ready):
+            raise UserError(f"{snapshots.folder}: the snapshot was made with other data or weights under these names")
+    return found
 
 
 def _save(backend: Backend, started: Started, folder: Path, whole: bool) -> None:

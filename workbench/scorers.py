@@ -26,8 +26,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from workbench.checkpoints import ASSETS, HUB_ID, digest_of, one_line
-from workbench.errors import Failure, UserError
+from workbench.checkpoints import ASSETS, HUB_ID, digest_of
+from workbench.errors import Failure, UserError, one_line
 from workbench.prompts import parse
 from workbench.reward_weights import blip_from_imagereward, clip_from_open_clip, linear_head, read_state
 from workbench.rewards import Reward

@@ -45,9 +45,12 @@ class StreamedPairs:
         """The first `count` pairs, encoded in memory."""
         return in_memory(self.rows, self.backend, Encoding(count, False, self.encoding.dtype))
 
-    def batches(self, size: int, generator: Generator, device: torch.device) -> Iterator[Batch]:
+    def batches(self, size: int, generator: Generator, device: torch.device, skip: int = 0) -> Iterator[Batch]:
         """Endless batches of this process.
 
+        Args:
+            skip: leave out so many first ones, which an earlier part of the run has seen; they are decoded again, since
+                only that tells which rows count, but not encoded.
         Raises:
             UserError: no row of the data counts.
         """
@@ -70,7 +73,10 @@ class StreamedPairs:
                 waiting += pairs
                 while len(waiting) >= size:
                     batch, waiting = waiting[:size], waiting[size:]
-                    yield self._batch(batch, device)
+                    if skip:
+                        skip -= 1
+                    else:
+                        yield self._batch(batch, device)
             if not self.counts["used"]:
                 raise UserError(f"{self.rows.key}: no usable row ({report(self.counts)})")
             if self.counts["undecodable"]:

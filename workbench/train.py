@@ -45,7 +45,8 @@ def main(
     from tqdm import tqdm
 
     from workbench import processes, tracking
-    from workbench.run import Silence, check, datasets, describe, execute, prepare, provenance
+    from workbench.listeners import Silence
+    from workbench.run import check, datasets, describe, execute, prepare, provenance
 
     silence_transformers()
     if not processes.is_main():

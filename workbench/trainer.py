@@ -99,6 +99,7 @@ def train(
     accumulation: int,
     clip: float,
     generator: Generator,
+    done: int = 0,
     check_every: int = 1,
 ) -> Iterator[StepRecord]:
     """Preference optimisation, one record an optimizer step, yielded after the step and the reference's move.
@@ -111,13 +112,14 @@ def train(
         density: probabilities over t, on the CPU, (T,).
         scaler: of the loss, for float16; a disabled one does nothing.
         generator: CPU generator of timesteps and noise, so that devices and numbers of processes draw alike.
+        done: steps that were taken before, by a run that this one goes on with.
         check_every: steps between looks for non-finite numbers (each one waits for the device).
     Raises:
         FloatingPointError: a loss, gradient or error is not finite; names the step and the numbers.
     """
     unchecked: list[StepRecord] = []
     weights = processes.bare(policy)
-    for step in range(1, steps + 1):
+    for step in range(done + 1, steps + 1):
         optimizer.zero_grad(set_to_none=True)
         seen = []
         for micro_step in range(1, accumulation + 1):

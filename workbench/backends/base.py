@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from workbench.adapters import Adapter, save_adapter
-from workbench.checkpoints import Checkpoint, digest_of, one_line
-from workbench.errors import UserError
+from workbench.checkpoints import Checkpoint, digest_of
+from workbench.errors import UserError, one_line
 from workbench.schedules import ForwardProcess, diffusion
 
 #: Embeddings and the like that go into a denoiser beside x_t and t, by name, each of shape (B, ...).
