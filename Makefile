@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 5000
 STUDY ?= default
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+export WORKBENCH_STORAGE ?= sqlite:///$(CURDIR)/optuna.db
 
 .PHONY: install sweep claims test check lab ui figures clean
 

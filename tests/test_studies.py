@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from workbench.studies import _one_writer, open_storage
+from workbench.storage import _one_writer, open_storage
 
 
 def test_a_sqlite_transaction_that_has_begun_keeps_others_from_reading_what_it_will_change(tmp_path):

@@ -63,7 +63,7 @@ def test_states_are_tagged_and_mapped(workplace, state, status):
     assert found.data.tags["workbench.state"] == state and found.data.tags["workbench.reason"] == "because"
 
 
-def test_an_error_of_the_writer_thread_is_raised_on_a_later_call(workplace, monkeypatch):
+def test_what_the_store_refuses_is_raised_on_a_later_call(workplace, monkeypatch):
     client = tracking.connect()
     run = tracker(client)
 
@@ -72,8 +72,8 @@ def test_an_error_of_the_writer_thread_is_raised_on_a_later_call(workplace, monk
 
     monkeypatch.setattr(client, "log_batch", broken)
     run.log(1, {"x": 1.0})
-    run._queue.put(None)
-    run._thread.join()
+    with pytest.raises(Failure, match="tracking of run run failed: disk on fire"):
+        run.finish()
     with pytest.raises(Failure, match="disk on fire"):
         run.log(2, {"x": 1.0})
 

@@ -29,8 +29,12 @@ def one_process() -> None:
         )
 
 
-def command(function: Callable) -> click.Command:
-    """A click command whose help is the function's docstring and whose known failures are one line, not a traceback."""
+def command(function: Callable, group: click.Group | None = None, name: str | None = None) -> click.Command:
+    """A click command whose help is the function's docstring and whose known failures are one line, not a traceback.
+
+    Args:
+        group: of which it is one, by that name.
+    """
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
@@ -51,7 +55,8 @@ def command(function: Callable) -> click.Command:
             click.echo("Interrupted.", err=True)
             sys.exit(130)
 
-    return click.command(context_settings={"max_content_width": 100})(guarded)
+    make = group.command if group else click.command
+    return make(name, context_settings={"max_content_width": 100})(guarded)
 
 
 def _complain(error: BaseException) -> None:
@@ -145,6 +150,18 @@ def study_name(text: str) -> str:
     Raises:
         UserError: it could not be a folder's name.
     """
+    return checked_name("--study", text)
+
+
+def checked_name(option: str, text: str) -> str:
+    """A name that becomes a folder's, checked.
+
+    Raises:
+        UserError: it could not be.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
-        raise UserError(f"--study {text!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
+        shown = text if len(text) <= 100 else text[:100] + "..."
+        raise UserError(
+            f"{option} {shown!r}: use up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit"
+        )
     return text

@@ -34,3 +34,12 @@ def memory_explained() -> Iterator[None]:
         if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error):
             raise Failure(OUT_OF_MEMORY) from None
         raise
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """What the data cannot show is said in a line, and the notebook goes on."""
+    try:
+        yield
+    except UserError as error:
+        print(f"Not shown: {error}")

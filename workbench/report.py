@@ -15,7 +15,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 HELPERS = ("-tuning", "-checks")  #: studies that `python -m workbench.claims` runs beside the one to look at
 
 #: Order of the notebooks on the page, the paper's; others follow by name.
-ORDER = ("methods", "divergence", "imbalance", "intervals", "timesteps", "alternatives")
+ORDER = ("methods", "divergence", "imbalance", "intervals", "timesteps", "alternatives", "search")
 
 
 @click.option("--study", metavar="NAME", help="The study to report on. Default: the newest.")

@@ -46,7 +46,9 @@ class Sweep(Section):
 
     trials: NotNegative = Field(10, description="finished trials in all; 0 = the arms alone")
     objective: Texts = Field("eval/win_rate", description="final metric that the study optimises, or a list of several")
-    direction: Texts = Field("maximize", validate_default=True, description="or minimize; a list for several objectives")
+    direction: Texts = Field(
+        "maximize", validate_default=True, description="or minimize; a list for several objectives"
+    )
     constraints: dict[str, float] = Field({}, description="final metric -> largest value that a trial may end with")
     sampler: str = Field("TPESampler", description="a class of optuna.samplers")
     sampler_options: dict[str, Any] = Field({}, description="keyword arguments of the sampler")
@@ -68,7 +70,10 @@ class Sweep(Section):
     @property
     def metrics(self) -> list[tuple[str, str]]:
         """Every metric that runs have to log for the study, after the key that names it."""
-        named = [*(("objective", name) for name in self.objectives), *(("constraints", name) for name in self.constraints)]
+        named = [
+            *(("objective", name) for name in self.objectives),
+            *(("constraints", name) for name in self.constraints),
+        ]
         return [*named, ("prune.metric", self.prune.metric)]
 
     @field_validator("objective")

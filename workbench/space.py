@@ -1,12 +1,17 @@
-"""What a study searches: its space, sampler and arms as declared in an experiment file. Knows Optuna's vocabulary."""
+"""What a study searches and for what: space, sampler, arms, objectives and constraints as an experiment declares them.
 
+Knows Optuna's vocabulary.
+"""
+
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from optuna import Trial, distributions, samplers
+from optuna import Trial, create_study, distributions, samplers
 
 from workbench.config import CHOICES, Config, known_names, merge, resolve
 from workbench.errors import UserError
+from workbench.sections import Sweep
 
 DISTRIBUTIONS = ("CategoricalDistribution", "IntDistribution", "FloatDistribution")
 
@@ -84,7 +89,7 @@ def read_sampler(config: Config, offset: int = 0) -> samplers.BaseSampler:
     """The declared sampler; the offset to its seed keeps workers and resumed sessions from drawing alike.
 
     Raises:
-        UserError: no such sampler, or it does not take these options.
+        UserError: no such sampler, or it does not take these options, this space or several objectives.
     """
     name, options = config.sweep.sampler, dict(config.sweep.sampler_options)
     found = getattr(samplers, name, None)
@@ -93,9 +98,15 @@ def read_sampler(config: Config, offset: int = 0) -> samplers.BaseSampler:
     if name == "TPESampler":  # running trials count as bad guesses; dimensions that exist together go together
         options = {"multivariate": True, "group": True, "constant_liar": True, "n_startup_trials": 4} | options
     try:
-        return found(**options, seed=config.sweep.seed + offset)  # type: ignore[call-arg]
+        tried, sampler = (found(**options, seed=config.sweep.seed + offset) for _ in range(2))  # type: ignore[call-arg]
     except TypeError as error:
         raise UserError(f"sweep.sampler_options = {options}: {error}") from None
+    try:
+        study = create_study(directions=[*config.sweep.objectives.values()], sampler=tried)
+        study.ask({dimension.name: dimension.distribution for dimension in read_space(config)})
+    except (ValueError, ImportError) as error:
+        raise UserError(f"sweep.sampler = {name!r}: {error}") from None
+    return sampler
 
 
 def arm_point(settings: Mapping[str, Any], space: list[Dimension]) -> dict[str, Any]:
@@ -146,3 +157,32 @@ def settings_of(trial: Trial, base: Mapping[str, Any], space: list[Dimension]) -
         if dimension.name in resolve(settings).flat():
             settings = merge(settings, {dimension.name: dimension.suggest(trial)})
     return settings
+
+
+def constrain(trial: Trial, sweep: Sweep, measured: Mapping[str, float]) -> None:
+    """Tell the sampler by how much a trial exceeds each bound; 0 or less is within.
+
+    Trials that are stopped have to be told too: Optuna takes one without constraints for one that keeps them all.
+
+    Args:
+        measured: metrics; one that is missing or not finite exceeds its bound by infinity.
+    """
+    for metric, bound in sweep.constraints.items():
+        excess = measured.get(metric, math.inf) - bound
+        trial.set_constraint(metric, excess if math.isfinite(excess) else math.inf)
+
+
+def outcome(trial: Trial, sweep: Sweep, final: Mapping[str, float]) -> float | tuple[float, ...]:
+    """What a trial came to, in the form that Optuna takes: a number an objective. Its constraints are told on the way.
+
+    Args:
+        final: every metric's last value.
+    Raises:
+        FloatingPointError: an objective or a constrained metric is not finite.
+    """
+    for metric in (*sweep.objectives, *sweep.constraints):
+        if not math.isfinite(final[metric]):
+            raise FloatingPointError(f"{metric} = {final[metric]} at the end: not finite")
+    constrain(trial, sweep, final)
+    values = tuple(final[metric] for metric in sweep.objectives)
+    return values if len(values) > 1 else values[0]

@@ -1,66 +1,139 @@
 """`python -m workbench.train`: one tracked run."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli import command, experiment_argument, set_option, settings_option, silence_transformers, study_name
+from workbench.cli import (
+    checked_name,
+    command,
+    experiment_argument,
+    set_option,
+    settings_option,
+    silence_transformers,
+    study_name,
+)
+
+if TYPE_CHECKING:
+    from workbench.config import Config
+    from workbench.snapshots import Snapshots
+
+SHOWN = ("eval/reward", "eval/win_rate", "validation/margin", "divergence/policy", "divergence/reference")
 
 
 @experiment_argument
 @click.option("--study", metavar="NAME", help="Put the run into this study; default: it stands alone.")
-@click.option("--name", default=None, help="The run's name. Default: the experiment file's, with the time.")
+@click.option("--name", metavar="NAME", help="The run's name. Default: the experiment file's, with the time.")
+@click.option("--resume", is_flag=True, help="Go on from the last snapshot of the run called --name, if there is one.")
 @click.option("--output", type=click.Path(path_type=Path), help="Save the trained model here, as a diffusers folder.")
 @set_option
 @settings_option
 def main(
-    experiment: Path | None, study: str | None, name: str | None, output: Path | None, overrides: tuple[str, ...]
+    experiment: Path | None,
+    study: str | None,
+    name: str | None,
+    resume: bool,
+    output: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Train once with an experiment file's settings and track the run; its sweep section is not used.
 
     Without a file: the defaults, which are the paper's update with a threshold on the small model.
+
+    Snapshots are taken every `snapshots.interval` steps, and when the run is stopped by Ctrl-C or SIGTERM. --resume lets
+    a run that was killed go on from the last of them, to the same bits; give a batch job --name and --resume, and it
+    may be started again as often as it likes.
 
     \b
     Examples:
       python -m workbench.train --set reference.policy=frozen
       python -m workbench.train experiments/default.toml --set train.steps=256 --output trained/
       python -m workbench.train --set lora.rank=8 --set train.lr=3e-4 --output lora/
+      python -m workbench.train --name first --resume
       torchrun --nproc-per-node 2 -m workbench.train        (or: accelerate launch -m workbench.train)
     """
     from workbench.config import load, parse_override
     from workbench.errors import UserError
 
     config = load(experiment, dict(parse_override(text) for text in overrides))
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output}: not an empty folder; choose a new one")
-    if output is not None:  # better now than after the training
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / ".probe").touch()
-            (output / ".probe").unlink()
-        except OSError as error:
-            raise UserError(f"--output {output}: cannot be written ({error.strerror})") from None
-    from tqdm import tqdm
+    if resume and not name:
+        raise UserError("--resume: say with --name which run")
+    name = checked_name("--name", name) if name else None
+    study = study_name(study) if study else None
+    if output is not None:
+        _require_empty(output)
 
-    from workbench import processes, tracking
+    from workbench import places, processes
+    from workbench.interrupts import asked_to_stop
     from workbench.listeners import Silence
-    from workbench.run import check, datasets, describe, execute, prepare, provenance
+    from workbench.run import check, execute
+    from workbench.snapshots import Snapshots
 
     silence_transformers()
-    if not processes.is_main():
-        execute(config, Silence(), save_to=output)
-        return
+    # On several processes only runs with a name have snapshots: each would call itself by its own time.
+    label = name or f"{experiment.stem if experiment else 'train'}-{time.strftime('%m%d-%H%M%S')}"
+    snapshots = None
+    if name or processes.world() == 1:
+        snapshots = Snapshots(places.state("runs", label), config.snapshots.interval, config.snapshots.keep)
+    with ExitStack() as stack:
+        if processes.is_main() and snapshots:
+            if not stack.enter_context(places.claimed(snapshots.folder)):
+                raise UserError(f"--name {label}: a run of that name is at work")
+            if snapshots.steps() and not resume:
+                raise UserError(
+                    f"--name {label}: a run of that name was stopped after step {snapshots.steps()[0]}; go on with "
+                    "--resume, or choose another name"
+                )
+        check(config)
+        stopping = stack.enter_context(asked_to_stop("SIGINT", "SIGTERM", "SIGHUP"))
+        if processes.is_main():
+            _tracked(config, label, study, snapshots, stopping, output)
+        else:
+            execute(config, Silence(), save_to=output, snapshots=snapshots, stopping=stopping)
+
+
+def _require_empty(output: Path) -> None:
+    """Better now than after the training."""
+    from workbench.errors import UserError
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output}: not an empty folder; choose a new one")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / ".probe").touch()
+        (output / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error.strerror})") from None
+
+
+def _tracked(
+    config: "Config",
+    label: str,
+    study: str | None,
+    snapshots: "Snapshots | None",
+    stopping: Callable[[], bool],
+    output: Path | None,
+) -> None:
+    """Train, tell MLflow and show it."""
+    from tqdm import tqdm
+
+    from workbench import places, processes, tracking
+    from workbench.errors import Failure
+    from workbench.run import datasets, describe, execute, prepare, provenance
+
     client = tracking.connect()
-    check(config)
-    found = tracking.find_study(client, study_name(study)) if study else None
+    tracking.bury_dead(client)
+    found = tracking.find_study(client, study) if study else None
     parent = found.info.run_id if found else None
     if study and not found:
         parent = tracking.open_study(client, study, f"Study **{study}**: single runs.")
-    label = name or f"{experiment.stem if experiment else 'train'}-{time.strftime('%m%d-%H%M%S')}"
     tags = provenance() | {
         "workbench.processes": str(processes.world()),
+        "workbench.process": places.this_process(),
         "workbench.kind": "run",
         "workbench.arm": label,
         "mlflow.note.content": describe(config),
@@ -73,28 +146,42 @@ def main(
     bar = tqdm(total=config.train.steps, desc=label, unit="step")
 
     def on_step(step: int, news: Mapping[str, float]) -> None:
-        bar.update(1)
+        bar.update(step - bar.n)
         if "divergence/policy" in news:
             bar.set_postfix(divergence=f"{news['divergence/policy']:.4f}")
 
-    state, reason = "failed", ""
+    state, reason, delivered = "failed", "", True
     try:
-        final = execute(config, tracker, on_step=on_step, save_to=output)
+        final = execute(config, tracker, on_step=on_step, save_to=output, snapshots=snapshots, stopping=stopping)
         state = "complete"
     except KeyboardInterrupt:
         state = "interrupted"
+        if snapshots and snapshots.steps():
+            click.echo(
+                f"\nStopped after step {snapshots.steps()[0]}. To go on: the same command with --name {label} --resume",
+                err=True,
+            )
+        raise
+    except FloatingPointError as error:
+        reason = str(error)
+        if snapshots:  # it would end there again
+            snapshots.discard()
         raise
     except Exception as error:
         reason = str(error)
         raise
     finally:
         bar.close()
-        tracker.close(state, reason)
+        delivered = tracker.close(state, reason)
         if parent and not found:
             client.set_terminated(parent, "FINISHED")
-    for metric in ("eval/reward", "eval/win_rate", "validation/margin", "divergence/policy", "divergence/reference"):
+        if snapshots and state == "complete":
+            snapshots.discard()
+    for metric in SHOWN:
         if metric in final:
             click.echo(f"{metric:22s} {final[metric]:.4f}")
+    if not delivered:
+        raise Failure(f"run {label} is trained, but the tracking store is away: python -m workbench.study doctor")
     click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client, study)}")
 
 

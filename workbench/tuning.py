@@ -2,8 +2,8 @@
 
 `sweep.tuning.factors` names settings and the factors of an arm's own value that are tried; every combination is one
 run with `sweep.tuning.settings` on top (other prompts and another seed than the comparison's), and the best by
-`sweep.objective` is what the arm is compared with. Two keys of an arm are not settings: `like = "ARM"` takes what
-that arm found, and `times = { "SETTING" = factor }` multiplies what it would have.
+`sweep.objective`, within `sweep.constraints`, is what the arm is compared with. Two keys of an arm are not settings:
+`like = "ARM"` takes what that arm found, and `times = { "SETTING" = factor }` multiplies what it would have.
 """
 
 import itertools
@@ -37,10 +37,12 @@ def candidates(settings: Mapping[str, Any]) -> dict[str, Candidate]:
     Args:
         settings: the experiment's dotted settings, its sweep included.
     Raises:
-        UserError: a factor's setting is not a number of any arm.
+        UserError: a factor's setting is not a number of any arm, or the study has several objectives.
     """
     config, runs = resolve(settings), {}
-    factors = config.sweep.tuning.factors
+    factors, objectives = config.sweep.tuning.factors, config.sweep.objectives
+    if factors and len(objectives) > 1:
+        raise UserError(f"sweep.tuning: arms are tuned by one objective; sweep.objective has {len(objectives)}")
     for name in factors:
         if name not in known_names() or name.startswith("sweep."):
             raise UserError(f"sweep.tuning.factors.{name}: no setting of that name")
@@ -73,14 +75,18 @@ def search(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def found(settings: Mapping[str, Any], runs: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """What each arm found: the values of its best complete run. An arm none of whose runs came to an end is left out.
+    """What each arm found: the values of its best complete run that is within the constraints.
+
+    An arm that has none is left out.
 
     Args:
-        runs: the search's, with columns arm, state and the objective's metric.
+        runs: the search's, with columns arm, state and the metrics of the objective and the constraints.
     """
     sweep = resolve(settings).sweep
-    sign = 1 if sweep.direction == "maximize" else -1
-    ended = runs.filter(pl.col("state") == "complete").select("arm", sweep.objective).drop_nulls()
+    objective, direction = next(iter(sweep.objectives.items()))  # there is one where arms are tuned
+    sign = 1 if direction == "maximize" else -1
+    within = [pl.col(metric) <= bound for metric, bound in sweep.constraints.items()]
+    ended = runs.filter(pl.col("state") == "complete", *within).select("arm", objective).drop_nulls()
     score = dict(ended.iter_rows())
     best: dict[str, dict[str, float]] = {}
     best_score: dict[str, float] = {}

@@ -5,11 +5,13 @@ a writer thread, so the training loop never waits; the same rows go up as one wi
 is what notebooks read.
 """
 
+from workbench.tracking.delivery import deliver, undelivered, wait_until_reachable
 from workbench.tracking.reader import load_history, load_runs, load_samples, load_sheets
 from workbench.tracking.store import (
     Client,
+    agree,
     attach,
-    bury_trial,
+    bury_dead,
     connect,
     experiment,
     find_study,
@@ -32,9 +34,11 @@ __all__ = [
     "Client",
     "Tracker",
     "add_scores",
+    "agree",
     "attach",
-    "bury_trial",
+    "bury_dead",
     "connect",
+    "deliver",
     "experiment",
     "find_study",
     "finish_study",
@@ -55,4 +59,6 @@ __all__ = [
     "ui_command",
     "ui_evaluations",
     "ui_link",
+    "undelivered",
+    "wait_until_reachable",
 ]

@@ -2,9 +2,10 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -16,6 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from workbench.cli import this_python
 from workbench.errors import Failure, UserError
+from workbench.places import exclusive, hide_passwords, is_gone
 
 EXPERIMENT = "diffusion-dpo"
 Client = MlflowClient  # by this name for rooms that do not know MLflow
@@ -23,6 +25,17 @@ STATUS = {"complete": "FINISHED", "failed": "FAILED"}  # of a run by its state; 
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each try while it is away
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try
+
+#: A try that fails has to fail soon: who can wait tries again. And MLflow's links to a run show the server's password.
+SOON = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "PGCONNECT_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 def tracking_uri() -> str:
@@ -36,32 +49,38 @@ def connect() -> MlflowClient:
     Raises:
         Failure: the store cannot be reached.
     """
-    uri = tracking_uri()
-    if uri.startswith("http"):  # ask once and plainly, where the client would retry for minutes
+    for name, value in SOON.items():
+        os.environ.setdefault(name, value)
+    uri, ready = tracking_uri(), True
+    if uri.startswith("http"):  # ask once and plainly, where the client would retry
         import requests
 
         try:
             requests.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
         except requests.RequestException as error:
             raise Failure(
-                f"tracking server {_without_password(uri)} cannot be reached ({type(error).__name__}); start it, "
+                f"tracking server {hide_passwords(uri)} cannot be reached ({type(error).__name__}); start it, "
                 "or unset MLFLOW_TRACKING_URI to use sqlite here"
             ) from None
     else:
-        _require_database(uri)
+        ready = _require_database(uri)
     try:
         mlflow.set_tracking_uri(uri)
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
+        with nullcontext() if ready else exclusive(uri, "schema"):  # two that make the tables at once both fail
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
         return client
     except Exception as error:  # whatever the store's driver raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Failure(f"tracking store {_without_password(uri)} cannot be opened ({reason})") from None
+        raise Failure(f"tracking store {hide_passwords(uri)} cannot be opened ({in_short(error)})") from None
 
 
-def _without_password(uri: str) -> str:
-    head, at, tail = uri.rpartition("@")
-    return f"{head.split('://')[0]}://***@{tail}" if at else uri
+def in_short(error: BaseException) -> str:
+    """What an exception says, on one line and without passwords."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    cause = re.search(r"\[Errno -?\d+\] [\w ]+", line)  # which a client buries under all that it went through
+    if cause and "Max retries exceeded" in line:
+        line = f"{line.partition(' failed with')[0]}: {cause[0]}"
+    return hide_passwords(line)[:300]
 
 
 def experiment(client: MlflowClient) -> Experiment:
@@ -83,18 +102,19 @@ def experiment(client: MlflowClient) -> Experiment:
     return found
 
 
-def _require_database(uri: str) -> None:
-    """Ask the database once, where MLflow would retry for minutes."""
+def _require_database(uri: str) -> bool:
+    """Ask the database once, where MLflow would retry for minutes, and whether MLflow's tables are there."""
     import sqlalchemy
 
     try:
-        engine = sqlalchemy.create_engine(uri)
-        engine.connect().close()
-        engine.dispose()
+        with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect() as connection:
+            try:  # a row that MLflow adds when all else is made
+                return connection.execute(sqlalchemy.text("SELECT 1 FROM experiments")).first() is not None
+            except sqlalchemy.exc.SQLAlchemyError:
+                return False
     except Exception as error:  # whatever its driver raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Failure(
-            f"tracking store {_without_password(uri)} cannot be opened ({reason}); MLFLOW_TRACKING_URI takes "
+            f"tracking store {hide_passwords(uri)} cannot be opened ({in_short(error)}); MLFLOW_TRACKING_URI takes "
             "sqlite:///PATH, postgresql://... or http://..."
         ) from None
 
@@ -104,7 +124,7 @@ def ui_command() -> str:
     uri = tracking_uri()
     if uri.startswith("http"):
         return "(your tracking server)"
-    return f"{this_python()} -m mlflow ui --backend-store-uri {_without_password(uri)} --host 127.0.0.1 --workers 1"
+    return f"{this_python()} -m mlflow ui --backend-store-uri {hide_passwords(uri)} --host 127.0.0.1 --workers 1"
 
 
 def ui_link(client: MlflowClient, study: str | None = None, port: int = 5000) -> str:
@@ -234,13 +254,25 @@ def open_study(client: MlflowClient, study: str, note: str) -> str:
 
 
 def finish_study(client: MlflowClient, run_id: str, metrics: Mapping[str, float], note: str, state: str) -> None:
-    """Write a study's summary onto its parent run and end it: "complete", "interrupted" or "failed"."""
+    """Write a study's summary onto its run and end it: "complete", "interrupted" or "failed"; "running" leaves it."""
     client.log_batch(
         run_id,
         metrics=[Metric(k, v, int(time.time() * 1000), 0) for k, v in metrics.items()],
         tags=[RunTag("mlflow.note.content", note), RunTag("workbench.state", state)],
     )
-    client.set_terminated(run_id, STATUS.get(state, "KILLED"))
+    if state != "running":
+        client.set_terminated(run_id, STATUS.get(state, "KILLED"))
+
+
+def bury_dead(client: MlflowClient) -> list[str]:
+    """End the single runs whose processes are known to be gone; their names."""
+    place, gone = experiment(client).experiment_id, []
+    for run in client.search_runs([place], "attributes.status = 'RUNNING' AND tags.`workbench.kind` = 'run'"):
+        process = run.data.tags.get("workbench.process")
+        if process and is_gone(process):
+            bury(client, run.info.run_id)
+            gone.append(str(run.info.run_name))
+    return gone
 
 
 def bury(client: MlflowClient, run_id: str) -> None:
@@ -249,12 +281,26 @@ def bury(client: MlflowClient, run_id: str) -> None:
     client.set_terminated(run_id, "KILLED")
 
 
-def bury_trial(client: MlflowClient, parent: str, number: int) -> None:
-    """End what a trial's dead process left running, also where it died before it could say which run was its own."""
-    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' AND tags.`workbench.trial` = '{number}'"
-    place = client.get_run(parent).info.experiment_id
-    for run in client.search_runs([place], f"{query} AND attributes.status = 'RUNNING'"):
-        bury(client, run.info.run_id)
+def agree(client: MlflowClient, parent: str, states: Mapping[int, str]) -> list[str]:
+    """Let the runs of trials that have ended end as their trials did.
+
+    Args:
+        parent: id of the study's run.
+        states: how each trial stands; a run whose trial is not there belongs to nobody.
+    Returns:
+        What was done, a line each.
+    """
+    done = []
+    for run in children(client, client.get_run(parent)):
+        number = run.data.tags.get("workbench.trial")
+        state = states.get(int(number), "interrupted") if number else "running"
+        if state in ("running", "waiting"):
+            continue
+        if (run.info.status, run.data.tags.get("workbench.state")) != (STATUS.get(state, "KILLED"), state):
+            client.set_tag(run.info.run_id, "workbench.state", state)
+            client.set_terminated(run.info.run_id, STATUS.get(state, "KILLED"))
+            done.append(f"run of trial {number}: was {run.info.status}, is {state}")
+    return done
 
 
 def attach(study: str, path: Path, where: str = "figures") -> None:

@@ -1,38 +1,46 @@
-"""One run, written: metrics in batches from a thread, so that the training loop never waits."""
+"""One run, told to the tracking store: the training loop writes to a journal, a thread delivers from it."""
 
-import json
-import queue
-import random
-import tempfile
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shutil import copy, copytree
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+import pandas as pd
 import polars as pl
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from workbench.errors import Failure
-from workbench.tracking.store import STATUS, experiment
+from workbench.places import hide_passwords
+from workbench.tracking.delivery import hand_over, is_away
+from workbench.tracking.outbox import METRICS, Outbox
+from workbench.tracking.store import experiment, in_short
 
 HISTORY = "history.parquet"
+FILES = ("artifact", "image", "table")  # kinds of records that may take long to deliver
+
+log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """One MLflow run: metrics through a writer thread, artifacts at once.
+    """One MLflow run. It begins in the store; all else is kept on disk first and delivered by a thread.
+
+    While the store is away the run goes on, and the thread tries again, ever less often.
 
     Args:
         name: shown in the UI.
         tags, params: logged at the start; a parent is given by `parent`.
         datasets: name -> (digest, counts) of what the run learns from and is judged on.
-        flush: largest number of metric values kept back; `seconds` the longest time.
-    Raises (on the next call): whatever the writer thread met.
+        flush: number of metric values that are delivered at once; `seconds` the longest time that they are kept back.
+    Raises:
+        Failure: the store is away. Later: the disk is full, or the store refused something, which `log` and `finish`
+            say.
     """
 
     def __init__(
@@ -47,114 +55,189 @@ class Tracker:
         flush: int = 900,
         seconds: float = 5.0,
     ):
-        all_tags = dict(tags) | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
-        run = client.create_run(experiment(client).experiment_id, run_name=name, tags=all_tags)
+        all_tags = {key: hide_passwords(value) for key, value in tags.items()}
+        all_tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+        try:
+            run = client.create_run(experiment(client).experiment_id, run_name=name, tags=all_tags)
+        except Exception as error:
+            if is_away(error):
+                raise Failure(f"run {name}: the tracking store is away ({in_short(error)})") from None
+            raise
         self.client, self.run_id, self.name = client, run.info.run_id, name
-        client.log_batch(self.run_id, params=[Param(k, str(v)) for k, v in params.items()])
-        inputs = [
-            DatasetInput(
-                Dataset(
-                    name, digest[:36], source_type="local", source=json.dumps({"uri": name}), profile=json.dumps(counts)
-                ),
-                [InputTag("mlflow.data.context", name)],
-            )
-            for name, (digest, counts) in (datasets or {}).items()
-        ]
-        if inputs:
-            _log_inputs(client, self.run_id, inputs)
+        self._outbox = Outbox(self.run_id)
+        self._outbox.open()
+        self._outbox.add("params", values={key: hide_passwords(str(value)) for key, value in params.items()})
+        if datasets:
+            self._outbox.add("inputs", values=dict(datasets))
         self._rows: dict[int, dict[str, float]] = {}
-        self._queue: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
-        self._flush, self._seconds = flush, seconds
-        self._error: BaseException | None = None
+        self._flush, self._seconds, self._values = flush, seconds, 0
+        self._refused, self._away = "", ""
+        self._attached = self._settling = self._ended = self._over = False
+        self._wake, self._tried = threading.Event(), threading.Condition()
+        self._wake.set()
         self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a step; returns at once. Several calls for one step are merged in the history."""
         self._raise()
-        now = int(time.time() * 1000)
         self._rows.setdefault(step, {}).update(metrics)
-        self._queue.put([Metric(k, v, now, step) for k, v in metrics.items()])
+        self._outbox.add(METRICS, step=step, values=dict(metrics))
+        self._values += len(metrics)
+        if self._values >= self._flush and not self._away:
+            self._values = 0
+            self._wake.set()
 
     def image(self, key: str, step: int, pixels: np.ndarray) -> None:
-        """A picture with a step slider in the UI."""
-        self._raise()
-        self.client.log_image(self.run_id, Image.fromarray(pixels), key=key, step=step)
+        """A picture with a step slider in the UI, which knows its files by such names as MLflow's `log_image` gives."""
+        name = f"{key.replace('/', '~')}+step+{step}+timestamp+{time.time_ns() // 1_000_000}+{uuid4()}"
+        with self._outbox.file("image", "images", folder="images") as place:
+            place.mkdir()
+            image = Image.fromarray(pixels)
+            image.save(place / f"{name}.png")
+            image.thumbnail((256, 256))
+            image.save(place / f"{name}+compressed.webp")
 
     def picture(self, file: str, pixels: np.ndarray) -> None:
         """A picture under a file's name, to the pixel."""
-        self._raise()
-        self.client.log_image(self.run_id, Image.fromarray(pixels), file)
+        with self._outbox.file("artifact", file, folder=None) as path:
+            Image.fromarray(pixels).save(path)
 
     def table(self, file: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """A table, rendered by the UI."""
-        self.client.log_table(self.run_id, {k: list(v) for k, v in columns.items()}, file)
+        with self._outbox.file("table", file, folder=None) as path:
+            frame = pd.DataFrame({key: list(values) for key, values in columns.items()})
+            frame.to_json(path, orient="split", index=False, date_format="iso")
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file or a folder."""
-        (self.client.log_artifacts if path.is_dir() else self.client.log_artifact)(self.run_id, str(path), folder)
+        """A file or a folder, as it is now."""
+        with self._outbox.file("artifact", path.name, folder=folder) as place:
+            (copytree if path.is_dir() else copy)(path, place)
 
     def tag(self, key: str, value: str) -> None:
         """A tag of the run."""
-        self.client.set_tag(self.run_id, key, value)
+        self._outbox.add("tags", values={key: hide_passwords(value)})
 
-    def close(self, state: str, reason: str = "") -> None:
-        """Deliver what is left, attach the history and end the run.
+    def finish(self, patience: float = 60.0) -> bool:
+        """Attach the history and deliver everything; the run still runs.
+
+        Args:
+            patience: seconds to wait for a store that is away.
+        Returns:
+            Whether everything was delivered.
+        Raises:
+            Failure: the disk is full, or the store refused something.
+        """
+        self._attach_history()
+        done = self._settle(patience)
+        self._raise()
+        return done
+
+    def end(self, state: str, reason: str = "", patience: float = 60.0) -> bool:
+        """End the run; what could not be delivered stays on disk for `deliver`, and a line says so. Raises nothing.
 
         Args:
             state: "complete", "pruned", "interrupted" or "failed"; tagged, since MLflow shows fewer.
+            patience: seconds to wait for a store that is away; two where it has been waited for already.
+        Returns:
+            Whether everything was delivered.
         """
-        self._queue.put(None)
-        self._thread.join()
-        self.tag("workbench.state", state)
-        if reason:
-            self.tag("workbench.reason", reason[:5000])
-        if self._rows:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / HISTORY
+        if not self._ended:
+            self._ended = True
+            tags = {"workbench.state": state} | ({"workbench.reason": hide_passwords(reason)[:5000]} if reason else {})
+            try:
+                self._outbox.add("end", values=tags)
+            except Failure as error:
+                log.warning("run %s: its end cannot be told (%s)", self.name, error)
+            self._settle(2.0 if self._settling and self._away else patience)
+            self._over = True
+            self._wake.set()
+            self._thread.join(5.0)  # it may be in the middle of a try that takes longer
+            if self._outbox.waiting:
+                log.warning(
+                    "run %s: the tracking store is away, so not everything is there; the rest waits in %s, and "
+                    "`python -m workbench.study doctor` delivers it",
+                    self.name, self._outbox.folder,
+                )  # fmt: skip
+            if self._refused:
+                log.warning("run %s: what the store refused is kept in %s", self.name, self._outbox.folder)
+        return not self._outbox.waiting and not self._refused
+
+    def close(self, state: str, reason: str = "", patience: float = 60.0) -> bool:
+        """`finish` and `end`. A run that would be complete, but cannot be tracked, has failed.
+
+        A run that ends otherwise tells its end before anything is waited for: its process may soon be killed.
+
+        Returns:
+            Whether everything was delivered.
+        Raises:
+            Failure: a complete run could not be tracked; where the run had another fault, that is a warning.
+        """
+        try:
+            if state == "complete":
+                self.finish(patience)
+            else:
+                self._attach_history()
+        except Failure as error:
+            if state == "complete":
+                self.end("failed", str(error))
+                raise
+            log.warning("%s", error)
+        return self.end(state, reason, patience)
+
+    def _attach_history(self) -> None:
+        if self._rows and not self._attached:
+            self._attached = True
+            with self._outbox.file("artifact", HISTORY, folder=None) as path:
                 history(self._rows).write_parquet(path)
-                self.artifact(path)
-        self.client.set_terminated(self.run_id, STATUS.get(state, "KILLED"))
-        self._raise()
 
     def _raise(self) -> None:
-        if self._error is not None:
-            raise Failure(f"tracking of run {self.name} failed: {self._error}") from self._error
+        if self._refused:
+            raise Failure(f"tracking of run {self.name} failed: {self._refused}")
+
+    def _settle(self, patience: float) -> bool:
+        """Wait until everything is delivered; False if for `patience` seconds nothing was, but not if files travel."""
+        self._settling = True
+        self._wake.set()
+        taken, since = -1, 0.0
+        with self._tried:
+            while self._outbox.waiting:
+                if self._over:
+                    return False
+                if self._outbox.taken != taken:
+                    taken, since = self._outbox.taken, time.monotonic()
+                travelling = self._outbox.handing in FILES and not self._away
+                if time.monotonic() - since > patience and not travelling:
+                    return False
+                self._tried.wait(0.2)
+        return True
 
     def _write(self) -> None:
-        waiting: list[Metric] = []
-        due = time.monotonic() + self._seconds
-        try:
-            while True:
-                try:
-                    item = self._queue.get(timeout=max(0.0, due - time.monotonic()))
-                except queue.Empty:
-                    item = []
-                waiting += item or []
-                if item is None or len(waiting) >= self._flush or time.monotonic() >= due:
-                    for start in range(0, len(waiting), 1000):  # MLflow's limit for one batch
-                        self.client.log_batch(self.run_id, metrics=waiting[start : start + 1000])
-                    waiting, due = [], time.monotonic() + self._seconds
-                if item is None:
-                    return
-        except Exception as error:  # kept for the next call from the training thread
-            self._error = error
-
-
-def _log_inputs(client: MlflowClient, run_id: str, inputs: list[DatasetInput], tries: int = 5) -> None:
-    """Name a run's data sets, again where another run named one for the first time at the same moment.
-
-    MLflow looks a data set up and then inserts it; whoever comes second meets its own uniqueness constraint, and the
-    next time finds it.
-    """
-    for left in reversed(range(tries)):
-        try:
-            client.log_inputs(run_id, inputs)
-            return
-        except MlflowException:
-            if not left:
-                raise
-            time.sleep(0.1 * random.random())
+        """Deliver what waits, now and then, until the run is over."""
+        pause = self._seconds
+        while True:
+            self._wake.wait(pause)
+            self._wake.clear()
+            if self._over:
+                break
+            try:
+                refused = hand_over(self.client, self._outbox)
+                self._refused = self._refused or refused
+                if self._away:
+                    log.warning("run %s: the tracking store is back", self.name)
+                self._away, pause = "", self._seconds
+            except Exception as error:  # of whatever kind: nothing is lost as long as it is tried again
+                if not self._away:
+                    pause = 0.5
+                    log.warning(
+                        "run %s: the tracking store is away (%s); what the run tells is kept in %s until it is back",
+                        self.name, in_short(error), self._outbox.folder,
+                    )  # fmt: skip
+                self._away = in_short(error)
+                pause = min(2 * pause, 2.0 if self._settling else 15.0)
+            with self._tried:
+                self._tried.notify_all()
+        self._outbox.close()
 
 
 def history(rows: Mapping[int, Mapping[str, float]]) -> pl.DataFrame:

@@ -1,0 +1,203 @@
+"""The way from an outbox to the tracking store, for live runs and for those whose process is gone."""
+
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable
+
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_LOGGED_IMAGES
+
+from workbench.errors import Failure
+from workbench.tracking.outbox import LIMIT, Outbox, Record, outboxes
+from workbench.tracking.store import STATUS, connect, in_short
+
+log = logging.getLogger(__name__)
+
+
+def deliver(client: MlflowClient) -> list[str]:
+    """Hand over what runs told whose processes are gone; such a run stays as it is, unless it told its end.
+
+    Returns:
+        Ids of runs with something that still waits; a warning says why.
+    """
+    left = []
+    for outbox in outboxes():
+        if not outbox.take():  # a live run's
+            continue
+        try:
+            reason = hand_over(client, outbox)
+            if reason:
+                log.warning("run %s: not all was wanted (%s); the rest stays in %s", outbox.run_id, reason, outbox.folder)
+        except Exception as error:
+            left.append(outbox.run_id)
+            log.warning("run %s: still waits in %s (%s)", outbox.run_id, outbox.folder, in_short(error))
+        finally:
+            outbox.close()
+    return left
+
+
+def undelivered() -> list[str]:
+    """Ids of runs whose processes are gone while something still waits."""
+    found = []
+    for outbox in outboxes():
+        if outbox.take():
+            if outbox.waiting:
+                found.append(outbox.run_id)
+            outbox.close()
+    return found
+
+
+def hand_over(client: MlflowClient, outbox: Outbox) -> str:
+    """Deliver all that waits, in order.
+
+    Doing it again after a crash changes nothing: MLflow leaves out metrics that it has to the millisecond, and
+    whatever else there is replaces what was there.
+
+    Returns:
+        Why the store did not want something, which was put aside; empty where it took everything.
+    Raises:
+        Exception: what the store's client raises while the store is away; what it has not taken still waits.
+    """
+    refused: list[str] = []
+
+    def give(records: list[Record]) -> None:
+        try:
+            _KINDS[records[0]["kind"]](client, outbox, records)
+        except Exception as error:
+            if is_away(error):
+                raise
+            if len(records) > 1:  # the others shall not suffer for one
+                for record in records:
+                    give([record])
+            else:
+                records[0]["refused"] = in_short(error)
+                refused.append(records[0]["refused"])
+
+    for batch in outbox.batches():
+        give(batch)
+    return refused[0] if refused else ""
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether it may help to try again: the store is out of reach, broken or does not let us in.
+
+    Not where it refuses what it was told. A run that it does not know counts as away: it may be another store.
+    """
+    if isinstance(error, MlflowException):
+        if error.error_code == "BAD_REQUEST" and "sqlalche.me" in str(error):  # an error of any database
+            return not re.search(r"DataError|IntegrityError|ProgrammingError", str(error))
+        status = error.get_http_status_code()
+    elif isinstance(error, requests.HTTPError) and error.response is not None:
+        status = error.response.status_code
+    else:
+        return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
+    return status >= 500 or status in (401, 403, 404, 408, 425, 429)
+
+
+def _metrics(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
+    metrics = [Metric(k, v, record["time"], record["step"]) for record in records for k, v in record["values"].items()]
+    for start in range(0, len(metrics), LIMIT):
+        client.log_batch(outbox.run_id, metrics=metrics[start : start + LIMIT])
+
+
+def _params(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
+    params = [Param(key, value) for key, value in records[0]["values"].items()]
+    for start in range(0, len(params), 100):  # MLflow's limit for these
+        client.log_batch(outbox.run_id, params=params[start : start + 100])
+
+
+def _tags(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
+    client.log_batch(outbox.run_id, tags=[RunTag(key, value) for key, value in records[0]["values"].items()])
+
+
+def _inputs(client: MlflowClient, outbox: Outbox, records: list[Record], tries: int = 5) -> None:
+    """Name a run's data sets, again where another run named one for the first time at the same moment.
+
+    MLflow looks a data set up and then inserts it; whoever comes second meets its own uniqueness constraint, and the
+    next time finds it.
+    """
+    inputs = [
+        DatasetInput(
+            Dataset(
+                name, digest[:36], source_type="local", source=json.dumps({"uri": name}), profile=json.dumps(counts)
+            ),
+            [InputTag("mlflow.data.context", name)],
+        )
+        for name, (digest, counts) in records[0]["values"].items()
+    ]
+    for left in reversed(range(tries)):
+        try:
+            client.log_inputs(outbox.run_id, inputs)
+            return
+        except MlflowException:
+            if not left:
+                raise
+            time.sleep(0.1 * random.random())
+
+
+def _artifact(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
+    path = outbox.path(records[0])
+    (client.log_artifacts if path.is_dir() else client.log_artifact)(outbox.run_id, str(path), records[0]["folder"])
+
+
+def _image(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
+    _artifact(client, outbox, records)
+    client.set_tag(outbox.run_id, MLFLOW_LOGGED_IMAGES, True)
+
+
+def _table(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
+    """As `log_table` does it, which would add the rows to those that are there."""
+    _artifact(client, outbox, records)
+    tables = json.loads(client.get_run(outbox.run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    table = {"path": outbox.path(records[0]).name, "type": "table"}
+    if table not in tables:
+        client.set_tag(outbox.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*tables, table]))
+
+
+def _end(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
+    _tags(client, outbox, records)
+    state = records[0]["values"]["workbench.state"]
+    client.set_terminated(outbox.run_id, STATUS.get(state, "KILLED"), records[0]["time"])
+
+
+_KINDS: dict[str, Callable[[MlflowClient, Outbox, list[Record]], None]] = {
+    "metrics": _metrics,
+    "params": _params,
+    "tags": _tags,
+    "inputs": _inputs,
+    "artifact": _artifact,
+    "image": _image,
+    "table": _table,
+    "end": _end,
+}
+
+
+def wait_until_reachable(stopping: Callable[[], bool] = lambda: False, seconds: float = float("inf")) -> bool:
+    """Wait while the tracking store is away, and say so once.
+
+    Returns:
+        Whether it is there; False where `stopping` says so, or after `seconds`.
+    """
+    pause, warned, begin = 1.0, False, time.monotonic()
+    while True:
+        try:
+            connect()
+            if warned:
+                log.warning("the tracking store is back")
+            return True
+        except Failure as error:
+            if not warned:
+                log.warning("%s; waiting until it is back", error)
+            warned = True
+        again = time.monotonic() + pause
+        while time.monotonic() < again:
+            if stopping() or time.monotonic() - begin > seconds:
+                return False
+            time.sleep(0.1)
+        pause = min(2 * pause, 30.0)
