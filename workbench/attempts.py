@@ -1,13 +1,14 @@
 """One attempt at a trial, from its being taken to the moment when Optuna and MLflow say the same of how it ended.
 
-The order is what makes a kill at any moment harmless: everything a run has to say is delivered while its MLflow run is
-still running, then Optuna hears how the trial ended, and only then does the run end, as Optuna has it. Whoever finds the
+The order is what makes a kill at any moment harmless: everything a run has to say is delivered while its MLflow run
+still runs, then Optuna hears how the trial ended, and only then does the run end, as Optuna has it. Whoever finds the
 two apart later knows which to believe.
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from optuna import Study, Trial, TrialPruned
@@ -87,10 +88,8 @@ class Attempt:
         key = {TrialPruned: "reason", FloatingPointError: "failed", KeyboardInterrupt: "handed_back"}.get(type(error))
         if key is None:
             return
-        try:
+        with suppress(UpdateFinishedTrialError):
             trial.set_user_attr(key, self.reason or True)
-        except UpdateFinishedTrialError:
-            pass
 
     def _run(self, trial: Trial) -> float | tuple[float, ...]:
         config = resolve(settings_of(trial, self.settings, read_space(self.config)))

@@ -29,30 +29,35 @@ def died(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.RUNNING and (signed is None or bool(is_gone(signed)))
 
 
-def mend(study: Study) -> list[str]:
+def orphans(study: Study) -> list[str]:
+    """What `mend` would do; a line each."""
+    trials = study.get_trials(deepcopy=False)
+    gone = {t.number for t in trials if died(t)}
+    stale_ids = set(study._storage._get_stale_trial_ids(study._study_id))  # type: ignore[attr-defined]
+    stale = {t.number for t in trials if t._trial_id in stale_ids} - gone
+    taken_up = {t.user_attrs.get("retry_of") for t in trials}
+    lost = [t.number for t in trials if t.state == TrialState.FAIL and not counts(t) and t.number not in taken_up]
+    return [
+        *(f"trial {number}: its worker is gone" for number in sorted(gone)),
+        *(f"trial {number}: no sign of life from its worker" for number in sorted(stale)),
+        *(f"trial {number}: was cut short and is not in the queue" for number in lost),
+    ]
+
+
+def mend(study: Study) -> None:
     """Fail the trials of workers that are gone, and queue again what ended through no fault of its own.
 
     Hold the study's lock. Called again after being killed anywhere in between, it does the rest.
-
-    Returns:
-        What was done, a line each.
     """
-    done = []
     for trial in study.get_trials(deepcopy=False):
         if died(trial):
             study.tell(trial.number, state=TrialState.FAIL)
-            done.append(f"trial {trial.number}: its worker is gone")
-    before = {t.number for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING}
     optuna.storages.fail_stale_trials(study)
     trials = study.get_trials(deepcopy=False)
-    stale = (t for t in trials if t.number in before and t.state == TrialState.FAIL)
-    done += [f"trial {trial.number}: no sign of life from its worker" for trial in stale]
-    taken_up = {t.user_attrs["retry_of"] for t in trials if "retry_of" in t.user_attrs}
+    taken_up = {t.user_attrs.get("retry_of") for t in trials}
     for trial in trials:
         if trial.state == TrialState.FAIL and not counts(trial) and trial.number not in taken_up:
             _requeue(study, trial)
-            done.append(f"trial {trial.number}: queued again")
-    return done
 
 
 def _requeue(study: Study, trial: FrozenTrial) -> None:
@@ -70,6 +75,14 @@ def chain(study: Study, number: int) -> Iterator[int]:
     while found is not None:
         yield found
         found = attributes[found].get("retry_of")
+
+
+def leftovers(study: Study) -> list[Path]:
+    """Folders of snapshots that nobody will go on from."""
+    trials = study.get_trials(deepcopy=False)
+    open_ones = {n for t in trials if not counts(t) and not t.state.is_finished() for n in chain(study, t.number)}
+    found = snapshots_of(study, 0).parent.glob("*")
+    return sorted(path for path in found if path.name.isdigit() and int(path.name) not in open_ones)
 
 
 def snapshots_of(study: Study, number: int) -> Path:

@@ -44,9 +44,9 @@ def main(
 
     Without a file: the defaults, which are the paper's update with a threshold on the small model.
 
-    Snapshots are taken every `snapshots.interval` steps, and when the run is stopped by Ctrl-C or SIGTERM. --resume lets
-    a run that was killed go on from the last of them, to the same bits; give a batch job --name and --resume, and it
-    may be started again as often as it likes.
+    Snapshots are taken every `snapshots.interval` steps, and when the run is stopped by Ctrl-C or SIGTERM. With
+    --resume a run that was killed goes on from the last of them, to the same bits; give a batch job --name and
+    --resume, and it may be started again as often as it likes.
 
     \b
     Examples:
@@ -121,7 +121,7 @@ def _tracked(
     """Train, tell MLflow and show it."""
     from tqdm import tqdm
 
-    from workbench import places, processes, tracking
+    from workbench import processes, tracking
     from workbench.errors import Failure
     from workbench.run import datasets, describe, execute, prepare, provenance
 
@@ -133,7 +133,6 @@ def _tracked(
         parent = tracking.open_study(client, study, f"Study **{study}**: single runs.")
     tags = provenance() | {
         "workbench.processes": str(processes.world()),
-        "workbench.process": places.this_process(),
         "workbench.kind": "run",
         "workbench.arm": label,
         "mlflow.note.content": describe(config),

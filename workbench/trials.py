@@ -45,7 +45,8 @@ ENDS = {
 }
 
 
-def _label(trial: FrozenTrial) -> str:
+def label_of(trial: FrozenTrial) -> str:
+    """What a trial is called: its arm, or what was sampled."""
     return trial.user_attrs.get("name") or " ".join(f"{k.split('.')[-1]}={_short(v)}" for k, v in trial.params.items())
 
 
@@ -75,7 +76,7 @@ def line_of(trial: FrozenTrial) -> str:
     if trial.state == TrialState.COMPLETE and not feasible(trial):
         why = BEYOND
     head = f"trial {trial.number:3d}  {state_of(trial):11s} {values:>8s}  {seconds:5.0f} s"
-    return f"{head}  {_label(trial)}  {why}".rstrip()
+    return f"{head}  {label_of(trial)}  {why}".rstrip()
 
 
 def summary(study: Study, config: Config) -> str:
@@ -98,7 +99,7 @@ def summary(study: Study, config: Config) -> str:
             mark = ", on the front"
         value = found.get(first, 0.0) * (-1 if direction == "maximize" else 1)
         rank = (not ended, not feasible(trial), trial.number not in front, value)
-        rows.append((rank, (trial.number, *cells, state_of(trial) + mark, _label(trial))))
+        rows.append((rank, (trial.number, *cells, state_of(trial) + mark, label_of(trial))))
     rows.sort(key=lambda row: row[0])
     if spans:
         shown.insert(len(sweep.objectives), "95 % interval")

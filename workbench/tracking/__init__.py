@@ -5,18 +5,16 @@ a writer thread, so the training loop never waits; the same rows go up as one wi
 is what notebooks read.
 """
 
+from workbench.tracking.care import agree, bury_dead, finished, restore_history, runs_of_trials, without_history
 from workbench.tracking.delivery import deliver, undelivered, wait_until_reachable
 from workbench.tracking.reader import load_history, load_runs, load_samples, load_sheets
 from workbench.tracking.store import (
     Client,
-    agree,
     attach,
-    bury_dead,
     connect,
     experiment,
     find_study,
     finish_study,
-    finished,
     is_complete,
     link_claims,
     open_study,
@@ -54,6 +52,8 @@ __all__ = [
     "load_sheets",
     "open_study",
     "require_study",
+    "restore_history",
+    "runs_of_trials",
     "studies",
     "tracking_uri",
     "ui_command",
@@ -61,4 +61,5 @@ __all__ = [
     "ui_link",
     "undelivered",
     "wait_until_reachable",
+    "without_history",
 ]

@@ -33,7 +33,9 @@ def deliver(client: MlflowClient) -> list[str]:
         try:
             reason = hand_over(client, outbox)
             if reason:
-                log.warning("run %s: not all was wanted (%s); the rest stays in %s", outbox.run_id, reason, outbox.folder)
+                log.warning(
+                    "run %s: not all was wanted (%s); the rest stays in %s", outbox.run_id, reason, outbox.folder
+                )
         except Exception as error:
             left.append(outbox.run_id)
             log.warning("run %s: still waits in %s (%s)", outbox.run_id, outbox.folder, in_short(error))

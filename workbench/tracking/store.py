@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from workbench.cli import this_python
 from workbench.errors import Failure, UserError
-from workbench.places import exclusive, hide_passwords, is_gone
+from workbench.places import exclusive, hide_passwords
 
 EXPERIMENT = "diffusion-dpo"
 Client = MlflowClient  # by this name for rooms that do not know MLflow
@@ -203,22 +203,6 @@ def studies(client: MlflowClient) -> list[str]:
     return [run.data.tags["workbench.study"] for run in runs]
 
 
-def finished(client: MlflowClient, study: str) -> dict[str, dict[str, str]]:
-    """The complete runs of a study: name -> parameters. Runs that a dead process left behind are ended.
-
-    Only for studies with one writer, where a running run can only be a dead process's.
-    """
-    parent = find_study(client, study)
-    if parent is None:
-        return {}
-    runs = children(client, parent)
-    for run in runs:
-        if run.info.status == "RUNNING":
-            bury(client, run.info.run_id)
-    complete = (run for run in runs if run.data.tags.get("workbench.state") == "complete")
-    return {str(run.info.run_name): run.data.params for run in complete}
-
-
 def children(client: MlflowClient, parent: Run) -> list[Run]:
     """All runs of a study, in the order in which they began."""
     query, order = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'", ["attributes.start_time ASC"]
@@ -262,45 +246,6 @@ def finish_study(client: MlflowClient, run_id: str, metrics: Mapping[str, float]
     )
     if state != "running":
         client.set_terminated(run_id, STATUS.get(state, "KILLED"))
-
-
-def bury_dead(client: MlflowClient) -> list[str]:
-    """End the single runs whose processes are known to be gone; their names."""
-    place, gone = experiment(client).experiment_id, []
-    for run in client.search_runs([place], "attributes.status = 'RUNNING' AND tags.`workbench.kind` = 'run'"):
-        process = run.data.tags.get("workbench.process")
-        if process and is_gone(process):
-            bury(client, run.info.run_id)
-            gone.append(str(run.info.run_name))
-    return gone
-
-
-def bury(client: MlflowClient, run_id: str) -> None:
-    """End the run of a process that died."""
-    client.set_tag(run_id, "workbench.state", "interrupted")
-    client.set_terminated(run_id, "KILLED")
-
-
-def agree(client: MlflowClient, parent: str, states: Mapping[int, str]) -> list[str]:
-    """Let the runs of trials that have ended end as their trials did.
-
-    Args:
-        parent: id of the study's run.
-        states: how each trial stands; a run whose trial is not there belongs to nobody.
-    Returns:
-        What was done, a line each.
-    """
-    done = []
-    for run in children(client, client.get_run(parent)):
-        number = run.data.tags.get("workbench.trial")
-        state = states.get(int(number), "interrupted") if number else "running"
-        if state in ("running", "waiting"):
-            continue
-        if (run.info.status, run.data.tags.get("workbench.state")) != (STATUS.get(state, "KILLED"), state):
-            client.set_tag(run.info.run_id, "workbench.state", state)
-            client.set_terminated(run.info.run_id, STATUS.get(state, "KILLED"))
-            done.append(f"run of trial {number}: was {run.info.status}, is {state}")
-    return done
 
 
 def attach(study: str, path: Path, where: str = "figures") -> None:

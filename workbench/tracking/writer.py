@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from workbench.errors import Failure
-from workbench.places import hide_passwords
+from workbench.places import hide_passwords, this_process
 from workbench.tracking.delivery import hand_over, is_away
 from workbench.tracking.outbox import METRICS, Outbox
 from workbench.tracking.store import experiment, in_short
@@ -56,7 +56,7 @@ class Tracker:
         seconds: float = 5.0,
     ):
         all_tags = {key: hide_passwords(value) for key, value in tags.items()}
-        all_tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+        all_tags |= {"workbench.process": this_process()} | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
         try:
             run = client.create_run(experiment(client).experiment_id, run_name=name, tags=all_tags)
         except Exception as error:

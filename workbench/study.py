@@ -1,0 +1,229 @@
+"""`python -m workbench.study`: how a study stands, going on with it, putting it right, taking it elsewhere."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workbench.cli import command, default_workers, one_process, silence_transformers, study_name
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+
+@click.group(context_settings={"max_content_width": 100})
+def main() -> None:
+    """Look after studies: `status`, `resume`, `doctor`, `export`.
+
+    Studies lie in $WORKBENCH_STORAGE (default: optuna.db here), their runs in $MLFLOW_TRACKING_URI (default: mlflow.db
+    here), snapshots of unfinished trials in $WORKBENCH_STATE (default: .workbench here).
+    """
+
+
+name_argument = click.argument("name", metavar="NAME")
+maybe_name_argument = click.argument("name", metavar="[NAME]", required=False)
+
+
+@maybe_name_argument
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(name: str | None, as_json: bool) -> None:
+    """Trials by state, the best, who works on it and how long it may take; without a name, all studies."""
+    from workbench import storage, studies
+
+    url = storage.storage_url()
+    wanted = [study_name(name)] if name else studies.names(url)
+    found = [_standing(studies.require_study(each, url)) for each in wanted]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        click.echo("No study yet; run python -m workbench.sweep first.")
+    for each in found:
+        click.echo(_told(each))
+
+
+def _standing(study: "Study") -> dict[str, Any]:
+    """How a study stands, as plain values."""
+    from workbench.trials import counts, state_of
+
+    trials, several = study.get_trials(deepcopy=False), len(study.directions) > 1
+    states = [state_of(trial) for trial in trials]
+    asked = study.user_attrs.get("asked", len(trials))
+    running = [_at_work(trial) for trial in trials if state_of(trial) == "running"]
+    alive = [worker for worker in running if worker["alive"]]
+    done = sum(map(counts, trials))
+    seconds = [t.duration.total_seconds() for t in trials if state_of(t) == "complete" and t.duration]
+    left = None
+    if seconds and alive and done < asked:
+        under_way = sum(worker["share"] for worker in alive)
+        left = max(0.0, asked - done - under_way) * sum(seconds) / len(seconds) / len(alive)
+    return {
+        "study": study.study_name,
+        "asked": asked,
+        "done": done,
+        "trials": {state: states.count(state) for state in sorted(set(states))},
+        "best": [_best(trial) for trial in study.best_trials[: None if several else 1]],
+        "workers": running,
+        "seconds_left": left,
+    }
+
+
+def _at_work(trial: "FrozenTrial") -> dict[str, Any]:
+    """Who runs a trial, and how far it is; `alive` is False where the process is gone or silent for too long."""
+    from workbench.places import is_gone
+    from workbench.storage import grace
+
+    process, progress = trial.user_attrs.get("process", ""), trial.user_attrs.get("progress", {})
+    gone = is_gone(process) if process else True
+    seen = progress.get("time")
+    silent = time.time() - seen > max(120, 2 * grace()) if seen else False
+    return {
+        "trial": trial.number,
+        "host": process.partition("/")[0],
+        "pid": process.split("|")[1] if "|" in process else "",
+        "step": progress.get("step", 0),
+        "share": progress["step"] / progress["of"] if progress else 0.0,
+        "seen_seconds_ago": round(time.time() - seen) if seen else None,
+        "alive": not gone if gone is not None else not silent,
+    }
+
+
+def _best(trial: "FrozenTrial") -> dict[str, Any]:
+    from workbench.trials import label_of
+
+    return {"trial": trial.number, "values": trial.values, "settings": label_of(trial)}
+
+
+def _told(found: dict[str, Any]) -> str:
+    """A study's standing in words."""
+    from workbench.markdown import markdown_table
+
+    counted = ", ".join(f"{count} {state}" for state, count in found["trials"].items()) or "none yet"
+    alive = [worker for worker in found["workers"] if worker["alive"]]
+    lines = [f"Study {found['study']}: {found['done']} of {found['asked']} trials done ({counted}), {_left(found)}."]
+    for best in found["best"][:5]:
+        values = ", ".join(f"{value:.4f}" for value in best["values"])
+        lines.append(f"Best: trial {best['trial']} ({best['settings']}): {values}")
+    if found["workers"]:
+        rows = [
+            (w["trial"], w["host"], w["pid"], w["step"], w["seen_seconds_ago"], "yes" if w["alive"] else "no")
+            for w in found["workers"]
+        ]
+        lines.append(markdown_table(("trial", "host", "process", "step", "seconds since a sign", "alive"), rows))
+    if len(alive) < len(found["workers"]):
+        lines.append(f"Some workers are gone: python -m workbench.study resume {found['study']}")
+    return "\n".join(lines) + "\n"
+
+
+def _left(found: dict[str, Any]) -> str:
+    if found["done"] >= found["asked"]:
+        return "complete"
+    if found["seconds_left"] is None:
+        alive = sum(worker["alive"] for worker in found["workers"])
+        return f"{alive} workers alive, time left unknown" if alive else "nobody works on it"
+    return f"about {max(1, round(found['seconds_left'] / 60))} min left"
+
+
+@name_argument
+@click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, 1 on a GPU.")
+@click.option("--trials", type=click.IntRange(1), help="Finished trials in all, if it shall be another number now.")
+def resume(name: str, workers: int | None, trials: int | None) -> None:
+    """Go on with a study where it stands; its settings are kept with it, so no file is needed.
+
+    Trials whose workers died go on from their snapshots. On a cluster, every machine may do this at once.
+    """
+    one_process()
+    from workbench import storage, studies
+    from workbench.config import resolve
+    from workbench.errors import UserError
+
+    silence_transformers()
+    study = studies.require_study(study_name(name), storage.storage_url())
+    settings = study.user_attrs.get("settings")
+    if settings is None:
+        raise UserError(f"study {name!r}: older than `study resume`; go on with the command that made it")
+    if trials is not None:
+        settings = settings | {"sweep.trials": trials}
+    studies.run_study(settings, name, workers or default_workers(resolve(settings).model.device))
+
+
+@maybe_name_argument
+@click.option("--dry-run", is_flag=True, help="Say what is wrong and change nothing.")
+def doctor(name: str | None, dry_run: bool) -> None:
+    """Find what killed machines left behind and put it right: in one study, or in all of them.
+
+    Trials whose worker is gone are queued again; runs left RUNNING, or that say something else than their trials, end
+    as Optuna has it; metrics and files that a tracking store which was away has not taken are delivered; a missing
+    history is written anew from the metrics; snapshots that nobody needs are removed. Living workers are left alone.
+    Exit code 1 if something is left that cannot be mended.
+    """
+    from workbench import storage, studies, tracking
+    from workbench.doctor import Finding, examine
+    from workbench.errors import Failure
+
+    url, client = storage.storage_url(), tracking.connect()
+    left = tracking.undelivered() if dry_run else tracking.deliver(client)
+    findings = [Finding(f"run {run}: has not delivered everything it told", False if dry_run else None) for run in left]
+    for what in tracking.bury_dead(client, look_only=dry_run):
+        findings.append(Finding(what, not dry_run))
+    for each in [study_name(name)] if name else studies.names(url):
+        study = studies.require_study(each, url)
+        for found in examine(study, client, url, look_only=dry_run):
+            findings.append(found._replace(what=f"{each}: {found.what}"))
+    for finding in findings:
+        done = {True: "mended", False: "to mend", None: "cannot be mended"}[finding.mended]
+        click.echo(f"{done:17s} {finding.what}")
+    click.echo("All is well." if not findings else f"{len(findings)} findings.")
+    hopeless = sum(finding.mended is None for finding in findings)
+    if hopeless:
+        raise Failure(f"{hopeless} of {len(findings)} findings cannot be mended")
+
+
+@name_argument
+@click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: reports/NAME/export.")
+def export(name: str, out: Path | None) -> None:
+    """Write a study as plain files, for other tools or other machines.
+
+    `trials.csv` and `trials.parquet` hold every attempt as Optuna has it, `runs.parquet` the parameters and last
+    metrics of ended runs, `history.parquet` every metric at every step, `settings.json` what the study was made with.
+    """
+    import polars as pl
+
+    from workbench import storage, studies, tracking
+    from workbench.cache import partial_of
+    from workbench.errors import UserError
+
+    study = studies.require_study(study_name(name), storage.storage_url())
+    folder = out or Path("reports") / name / "export"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: not a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = study.trials_dataframe(multi_index=False)
+    for column in frame.columns:  # nested attributes, which a table has no place for
+        if frame[column].map(lambda value: isinstance(value, dict | list)).any():
+            frame[column] = frame[column].map(lambda v: json.dumps(v) if isinstance(v, dict | list) else v)
+    runs = tracking.load_runs(name)
+    parts = {
+        "trials.csv": lambda path: frame.to_csv(path, index=False),
+        "trials.parquet": lambda path: frame.to_parquet(path, index=False),
+        "runs.parquet": lambda path: runs.write_parquet(path),
+        "history.parquet": lambda path: tracking.load_history(runs).sort("run_id", "step").write_parquet(path),
+        "settings.json": lambda path: path.write_text(json.dumps(study.user_attrs.get("settings"), indent=2)),
+    }
+    assert isinstance(runs, pl.DataFrame)
+    for file, write in parts.items():
+        partial = partial_of(folder / file)
+        write(partial)
+        os.replace(partial, folder / file)
+        click.echo(f"Written: {folder / file}")
+
+
+for each in (status, resume, doctor, export):
+    command(each, main)
+
+if __name__ == "__main__":
+    main()
