@@ -4,7 +4,6 @@ Optuna is believed: it says how trials ended, and MLflow's runs follow. Each che
 can be shown without doing it.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -44,10 +43,6 @@ def examine(study: Study, client: tracking.Client, url: str, *, look_only: bool)
         with locked(url):
             recovery.mend(study)
 
-    def clear() -> None:
-        for path in recovery.leftovers(study):
-            shutil.rmtree(path, ignore_errors=True)
-
     yield from treat(recovery.orphans(study), mend)
     run = tracking.find_study(client, study.study_name)
     if run is None:
@@ -64,7 +59,7 @@ def examine(study: Study, client: tracking.Client, url: str, *, look_only: bool)
         yield Finding("the study's run: is RUNNING, nobody works on it", True)
     yield from treat(
         [f"snapshots of trial {int(path.name)}: nobody will go on from them" for path in recovery.leftovers(study)],
-        clear,
+        lambda: recovery.clear(study),
     )
     if not look_only:
         settings = study.user_attrs["settings"]

@@ -5,6 +5,7 @@ before it: a worker that was only taken for dead cannot write into its successor
 study's lock (`places.exclusive`), so that one process at a time looks and acts.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,12 @@ def leftovers(study: Study) -> list[Path]:
     open_ones = {n for t in trials if not counts(t) and not t.state.is_finished() for n in chain(study, t.number)}
     found = snapshots_of(study, 0).parent.glob("*")
     return sorted(path for path in found if path.name.isdigit() and int(path.name) not in open_ones)
+
+
+def clear(study: Study) -> None:
+    """Remove them."""
+    for path in leftovers(study):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def snapshots_of(study: Study, number: int) -> Path:

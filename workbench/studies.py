@@ -19,7 +19,7 @@ from workbench import tracking, tuning
 from workbench.cache import digest
 from workbench.config import Config, resolve
 from workbench.errors import Failure, UserError
-from workbench.recovery import mend
+from workbench.recovery import clear, mend
 from workbench.space import arms_of, read_sampler
 from workbench.storage import PATIENCE, locked, open_storage, storage_url
 from workbench.trials import state_of, summary, summary_metrics
@@ -207,6 +207,7 @@ def conclude(
     """
     with locked(storage_url(), PATIENCE):
         mend(study)
+    clear(study)
     if not tracking.wait_until_reachable(seconds=60):
         return
     tracking.deliver(client)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import threading
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -78,6 +79,7 @@ def _work(told: Worker, line: Connection, asked: Callable[[], bool]) -> None:
     from workbench.cli import quiet, silence_transformers
     from workbench.run import prepare
 
+    tqdm.set_lock(threading.RLock())  # the usual one is all processes', and outlives a kill
     quiet()
     silence_transformers()
     parent = multiprocessing.parent_process()
