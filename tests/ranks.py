@@ -1,12 +1,17 @@
-"""What every process of a run saw: `torchrun ... tests/ranks.py SETTINGS.json OUT` writes OUT/RANK.json."""
+"""What every process of a run saw: `torchrun ... tests/ranks.py SETTINGS.json OUT [STEP]` writes OUT/RANK.json.
+
+With STEP it ends without a word after that step, and goes on from its last snapshot when it is called again without.
+"""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 from workbench import processes
 from workbench.config import resolve
 from workbench.run import execute
+from workbench.snapshots import Snapshots
 
 
 class Heard:
@@ -31,9 +36,14 @@ class Heard:
         pass
 
 
-def main(settings: str, out: str) -> None:
-    heard = Heard()
-    execute(resolve(json.loads(Path(settings).read_text())), heard, save_to=Path(out) / "trained")
+def main(settings: str, out: str, last: str = "") -> None:
+    def on_step(step, news):
+        if str(step) == last:
+            os._exit(0)
+
+    heard, snapshots = Heard(), Snapshots(Path(out) / "snapshots", interval=2)
+    config = resolve(json.loads(Path(settings).read_text()))
+    execute(config, heard, save_to=Path(out) / "trained", snapshots=snapshots, on_step=on_step)
     found = {"metrics": heard.metrics, "tables": heard.tables}
     (Path(out) / f"{processes.rank()}.json").write_text(json.dumps(found))
 

@@ -15,6 +15,8 @@ import pytest
 from conftest import ROOT, overrides, pair_rows, workbench
 from diffusers import StableDiffusionPipeline
 
+from workbench import tracking
+
 SPACE = """
 [sweep.arms]
 frozen = { "reference.policy" = "frozen" }
@@ -182,8 +184,6 @@ def check_that_nothing_is_lost(workplace):
 
 
 def tracking_runs(workplace):
-    from workbench import tracking
-
     return tracking.load_runs("s")
 
 
@@ -244,13 +244,15 @@ def test_a_run_that_explodes_fails_with_its_step_and_the_sweep_goes_on(experimen
     assert len(failed) == 1 and "step 2" in failed[0].data.tags["workbench.reason"]
 
 
-def test_a_collapsed_trial_is_pruned_and_its_run_says_so(experiment, workplace):
+def test_a_collapsed_trial_is_pruned_and_its_run_says_so(experiment, workplace, monkeypatch):
     settings = ("--set", "sweep.prune.above=-1.0", "--set", "sweep.trials=1")
     done = workbench("workbench.sweep", str(experiment), "--study", "s", *settings, cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert trials(workplace, "s")[0].state.name == "PRUNED"
     (run,) = runs(workplace, "trial")
     assert run.info.status == "KILLED" and run.data.tags["workbench.state"] == "pruned"
+    monkeypatch.chdir(workplace)
+    assert tracking.load_history(tracking.load_runs("s"))["step"].to_list() == [1, 2]
 
 
 def bad(tmp_path):

@@ -14,17 +14,17 @@ from diffusers import StableDiffusionPipeline
 from workbench.processes import collect, part_of, spread
 
 
-def run(settings, folder, count):
-    folder.mkdir()
+def run(settings, folder, count, *last):
+    folder.mkdir(exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(settings))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "tests" / "ranks.py"), str(folder / "settings.json"), str(folder)],
+        [sys.executable, *launcher, str(ROOT / "tests" / "ranks.py"), str(folder / "settings.json"), str(folder), *last],
         env=os.environ | {"PYTHONPATH": str(ROOT), "WORKBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+    return [] if last else [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 
 def close(a, b, name):
@@ -66,6 +66,15 @@ def test_two_processes_are_one_with_twice_the_batch(tiny, tmp_path, changes):
         a, b = (StableDiffusionPipeline.from_pretrained(tmp_path / n / "trained").unet for n in ("one", "two"))
         for x, y in zip(a.parameters(), b.parameters(), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"train.parallel": "fsdp", "reference.rate": 0.5}], ids=["ddp", "fsdp"])
+def test_two_processes_go_on_to_the_same_bits(tiny, tmp_path, changes):
+    settings = tiny | {"train.steps": 5, "train.batch_size": 2, "reference.policy": "update"} | changes
+    whole = run(settings, tmp_path / "whole", 2)
+    run(settings, tmp_path / "killed", 2, "3")
+    assert [path.name[:8] for path in (tmp_path / "killed" / "snapshots").iterdir()] == ["00000002"]
+    assert run(settings, tmp_path / "killed", 2) == whole
 
 
 def test_what_does_not_work_when_sharded_is_refused(tiny, workplace):

@@ -16,8 +16,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from workbench import recovery, tracking
 from workbench.config import Config, resolve
+from workbench.errors import Failure
 from workbench.places import hide_passwords, this_process
-from workbench.run import datasets, describe, execute, prepare, provenance
+from workbench.provenance import datasets, describe, provenance
+from workbench.run import execute, prepare
 from workbench.snapshots import Snapshots
 from workbench.space import constrain, outcome, read_space, settings_of
 from workbench.trials import counts, state_of
@@ -77,6 +79,9 @@ class Attempt:
             self.error = error
             self.reason = hide_passwords(str(error))
             self._explain(trial, error)
+            if self._tracker is not None:
+                with suppress(Failure):  # what could not be delivered waits on disk
+                    self._tracker.finish(self._patience())
             raise
 
     def _sign(self, trial: Trial) -> None:
@@ -168,12 +173,15 @@ class Attempt:
             return
         frozen = self._frozen()
         if self._tracker is not None:
-            if not frozen.state.is_finished():  # Optuna could not be told: the run stays as it is, for `mend`
-                self._tracker.finish()
+            if not frozen.state.is_finished():  # Optuna could not be told: the run stays as it is, for `agree`
                 return
-            self._tracker.end(state_of(frozen), self.reason)
+            self._tracker.end(state_of(frozen), self.reason, self._patience())
         if counts(frozen) and self._snapshots is not None:
             self._snapshots.discard()
+
+    def _patience(self) -> float:
+        """Seconds for a tracking store that is away; who was asked to stop has little time."""
+        return 5.0 if isinstance(self.error, KeyboardInterrupt) else 60.0
 
     def _frozen(self) -> Any:
         assert self.trial is not None

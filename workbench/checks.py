@@ -14,7 +14,9 @@ from tqdm import tqdm
 from workbench import tracking
 from workbench.config import Config, merge, resolve
 from workbench.errors import UserError
-from workbench.run import Prepared, describe, prepare, provenance, start
+from workbench.preparation import Prepared, prepare
+from workbench.provenance import describe, provenance
+from workbench.run import start
 from workbench.schedules import squared_error
 from workbench.theory import gaussian_divergences, margin_gradients
 from workbench.tuning import without

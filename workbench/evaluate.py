@@ -224,7 +224,7 @@ def track(
     """Put it all into MLflow as one run, unless the same is there already."""
     from workbench import tracking
     from workbench.cache import digest
-    from workbench.run import provenance
+    from workbench.provenance import provenance
 
     name = options["name"] or job.output.resolve().name
     shards = [shard.path for shard in job.shards()]

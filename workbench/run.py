@@ -4,11 +4,9 @@ import inspect
 import itertools
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +24,6 @@ from workbench.config import Config
 from workbench.errors import Failure, UserError, memory_explained
 from workbench.evaluation import BucketDiagnostics, Probe
 from workbench.listeners import Listener, Told
-from workbench.markdown import markdown_table
 from workbench.pairs import Batch
 from workbench.preparation import Prepared, draw, open_backend, plan, prepare
 from workbench.reference import Divergence, Reference, Rule
@@ -388,33 +385,3 @@ def metric_names(config: Config) -> set[str]:
     buckets = bucket_names(config.diagnostics.buckets, open_backend(config.model).timesteps)
     quantities = ("loss", "reward", "reward_size", "margin", "accuracy", "divergence", "count", "lambda")
     return names | {f"timestep_{quantity}/{bucket}" for quantity in quantities for bucket in buckets}
-
-
-def provenance() -> dict[str, str]:
-    """Tags that say what a run was made with: library versions, git commit."""
-    packages = ("torch", "diffusers", "transformers", "optuna", "mlflow")
-    tags = {f"version.{name}": version(name) for name in packages}
-    root = Path(__file__).parent
-    for tag, command in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "-uno"])):
-        found = subprocess.run(["git", "-C", root, *command], capture_output=True, text=True)
-        if found.returncode == 0:
-            tags[f"git.{tag}"] = found.stdout.strip()[:2000] or "none"
-    return tags
-
-
-def datasets(ready: Prepared) -> dict[str, tuple[str, dict[str, int]]]:
-    """Digest and row counts of the training and validation pairs."""
-    return {
-        "train": (ready.train.digest, ready.train.counts),
-        "validation": (ready.validation.digest, ready.validation.counts),
-    }
-
-
-def describe(config: Config, arm: str = "") -> str:
-    """A run's description in Markdown: what differs from the defaults."""
-    from workbench.config import resolve
-
-    defaults = resolve({}).flat()
-    changed = [(f"`{k}`", v, defaults.get(k)) for k, v in config.flat().items() if defaults.get(k) != v]
-    head = f"Arm **{arm}** of the study.\n\n" if arm else ""
-    return head + (markdown_table(("setting", "here", "default"), changed) if changed else "All settings are defaults.")

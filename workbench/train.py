@@ -89,7 +89,8 @@ def main(
                     "--resume, or choose another name"
                 )
         check(config)
-        stopping = stack.enter_context(asked_to_stop("SIGINT", "SIGTERM", "SIGHUP"))
+        patience = 15.0 if processes.world() == 1 else 25.0  # several ask each other less often
+        stopping = stack.enter_context(asked_to_stop("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
         if processes.is_main():
             _tracked(config, label, study, snapshots, stopping, output)
         else:
@@ -123,7 +124,8 @@ def _tracked(
 
     from workbench import processes, tracking
     from workbench.errors import Failure
-    from workbench.run import datasets, describe, execute, prepare, provenance
+    from workbench.provenance import datasets, describe, provenance
+    from workbench.run import execute, prepare
 
     client = tracking.connect()
     tracking.bury_dead(client)
