@@ -168,6 +168,15 @@ def test_a_trial_that_takes_its_worker_with_it_is_not_tried_for_ever(declared):
     assert trials.counts(last) and trials.state_of(last) == "failed" and len(study.get_trials()) == trials.DEATHS
 
 
+def test_going_on_is_no_progress(declared):
+    """A trial that dies at the same step again and again comes to its end too."""
+    study, _, told = made(declared | {"sweep.arms": {"frozen": {"reference.policy": "frozen"}}})
+    for _ in range(3):  # of which the first took snapshots
+        killed(told, "step")
+    recovery.mend(study)
+    assert [t.user_attrs.get("deaths") for t in study.get_trials()] == [None, 0, 1, 2]
+
+
 def test_doctor_finds_and_mends(declared, workplace):
     study, client, told = made(declared)
     workers._work(told, Line(), lambda: False)

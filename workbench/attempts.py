@@ -108,7 +108,7 @@ class Attempt:
         def on_step(step: int, news: Mapping[str, float]) -> None:
             last.update(news)
             self.on_step(step)
-            if kept.interval and step % kept.interval == 0:
+            if news and kept.interval and step % kept.interval == 0:  # no news: it only goes on from there
                 self._say(trial, "snapshot", step)
             if time.monotonic() - self._alive > SIGN_OF_LIFE:
                 self._say(trial, "progress", {"step": step, "of": config.train.steps, "time": time.time()})

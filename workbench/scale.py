@@ -39,7 +39,7 @@ def main(trials: int, alone: int, workers: int | None, out: Path) -> None:
         place = Path(folder)
         few = _run(place, "one-worker", alone, 1)
         many = _run(place, "many", trials, workers)
-        measured = {"trials": trials, "workers": workers, "cores": len(os.sched_getaffinity(0))}
+        measured: dict[str, Any] = {"trials": trials, "workers": workers, "cores": len(os.sched_getaffinity(0))}
         measured |= _compared(few, many, workers) | _sizes(place, trials)
         begin = time.monotonic()
         _call(place, "workbench.report", "--study", "many", "--notebook", "divergence")
