@@ -9,6 +9,7 @@ import torch
 
 from workbench import reward_scale
 from workbench.config import CHOICES, catalogue, known_names, read, resolve
+from workbench.run import metric_names
 from workbench.space import arms_of, read_space
 from workbench.tuning import settle
 
@@ -42,16 +43,18 @@ def test_its_choices_are_all_the_choices():
 
 
 def test_its_example_is_a_valid_experiment():
-    _, block = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-    tree = tomllib.loads(block)
+    _, block, several = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    tree, wanted = tomllib.loads(block), tomllib.loads(several)["sweep"]
     config = resolve(
         {"reference.policy": "threshold", "sweep.space": tree["sweep"]["space"], "sweep.arms": tree["sweep"]["arms"]}
     )
     assert len(read_space(config)) == 2
+    sweep = resolve({f"sweep.{key}": value for key, value in wanted.items()}).sweep
+    assert len(sweep.objectives) == 2 and {name for _, name in sweep.metrics} <= metric_names(config)
 
 
 def test_its_worked_example_is_a_shape_and_a_study_in_under_15_lines(tmp_path):
-    (code,), (file, _) = (re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL) for kind in ("python", "toml"))
+    (code,), (file, *_) = (re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL) for kind in ("python", "toml"))
     assert len(code.strip().splitlines()) + 1 + len(file.strip().splitlines()) < 15  # 1: its line in SHAPES
     module = dict(vars(reward_scale))
     exec(code, module)

@@ -3,11 +3,13 @@
 import ast
 import re
 import tomllib
+from pathlib import Path
 
 import nbformat
 import numpy as np
 import polars as pl
 import pytest
+import searched
 from conftest import ROOT, workbench
 from papermill import inspect_notebook
 
@@ -99,7 +101,8 @@ def test_one_page_shows_all_figures_and_tables_of_a_study(workplace):
     folder.mkdir(parents=True)
     (folder / "claims.md").write_text("# The claims\n\n| claim | verdict |\n| --- | --- |\n| first | holds |\n")
     done = workbench("workbench.report", "-p", "smoothing=2", "-p", "formats=png", cwd=workplace)
-    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"(\w+): skipped", done.stdout) == ["search"]  # it has arms alone
     for name in ("methods", "methods-samples", "divergence", "divergence-score", "imbalance", "intervals", "timesteps"):
         assert (folder / f"{name}.png").stat().st_size > 10_000, name
     for name in ("methods-table", "timesteps-table", "alternatives-table"):
@@ -109,6 +112,40 @@ def test_one_page_shows_all_figures_and_tables_of_a_study(workplace):
     assert page.count("data:image/png;base64") >= 7 and "figures.save" not in page
     assert re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:)[^"']+["']""", page) == []  # needs no other file
     assert not re.search(r"https?://(?:cdn|unpkg|cdnjs)", page)
+
+
+STDERR = 'data-mime-type="application/vnd.jupyter.stderr"'
+
+
+def attached(study: str) -> set[str]:
+    client = tracking.connect()
+    return {
+        Path(a.path).name for a in client.list_artifacts(tracking.require_study(client, study).info.run_id, "figures")
+    }
+
+
+def test_a_front_is_shown_with_what_there_are_too_few_trials_for(workplace):
+    invent("s", ["frozen", "ours"])
+    url = f"sqlite:///{workplace / 'optuna.db'}"
+    searched.study(searched.BOTH, [searched.trial(1.0, 0.1, arm="frozen"), searched.trial(2.0, 0.2)], url, "s")
+    done = workbench("workbench.report", "--notebook", "search", "-p", "formats=png", cwd=workplace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (workplace / "reports" / "s" / "report.html").read_text()
+    assert "Not shown: importance needs 8 complete trials of the space; the study has 2" in page
+    assert page.count('src="data:image/png;base64') == 2 and "<td>0 (frozen)</td>" in page and STDERR not in page
+    assert {"search.png", "search-slices.png", "search-best.md"} <= attached("s")
+
+
+def test_a_budget_is_shown_with_what_mattered(workplace):
+    invent("s", ["frozen"])
+    url = f"sqlite:///{workplace / 'optuna.db'}"
+    budget = searched.REWARD | {"sweep.constraints": {"divergence/policy": 0.02}}
+    searched.grown(budget, 12, lambda lr, gamma, rng: lr, storage=url, name="s")
+    done = workbench("workbench.report", "--notebook", "search", "-p", "formats=png", cwd=workplace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (workplace / "reports" / "s" / "report.html").read_text()
+    assert page.count('src="data:image/png;base64') == 3 and "Not shown" not in page and STDERR not in page
+    assert {"search.png", "search-importance.png", "search-slices.png", "search-best.md"} <= attached("s")
 
 
 def test_a_notebook_that_is_asked_for_must_have_its_arms(workplace):

@@ -109,3 +109,19 @@ def test_mistakes_in_arms_are_named(arm, message):
 def test_an_unknown_factor_is_named():
     with pytest.raises(UserError, match=r"sweep\.tuning\.factors\.train\.rl"):
         candidates(SETTINGS | {"sweep.tuning": {"factors": {"train.rl": [1.0]}}})
+
+
+def test_arms_are_tuned_within_the_constraints():
+    runs = pl.DataFrame({
+        "arm": ["dpo lr=1.5e-05 beta=300", "dpo lr=3e-05 beta=300", "sft lr=0.0001"], "state": "complete",
+        "eval/reward": [-3.0, -1.0, -2.0], "divergence/policy": [0.01, 0.03, 0.03],
+    })  # fmt: skip
+    best = found(SETTINGS | {"sweep.constraints": {"divergence/policy": 0.02}}, runs)
+    assert best == {"dpo": {"train.lr": 1.5e-5, "objective.beta": 300.0}}
+
+
+def test_arms_are_not_tuned_by_several_objectives():
+    several = {"sweep.objective": ["eval/reward", "divergence/policy"], "sweep.direction": ["maximize", "minimize"]}
+    with pytest.raises(UserError, match=r"sweep\.tuning: arms are tuned by one objective; sweep\.objective has 2"):
+        candidates(SETTINGS | several)
+    assert candidates({k: v for k, v in (SETTINGS | several).items() if k != "sweep.tuning"}) == {}

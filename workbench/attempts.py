@@ -116,10 +116,10 @@ class Attempt:
             self._stop_if_collapsed(trial, step, news, last)
 
         final = execute(config, self._tracker, on_step=on_step, snapshots=self._snapshots, stopping=self.stopping)
-        values = outcome(trial, self.config.sweep, final)
         for metric in SHOWN:
             if metric in final and math.isfinite(final[metric]):
                 self._say(trial, metric, final[metric])
+        values = outcome(trial, self.config.sweep, final)
         self._tracker.finish()
         self._say(trial, "progress", {"step": config.train.steps, "of": config.train.steps, "time": time.time()})
         return values
@@ -154,9 +154,7 @@ class Attempt:
         if watched.metric not in news:
             return
         found = news[watched.metric]
-        if len(self.config.sweep.objectives) == 1:  # Optuna takes no intermediate values of several
-            trial.report(found, step)
-        if found > watched.above:
+        if found > watched.above:  # not told as an intermediate value: samplers would take it for the objective's
             constrain(trial, self.config.sweep, last)
             raise TrialPruned(f"{watched.metric} = {found:.4g} above {watched.above} at step {step}")
 
@@ -165,7 +163,7 @@ class Attempt:
         if self.trial is None or self.trial.number is None:
             return False
         ended = self._frozen().state.is_finished()
-        return ended and (isinstance(self.error, LostError) or error is not self.error)
+        return ended and (isinstance(self.error, LostError | UpdateFinishedTrialError) or error is not self.error)
 
     def settle(self) -> None:
         """Let the MLflow run end as Optuna has it; snapshots of a trial that came to an end of its own go."""

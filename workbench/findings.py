@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -10,6 +11,7 @@ from optuna import Study
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import rankdata
 from sklearn.ensemble import RandomForestRegressor
 from sqlalchemy import make_url
 
@@ -34,11 +36,12 @@ def open_search(name: str) -> Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that heartbeats are experimental
         storage = None if file and not Path(file).exists() else open_storage(url)
-    if storage is None or name not in optuna.get_all_study_names(storage):
-        raise UserError(
-            f"study {name!r}: not in {file or 'the study storage'}; WORKBENCH_STORAGE says where studies lie"
-        )
-    study = optuna.load_study(study_name=name, storage=storage)
+    study = None
+    if storage is not None and name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+    if study is None or "definition" not in study.user_attrs:
+        place = file or "the study storage"
+        raise UserError(f"study {name!r}: not in {place}; WORKBENCH_STORAGE says where studies lie")
     sweep = _declared(study)
     if not sweep.space and not sweep.constraints and len(sweep.objectives) == 1:
         raise UserError(f"study {name!r} searches nothing: it has arms alone, one objective and no constraints")
@@ -60,7 +63,7 @@ def _inside(trial: FrozenTrial, sweep: Sweep) -> bool:
 def read(study: Study) -> Search:
     """A study's search as data."""
     sweep, best = _declared(study), {trial.number for trial in study.best_trials}
-    choices = {name for name, d in sweep.space.items() if d["type"] == "CategoricalDistribution"}
+    kinds = {name: str if d["type"] == "CategoricalDistribution" else float for name, d in sweep.space.items()}
     rows = [
         {
             "number": trial.number,
@@ -71,24 +74,24 @@ def read(study: Study) -> Search:
             "best": trial.number in best,
             "inside": _inside(trial, sweep),
             **measured(trial, sweep),
-            **{name: str(value) if name in choices else float(value) for name, value in trial.params.items()},
+            **{name: kind(trial.params[name]) for name, kind in kinds.items() if name in trial.params},
         }
         for trial in study.get_trials(deepcopy=False)
         if trial.state.is_finished() and counts(trial)
     ]
-    kinds: dict[str, type[pl.DataType]] = {"number": pl.Int64, "name": pl.String, "arm": pl.String, "state": pl.String}
-    kinds |= dict.fromkeys(("feasible", "best", "inside"), pl.Boolean)
-    kinds |= dict.fromkeys(sorted({key for row in rows for key in row if "/" in key} | {*sweep.objectives}), pl.Float64)
-    kinds |= {name: pl.String if name in choices else pl.Float64 for name in sweep.space}
-    return Search(sweep.objectives, sweep.constraints, sweep.space, pl.DataFrame(rows, schema=kinds))
+    schema: dict[str, Any] = {"number": int, "name": str, "arm": str, "state": str}
+    schema |= dict.fromkeys(("feasible", "best", "inside"), bool)
+    schema |= dict.fromkeys(sorted({key for row in rows for key in row if "/" in key} | {*sweep.objectives}), float)
+    return Search(sweep.objectives, sweep.constraints, sweep.space, pl.DataFrame(rows, schema=schema | kinds))
 
 
 def importance(study: Study) -> pl.DataFrame:
-    """How much of what a metric varies by a setting explains.
+    """How much of the order in which a metric puts the trials a setting explains.
 
     Optuna's fANOVA says how the settings share what a random forest explains, and always hands out all of it, also
     where there is nothing but noise. So a share comes with what such a forest predicts of trials that it was not
-    fitted to (out-of-bag R2, 0 where it is no better than the mean).
+    fitted to (out-of-bag R2, 0 where it is no better than the mean). Both of ranks, so that a trial that went very
+    far does not drown the others.
 
     Over complete trials, within the constraints or not, that differ from the study in the space alone. A setting
     that not all of them have is judged on those that do, beside the settings that all of those have.
@@ -116,7 +119,8 @@ def importance(study: Study) -> pl.DataFrame:
         for metric in dict.fromkeys([*sweep.objectives, *sweep.constraints]):
             values = np.array([measured(trial, sweep)[metric] for trial in trials])
             if np.ptp(values) > 0:
-                shares, predicted = _shares(trials, judged, values), _predicted(trials, judged, values)
+                ranks = rankdata(values)
+                shares, predicted = _shares(trials, judged, ranks), _predicted(trials, judged, ranks)
                 about = {"metric": metric, "predicted": predicted, "trials": len(trials)}
                 rows += [about | {"setting": name, "share": shares[name]} for name in settings]
     if not rows:
@@ -125,7 +129,7 @@ def importance(study: Study) -> pl.DataFrame:
 
 
 def _shares(trials: list[FrozenTrial], settings: list[str], values: np.ndarray) -> dict[str, float]:
-    """The settings' shares of what explains the values, shape (trials,), by fANOVA; 1 in all."""
+    """The settings' shares of what explains values, shape (trials,), by fANOVA; 1 in all."""
     study = optuna.create_study()
     study.add_trials(
         optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)

@@ -44,6 +44,7 @@ def trade_off(search: Search, x: str = "", y: str = "", landmarks: Mapping[str, 
     x = x or next(iter([*objectives[1:], *search.constraints]), "divergence/policy")
     done = search.complete(x, y)
     figure, axes = plt.subplots(figsize=(7.6, 4.8))
+    axes.margins(0.09)
     front = done.filter("best").sort(x, y)
     if {x, y} <= {*objectives} and len(objectives) == 2:
         side = "steps-post" if search.objectives[x] == "minimize" else "steps-pre"
@@ -52,7 +53,8 @@ def trade_off(search: Search, x: str = "", y: str = "", landmarks: Mapping[str, 
     marks = []
     for i, arm in enumerate([None, *arms]):
         part = done.filter(pl.col("arm").is_null() if arm is None else pl.col("arm") == arm)
-        look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "color": f"C{i % 10}", "ls": "", "ms": 8}
+        marker = MARKERS[i % 9]  # of nine, with one of ten colours: ninety arms that can be told apart
+        look: dict[str, Any] = {"marker": marker, "color": f"C{i % 10}", "ls": "", "ms": 8}
         if not part.is_empty():
             _draw(axes, part, part[x].to_numpy(), y, look)
             marks.append(Line2D([], [], **look, label="sampled" if arm is None else label(arm)))
@@ -71,6 +73,7 @@ def trade_off(search: Search, x: str = "", y: str = "", landmarks: Mapping[str, 
 def _number(axes: Axes, search: Search, trials: pl.DataFrame, x: str, y: str) -> None:
     """Trials' numbers, on the better side of their marks; neighbours that would cover each other's share a place."""
     right, up = search.objectives.get(x) == "maximize", search.objectives.get(y) != "minimize"
+    axes.get_xlim(), axes.get_ylim()  # settles where marks lie
     places: list[tuple[np.ndarray, list[str]]] = []
     for row in trials.sort(y, descending=up).to_dicts():
         at = axes.transData.transform((row[x], row[y]))
@@ -80,9 +83,9 @@ def _number(axes: Axes, search: Search, trials: pl.DataFrame, x: str, y: str) ->
             places.append((at, [str(row["number"])]))
     for at, numbers in places:
         axes.annotate(
-            ", ".join(numbers), axes.transData.inverted().transform(at), xytext=(6 if right else -6, 5 if up else -5),
-            textcoords="offset points", ha="left" if right else "right", va="bottom" if up else "top",
-            fontsize="x-small",
+            ", ".join(numbers), tuple(axes.transData.inverted().transform(at)), fontsize="x-small",
+            xytext=(6 if right else -6, 5 if up else -5), textcoords="offset points",
+            ha="left" if right else "right", va="bottom" if up else "top",
         )  # fmt: skip
 
 
@@ -142,14 +145,18 @@ def _legend(figure: Figure, search: Search, trials: pl.DataFrame, marks: list[Li
 
 
 def importance(shares: pl.DataFrame) -> Figure:
-    """How much of each metric's variation between trials a setting explains, as far as that can be predicted at all.
+    """How much of the order of the trials by each metric a setting explains, as far as it can be predicted at all.
 
     Args:
         shares: of `findings.importance`.
+    Raises:
+        UserError: nothing can be predicted.
     """
     metrics = shares["metric"].unique(maintain_order=True).to_list()
-    most = shares["trials"].max()
+    most = shares["trials"].to_numpy().max()
     explained = shares.with_columns(explained=pl.col("share") * pl.col("predicted"))
+    if not (explained["explained"] > 0).any():
+        raise UserError(f"importance: from the settings of {most} trials nothing can be predicted of the others")
     order = explained.group_by("setting", maintain_order=True).agg(pl.col("explained").max(), pl.col("trials").first())
     order = order.sort("explained", maintain_order=True)
     places = {name: i for i, name in enumerate(order["setting"])}
@@ -164,7 +171,7 @@ def importance(shares: pl.DataFrame) -> Figure:
         hatch = ("", "//", "..")[i % 3]
         axes.barh(y, part["explained"], height, color=f"C{i}", hatch=hatch, ec="white", lw=0, label=text)
     axes.set_yticks(range(len(places)), names, fontsize="small")
-    axes.set(xlabel=f"explained share of the variation between {most} trials", xlim=(0, 1))
+    axes.set(xlabel=f"explained share of the order of {most} trials", xlim=(0, 1))
     axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1))
     sns.despine(figure)
     return figure
@@ -221,6 +228,8 @@ def _along(axes: Axes, values: pl.Series, declared: Mapping[str, Any]) -> np.nda
     else:
         margin, middle = 0.06 * (high - low), (low + high) / 2
         axes.set_xlim(low - margin, high + margin)
-    axes.set_xticks([low, middle, high], [f"{tick:.2g}" for tick in (low, middle, high)], fontsize="small")
+    middle = round(middle) if declared["type"] == "IntDistribution" else middle
+    ticks = (low, middle, high)
+    axes.set_xticks(ticks, [f"{tick:.2g}" if tick < 100 else f"{tick:.0f}" for tick in ticks], fontsize="small")
     axes.minorticks_off()
     return values.to_numpy()

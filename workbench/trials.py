@@ -62,7 +62,7 @@ def feasible(trial: FrozenTrial) -> bool:
 def measured(trial: FrozenTrial, sweep: Sweep) -> dict[str, float]:
     """What Optuna was told of a trial by metric: what is shown, what is constrained and, at its end, the objectives."""
     found = {metric: excess + sweep.constraints[metric] for metric, excess in trial.constraints.items()}
-    found |= {key: value for key, value in trial.user_attrs.items() if isinstance(value, float)}
+    found |= {key: value for key, value in trial.user_attrs.items() if "/" in key and isinstance(value, float)}
     if trial.state == TrialState.COMPLETE:
         found |= dict(zip(sweep.objectives, trial.values, strict=True))
     return {metric: value for metric, value in found.items() if math.isfinite(value)}
