@@ -23,7 +23,7 @@ sweep: install
 	$(BIN)/python -m workbench.sweep --study $(STUDY)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: install
 	$(BIN)/ruff check .

@@ -131,7 +131,7 @@ def tiny(tiny_model, tiny_pairs, tmp_path) -> dict:
 def workplace(tmp_path, monkeypatch) -> Path:
     """A working folder of its own: tracking store, study storage and cache."""
     monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_STORAGE"):
+    for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_STORAGE", "WORKBENCH_STATE", "WORKBENCH_GRACE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path
