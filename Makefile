@@ -36,7 +36,7 @@ lab: install
 
 ui: install
 	@$(BIN)/python -c 'from workbench import tracking as t; c = t.connect(); print("\nOpen:", t.ui_link(c, next(iter(t.studies(c)), None), $(PORT)), "\n")'
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --host 127.0.0.1 --port $(PORT) --workers 1
+	@MLFLOW_BACKEND_STORE_URI="$(MLFLOW_TRACKING_URI)" MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1
 
 figures: install
 	$(BIN)/python -m workbench.report

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,9 +128,22 @@ def tiny(tiny_model, tiny_pairs, tmp_path) -> dict:
     }
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A tracking store with its tables, which take seconds to make, and nothing in them."""
+    from workbench import tracking
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        tracking.connect()
+    return path
+
+
 @pytest.fixture
-def workplace(tmp_path, monkeypatch) -> Path:
+def workplace(tmp_path, monkeypatch, empty_store) -> Path:
     """A working folder of its own: tracking store, study storage and cache."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_STORAGE", "WORKBENCH_STATE", "WORKBENCH_GRACE"):
         monkeypatch.delenv(name, raising=False)

@@ -34,15 +34,17 @@ class Server:
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         environment.pop("MLFLOW_TRACKING_URI", None)
-        where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        with (self.folder / "server.log").open("ab") as log:
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        options += ["--artifacts-destination", str(self.folder / "artifacts")]
+        said = self.folder / "server.log"
+        with said.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *where, "--artifacts-destination", self.folder / "artifacts"],
+                [sys.executable, "-m", "mlflow", "server", *options],
                 cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + 120
         while wait and not self.answers():
-            assert self._process.poll() is None and time.monotonic() < deadline, (self.folder / "server.log").read_text()
+            assert self._process.poll() is None and time.monotonic() < deadline, said.read_text()
             time.sleep(0.2)
 
     def answers(self) -> bool:

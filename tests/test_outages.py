@@ -21,16 +21,15 @@ from workbench.tracking.outbox import Outbox
 
 METRICS = 12
 RUN = """
-import json, sys, time
+import itertools, json, time
 from pathlib import Path
 import numpy as np
 from workbench import tracking
 
-steps, pause, patience = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
 run = tracking.Tracker(tracking.connect(), "run", params={"a": 1}, tags={"t": "u"}, seconds=0.5)
 print(run.run_id, flush=True)
 slowest = 0.0
-for step in range(1, steps + 1):
+for step in itertools.count(1):
     begin = time.monotonic()
     run.log(step, {f"m/{i}": step * 100 + i for i in range(12)} | {"m/odd": [float("nan"), float("inf")][step % 2]})
     if step % 20 == 0:
@@ -38,36 +37,47 @@ for step in range(1, steps + 1):
         run.table(f"t{step}.json", {"step": [step], "x": [0.5]})
         run.picture(f"p{step}.png", np.full((4, 4, 3), step % 256, np.uint8))
     slowest = max(slowest, time.monotonic() - begin)
-    time.sleep(pause)
+    time.sleep(0.02)
     print(step, flush=True)
-delivered = run.finish(patience) & run.end("complete", "because", patience)
-print(json.dumps({"slowest": slowest, "delivered": delivered}))
+    if Path("stop").exists():
+        break
+delivered = run.finish(120) and run.end("complete", "because")
+print(json.dumps({"steps": step, "slowest": slowest, "delivered": delivered}))
 """
 
 
 class Training:
-    """A process that tracks a run."""
+    """A process that tracks a run, step after step, until it is to end."""
 
-    def __init__(self, folder, uri, steps, pause=0.05, patience=120.0):
+    def __init__(self, folder, uri):
         environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}
+        self.folder = folder
         (folder / "train.py").write_text(RUN)
         self.errors = (folder / "errors").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "train.py", str(steps), str(pause), str(patience)],
+            [sys.executable, "train.py"],
             cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=self.errors, text=True,
         )  # fmt: skip
         self.run_id = self.process.stdout.readline().strip()
         assert self.run_id, self.said()
 
-    def reach(self, step):
-        """Wait until it has told of a step."""
-        while (line := self.process.stdout.readline()) and int(line) < step:
-            pass
-        assert line, self.said()
+    def go_on(self, steps):
+        """Wait until it has told of so many more steps."""
+        for _ in range(steps):
+            assert self.process.stdout.readline(), self.said()
 
-    def result(self):
-        last = self.process.communicate(timeout=240)[0].splitlines()[-1]
-        return json.loads(last)
+    def wait_until_said(self, text, times=1):
+        deadline = time.monotonic() + 120
+        while self.said().count(text) < times:
+            assert time.monotonic() < deadline, self.said()
+            self.go_on(1)
+
+    def end(self):
+        """Let it come to its end; the number of its steps."""
+        (self.folder / "stop").touch()
+        result = json.loads(self.process.communicate(timeout=240)[0].splitlines()[-1])
+        assert result["delivered"] and result["slowest"] < 2, (result, self.said())  # an outage takes longer
+        return result["steps"]
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
@@ -111,24 +121,27 @@ def server(postgres, tmp_path_factory):  # noqa: F811
         yield running
 
 
+@pytest.fixture(scope="module")
+def database(postgres):  # noqa: F811
+    return postgres.create()
+
+
 def test_nothing_is_lost_while_the_server_or_its_database_is_away(postgres, server, place, monkeypatch):  # noqa: F811
-    steps = 400
-    training = Training(place, server.url, steps)
-    training.reach(30)
+    training = Training(place, server.url.replace("://", f"://me:{PASSWORD}@"))
+    training.go_on(30)
     server.stop()
-    training.reach(90)
-    server.start(wait=False)
-    while "the tracking store is back" not in training.said():
-        time.sleep(0.1)
+    training.wait_until_said("store is away")
+    training.go_on(100)
+    server.start()
+    training.wait_until_said("store is back")
     postgres.stop()
-    while training.said().count("the tracking store is away") < 2:
-        time.sleep(0.1)
+    training.wait_until_said("store is away", 2)
+    training.go_on(100)
     postgres.start()
-    result = training.result()
+    training.wait_until_said("store is back", 2)
+    steps = training.end()
     said = training.said()
-    assert result["delivered"] and result["slowest"] < 0.5, said
-    assert said.count("store is away") == said.count("store is back") == 2 and len(said.splitlines()) == 4, said
-    assert PASSWORD not in said
+    assert len(said.splitlines()) == 4 and PASSWORD not in said, said
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     client = tracking.connect()
     require_all(client, training.run_id, steps, place)
@@ -138,10 +151,11 @@ def test_nothing_is_lost_while_the_server_or_its_database_is_away(postgres, serv
 
 
 def test_what_a_killed_process_kept_is_delivered_afterwards(server, place, monkeypatch):
-    training = Training(place, server.url, 10_000, pause=0.01)
-    training.reach(20)
+    training = Training(place, server.url)
+    training.go_on(30)
     server.stop()
-    training.reach(80)
+    training.wait_until_said("store is away")
+    training.go_on(50)
     training.kill()
     assert tracking.undelivered() == [training.run_id]
     server.start()
@@ -154,22 +168,22 @@ def test_what_a_killed_process_kept_is_delivered_afterwards(server, place, monke
     assert client.get_run(training.run_id).info.status == "RUNNING"
 
 
-def test_a_database_that_is_tracked_to_directly_may_go_away_too(postgres, server, place, monkeypatch):  # noqa: F811
-    url = server.database
-    training = Training(place, url, 100)
-    training.reach(20)
+def test_a_database_that_is_tracked_to_directly_may_go_away_too(postgres, database, place, monkeypatch):  # noqa: F811
+    training = Training(place, database)
+    training.go_on(30)
     postgres.stop()
-    training.reach(80)
+    training.wait_until_said("store is away")
+    training.go_on(50)
     postgres.start()
-    result = training.result()
-    assert result["delivered"] and result["slowest"] < 0.5, training.said()
+    training.wait_until_said("store is back")
+    steps = training.end()
     assert PASSWORD not in training.said()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-    require_all(tracking.connect(), training.run_id, 100, place)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    require_all(tracking.connect(), training.run_id, steps, place)
 
 
-def test_a_run_that_ends_during_an_outage_is_kept_and_ended_later(postgres, server, place, monkeypatch, caplog):  # noqa: F811
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.database)
+def test_a_run_that_ends_during_an_outage_is_kept_and_ended_later(postgres, database, place, monkeypatch, caplog):  # noqa: F811
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     client = tracking.connect()
     run = tracking.Tracker(client, "run", params={}, tags={})
     assert run.finish()
@@ -221,18 +235,17 @@ def test_an_empty_database_may_be_met_by_many_at_once(kind, postgres, place):  #
         process.join()
 
 
-def test_a_password_is_told_to_nobody(server, place, monkeypatch, caplog):
-    right = server.database
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", right.replace(PASSWORD, "mistyped-secret"))
-    with pytest.raises(Failure, match="cannot be opened .*password authentication failed") as error:
+def test_a_password_is_told_to_nobody(database, place, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database.replace(PASSWORD, "mistyped-secret"))
+    with pytest.raises(Failure, match=r"cannot be opened .*password authentication failed") as error:
         tracking.connect()
     assert "mistyped" not in str(error.value) and PASSWORD not in str(error.value)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", right)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     client = tracking.connect()
-    run = tracking.Tracker(client, "run", params={"data.train": right}, tags={"workbench.note": f"from {right}"})
-    run.tag("workbench.more", right)
+    run = tracking.Tracker(client, "run", params={"data.train": database}, tags={"workbench.note": f"from {database}"})
+    run.tag("workbench.more", database)
     run.log(1, {"x": 1.0})
-    run.close("failed", f"{right} cannot be opened")
+    run.close("failed", f"{database} cannot be opened")
     stored = client.get_run(run.run_id)
     assert stored.data.tags["workbench.reason"].startswith("postgresql://***@127.0.0.1")
     assert PASSWORD not in str(stored.to_dictionary()) + caplog.text + tracking.ui_command()

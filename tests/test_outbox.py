@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,7 @@ def test_a_full_disk_is_one_line(outbox):
     (outbox.folder / "journal.jsonl").unlink()
     (outbox.folder / "journal.jsonl").symlink_to("/dev/full")
     outbox._stream = (outbox.folder / "journal.jsonl").open("ab", buffering=0)
-    with pytest.raises(Failure, match="cannot be kept .*No space left on device.*set WORKBENCH_STATE") as error:
+    with pytest.raises(Failure, match=r"cannot be kept .*No space left on device.*set WORKBENCH_STATE") as error:
         outbox.add("tags", values={"a": "b"})
     assert "\n" not in str(error.value)
 
@@ -120,8 +121,8 @@ def test_images_and_tables_are_what_mlflow_itself_would_make(client, run, place)
         for run_id in (run.run_id, theirs)
     ]  # fmt: skip
     assert names[0] == names[1]
-    tables = [client.download_artifacts(run_id, "t.json") for run_id in (run.run_id, theirs)]
-    assert len({open(path).read() for path in tables}) == 1
+    tables = [Path(client.download_artifacts(run_id, "t.json")) for run_id in (run.run_id, theirs)]
+    assert tables[0].read_text() == tables[1].read_text()
     tags = [client.get_run(run_id).data.tags for run_id in (run.run_id, theirs)]
     assert tags[0].items() >= {k: v for k, v in tags[1].items() if "logged" in k}.items() != set()
 
@@ -144,6 +145,35 @@ def test_a_complete_run_that_cannot_be_tracked_has_failed(client, run):
         run.close("complete")
     found = client.get_run(run.run_id)
     assert found.info.status == "FAILED" and "tracking of run" in found.data.tags["workbench.reason"]
+
+
+def test_a_run_that_is_stopped_during_an_outage_tells_its_end_before_it_waits(client, run, place, monkeypatch):
+    assert run.finish()
+    monkeypatch.setattr(client, "log_batch", away)
+    run.log(1, {"a": 1.0})
+    assert not run.close("interrupted", patience=0.2)
+    monkeypatch.undo()
+    monkeypatch.setenv("WORKBENCH_STATE", str(place / "state"))
+    assert tracking.undelivered() == [run.run_id] and tracking.deliver(client) == []
+    assert client.get_run(run.run_id).info.status == "KILLED"
+    assert "history.parquet" in [file.path for file in client.list_artifacts(run.run_id)]
+
+
+def away(*_, **__):
+    raise MlflowException("connection refused")
+
+
+def test_a_run_whose_disk_is_full_still_ends(client, run, monkeypatch):
+    def full(*_, **__):
+        raise Failure("no space left")
+
+    assert run.finish()
+    monkeypatch.setattr(run._outbox, "add", full)
+    with pytest.raises(Failure, match="no space left"):
+        run.log(1, {"a": 1.0})
+    run.close("failed", "no space left")
+    found = client.get_run(run.run_id)
+    assert found.info.status == "FAILED" and found.data.tags["workbench.reason"] == "no space left"
 
 
 def test_a_live_run_is_left_alone(client, place):

@@ -11,6 +11,10 @@ from workbench.places import hide_passwords
         ("postgresql://host/db?user=me&password=s3cret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
         ("connection failed: host=h password=s3cret port=1", "connection failed: host=h password=*** port=1"),
         ("https://host/api?token=s3cret", "https://host/api?token=***"),
+        (
+            "header Authorization: Basic bWU6c2VjcmV0, no basic training",
+            "header Authorization: Basic ***, no basic training",
+        ),
         ("two: a://u:s3cret@h b://u:s3cret@h", "two: a://***@h b://***@h"),
         ("hf://datasets/name@revision, sqlite:////tmp/a@b.db", "hf://datasets/name@revision, sqlite:////tmp/a@b.db"),
         ("77 tokens, max_tokens=77", "77 tokens, max_tokens=77"),

@@ -310,6 +310,7 @@ def check_there_is_one(storage, store):
 
 
 def test_eight_commands_start_at_once_on_an_empty_sqlite(declared, workplace):
+    (workplace / "mlflow.db").unlink()
     eight_at_once(declared, workplace)
     check_there_is_one(f"sqlite:///{workplace / 'optuna.db'}", f"sqlite:///{workplace / 'mlflow.db'}")
 

@@ -1,6 +1,8 @@
 import threading
 import time
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import polars as pl
@@ -124,6 +126,39 @@ def test_an_unreachable_server_is_one_line_without_its_password(workplace, monke
     with pytest.raises(Failure, match="cannot be reached") as error:
         tracking.connect()
     assert "secret" not in str(error.value)
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A server that is healthy and lets nobody in."""
+
+    def do_GET(self):
+        self.answer(200)
+
+    def do_POST(self):
+        self.answer(401)
+
+    def answer(self, status):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(b"who are you, " + self.headers["Authorization"].encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("where", ["in the address", "in the environment"])
+def test_a_server_that_lets_nobody_in_is_one_line_without_a_password(workplace, monkeypatch, where):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    who = "me:secret-word@" if where == "in the address" else ""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{who}127.0.0.1:{server.server_port}")
+    if not who:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret-word")
+    with pytest.raises(Failure, match=r"cannot be opened .*401") as error:
+        tracking.connect()
+    assert "secret" not in str(error.value) and b64encode(b"me:secret-word").decode() not in str(error.value)
+    server.shutdown()
 
 
 def test_history_fills_gaps_with_nulls():

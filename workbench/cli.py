@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 
 import click
 
-from workbench.errors import Failure, UserError, memory_explained
+from workbench.errors import Failure, UserError, memory_explained, on_one_line
+from workbench.places import hide_passwords
 
 
 def one_process() -> None:
@@ -62,7 +65,9 @@ def command(function: Callable, group: click.Group | None = None, name: str | No
 def _complain(error: BaseException) -> None:
     """One line, with the process's number where a launcher has started several."""
     rank = os.environ.get("RANK", "0")
-    click.echo(f"Error: {error}" if rank == "0" else f"Error (process {rank}): {error}", err=True)
+    click.echo(
+        f"Error{'' if rank == '0' else f' (process {rank})'}: {hide_passwords(on_one_line(str(error)))}", err=True
+    )
 
 
 def _interrupt(*_: Any) -> None:
@@ -85,7 +90,24 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*(experimental feature|is experimental).*")  # Optuna
     warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two sets of adapters
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # float16 left a first step out
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Discreet("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    sys.excepthook = lambda kind, error, trace: print_uncaught(error)
+    threading.excepthook = lambda what: print_uncaught(what.exc_value)
+
+
+class _Discreet(logging.Formatter):
+    """Leaves passwords out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_passwords(super().format(record))
+
+
+def print_uncaught(error: BaseException | None) -> None:
+    """A fault of ours, as Python would show it, but for passwords in URLs that libraries put into their messages."""
+    if error is not None:
+        sys.stderr.write(hide_passwords("".join(traceback.format_exception(error))))
 
 
 def silence_transformers() -> None:

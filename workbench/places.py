@@ -118,7 +118,10 @@ def _key(what: str) -> int:
 _URLS = ("MLFLOW_TRACKING_URI", "WORKBENCH_STORAGE")
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY")
 _USER = re.compile(r"(?<=://)[^\s/'\"<>]*@")
-_NAMED = re.compile(r"((?:password|passwd|pwd|\btoken|secret|api_?key)=)[^\s&'\",;)]+", re.IGNORECASE)
+_NAMED = re.compile(
+    r"((?:password|passwd|pwd|\btoken|secret|api_?key)=|\b(?:Basic|Bearer) (?=[\w+/=.-]{12}))[^\s&'\",;)]+",
+    re.IGNORECASE,
+)
 
 
 def hide_passwords(text: str) -> str:

@@ -174,7 +174,7 @@ def _tracked(
     finally:
         bar.close()
         delivered = tracker.close(state, reason)
-        if parent and not found:
+        if parent and not found and delivered:
             client.set_terminated(parent, "FINISHED")
         if snapshots and state == "complete":
             snapshots.discard()

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
 import threading
 import zlib
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from workbench import tracking
+from workbench.cli import print_uncaught, quiet, silence_transformers
 from workbench.config import resolve
 from workbench.errors import Failure, UserError
 from workbench.interrupts import asked_to_stop
@@ -70,13 +72,15 @@ def work(told: Worker, line: Connection) -> None:
     except (UserError, Failure) as error:
         with contextlib.suppress(OSError):
             line.send((type(error).__name__, str(error)))
+    except Exception as error:
+        print_uncaught(error)
+        sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _work(told: Worker, line: Connection, asked: Callable[[], bool]) -> None:
     from workbench.attempts import Attempt
-    from workbench.cli import quiet, silence_transformers
     from workbench.run import prepare
 
     tqdm.set_lock(threading.RLock())  # the usual one is all processes', and outlives a kill

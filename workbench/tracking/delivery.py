@@ -5,7 +5,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import requests
 from mlflow import MlflowClient
@@ -31,10 +31,10 @@ def deliver(client: MlflowClient) -> list[str]:
         if not outbox.take():  # a live run's
             continue
         try:
-            reason = hand_over(client, outbox)
-            if reason:
+            hand_over(client, outbox)
+            if outbox.refused:
                 log.warning(
-                    "run %s: not all was wanted (%s); the rest stays in %s", outbox.run_id, reason, outbox.folder
+                    "run %s: the store refused something (%s), kept in %s", outbox.run_id, outbox.refused, outbox.folder
                 )
         except Exception as error:
             left.append(outbox.run_id)
@@ -55,18 +55,15 @@ def undelivered() -> list[str]:
     return found
 
 
-def hand_over(client: MlflowClient, outbox: Outbox) -> str:
+def hand_over(client: MlflowClient, outbox: Outbox) -> None:
     """Deliver all that waits, in order.
 
     Doing it again after a crash changes nothing: MLflow leaves out metrics that it has to the millisecond, and
     whatever else there is replaces what was there.
 
-    Returns:
-        Why the store did not want something, which was put aside; empty where it took everything.
     Raises:
         Exception: what the store's client raises while the store is away; what it has not taken still waits.
     """
-    refused: list[str] = []
 
     def give(records: list[Record]) -> None:
         try:
@@ -79,11 +76,9 @@ def hand_over(client: MlflowClient, outbox: Outbox) -> str:
                     give([record])
             else:
                 records[0]["refused"] = in_short(error)
-                refused.append(records[0]["refused"])
 
     for batch in outbox.batches():
         give(batch)
-    return refused[0] if refused else ""
 
 
 def is_away(error: BaseException) -> bool:
@@ -163,9 +158,13 @@ def _table(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
 
 
 def _end(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
-    _tags(client, outbox, records)
-    state = records[0]["values"]["workbench.state"]
-    client.set_terminated(outbox.run_id, STATUS.get(state, "KILLED"), records[0]["time"])
+    end_run(client, outbox.run_id, records[0]["values"], records[0]["time"])
+
+
+def end_run(client: MlflowClient, run_id: str, tags: Mapping[str, str], end_time: int | None = None) -> None:
+    """Set the tags of a run's end and its status, which follows from them."""
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.set_terminated(run_id, STATUS.get(tags["workbench.state"], "KILLED"), end_time)
 
 
 _KINDS: dict[str, Callable[[MlflowClient, Outbox, list[Record]], None]] = {

@@ -34,12 +34,14 @@ class Outbox:
 
     Attributes:
         handing: kind of the records that are being delivered, or were last.
+        refused: why the store did not want something, if so, which was put aside.
     """
 
     def __init__(self, run_id: str):
         self.run_id, self.folder, self.handing = run_id, state("outbox", run_id), ""
+        self.refused = ""
         self._journal, self._files, self._taken = (self.folder / name for name in ("journal.jsonl", "files", "taken"))
-        self._refused = self.folder / "refused.jsonl"
+        self._aside = self.folder / "refused.jsonl"
         self._lock = FileLock(self.folder / "lock", thread_local=False)  # taken by one thread, let go of by another
         self._adding = threading.Lock()
         self._stream: IO[bytes] | None = None
@@ -146,7 +148,8 @@ class Outbox:
         yield batch
         refused = [record for record in batch if "refused" in record]
         if refused:
-            with self._refused.open("a") as stream:
+            self.refused = self.refused or refused[0]["refused"]
+            with self._aside.open("a") as stream:
                 stream.writelines(_encode(record) + "\n" for record in refused)
         partial = self._taken.with_suffix(".partial")
         partial.write_text(str(end))
@@ -161,7 +164,7 @@ class Outbox:
             self._stream.close()
         if not self.waiting:
             self._journal.unlink(missing_ok=True)
-            if not self._refused.exists():
+            if not self._aside.exists():
                 shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 

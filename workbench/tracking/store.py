@@ -77,7 +77,8 @@ def connect() -> MlflowClient:
 def in_short(error: BaseException) -> str:
     """What an exception says, on one line and without passwords."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    cause = re.search(r"\[Errno -?\d+\] [\w ]+", line)  # which a client buries under all that it went through
+    # What a client that has tried several times buries under all that it went through.
+    cause = re.search(r"\[Errno -?\d+\] [\w ]+|too many \d+ error responses", line)
     if cause and "Max retries exceeded" in line:
         line = f"{line.partition(' failed with')[0]}: {cause[0]}"
     return hide_passwords(line)[:300]

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from shutil import copy, copytree
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import Image
 
 from workbench.errors import Failure
 from workbench.places import hide_passwords, this_process
-from workbench.tracking.delivery import hand_over, is_away
+from workbench.tracking.delivery import end_run, hand_over, is_away
 from workbench.tracking.outbox import METRICS, Outbox
 from workbench.tracking.store import experiment, in_short
 
@@ -71,8 +72,8 @@ class Tracker:
             self._outbox.add("inputs", values=dict(datasets))
         self._rows: dict[int, dict[str, float]] = {}
         self._flush, self._seconds, self._values = flush, seconds, 0
-        self._refused, self._away = "", ""
-        self._attached = self._settling = self._ended = self._over = False
+        self._away = ""
+        self._attached = self._settling = self._waited = self._ended = self._over = False
         self._wake, self._tried = threading.Event(), threading.Condition()
         self._wake.set()
         self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
@@ -147,21 +148,22 @@ class Tracker:
             tags = {"workbench.state": state} | ({"workbench.reason": hide_passwords(reason)[:5000]} if reason else {})
             try:
                 self._outbox.add("end", values=tags)
-            except Failure as error:
-                log.warning("run %s: its end cannot be told (%s)", self.name, error)
-            self._settle(2.0 if self._settling and self._away else patience)
+            except Failure:  # a full disk, say: nobody could tell it later
+                with suppress(Exception):
+                    end_run(self.client, self.run_id, tags)
+            self._settle(2.0 if self._waited else patience)
             self._over = True
             self._wake.set()
             self._thread.join(5.0)  # it may be in the middle of a try that takes longer
             if self._outbox.waiting:
                 log.warning(
-                    "run %s: the tracking store is away, so not everything is there; the rest waits in %s, and "
+                    "run %s: the tracking store is away (%s), so not everything is there; the rest waits in %s, and "
                     "`python -m workbench.study doctor` delivers it",
-                    self.name, self._outbox.folder,
+                    self.name, self._away or "it does not answer", self._outbox.folder,
                 )  # fmt: skip
-            if self._refused:
+            if self._outbox.refused:
                 log.warning("run %s: what the store refused is kept in %s", self.name, self._outbox.folder)
-        return not self._outbox.waiting and not self._refused
+        return not self._outbox.waiting and not self._outbox.refused
 
     def close(self, state: str, reason: str = "", patience: float = 60.0) -> bool:
         """`finish` and `end`. A run that would be complete, but cannot be tracked, has failed.
@@ -192,8 +194,8 @@ class Tracker:
                 history(self._rows).write_parquet(path)
 
     def _raise(self) -> None:
-        if self._refused:
-            raise Failure(f"tracking of run {self.name} failed: {self._refused}")
+        if self._outbox.refused:
+            raise Failure(f"tracking of run {self.name} failed: {self._outbox.refused}")
 
     def _settle(self, patience: float) -> bool:
         """Wait until everything is delivered; False if for `patience` seconds nothing was, but not if files travel."""
@@ -208,6 +210,7 @@ class Tracker:
                     taken, since = self._outbox.taken, time.monotonic()
                 travelling = self._outbox.handing in FILES and not self._away
                 if time.monotonic() - since > patience and not travelling:
+                    self._waited = True  # long enough
                     return False
                 self._tried.wait(0.2)
         return True
@@ -221,8 +224,7 @@ class Tracker:
             if self._over:
                 break
             try:
-                refused = hand_over(self.client, self._outbox)
-                self._refused = self._refused or refused
+                hand_over(self.client, self._outbox)
                 if self._away:
                     log.warning("run %s: the tracking store is back", self.name)
                 self._away, pause = "", self._seconds
