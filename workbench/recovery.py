@@ -81,9 +81,11 @@ def chain(study: Study, number: int) -> Iterator[int]:
 def leftovers(study: Study) -> list[Path]:
     """Folders of snapshots that nobody will go on from."""
     trials = study.get_trials(deepcopy=False)
-    open_ones = {n for t in trials if not counts(t) and not t.state.is_finished() for n in chain(study, t.number)}
-    found = snapshots_of(study, 0).parent.glob("*")
-    return sorted(path for path in found if path.name.isdigit() and int(path.name) not in open_ones)
+    taken_up = {t.user_attrs.get("retry_of") for t in trials}
+    last = (t.number for t in trials if not counts(t) and t.number not in taken_up)  # queued again or about to be
+    wanted = {attempt for number in last for attempt in chain(study, number)}
+    folders = (path for path in snapshots_of(study, 0).parent.glob("*") if path.name.isdigit())
+    return sorted(path for path in folders if int(path.name) in range(len(trials)) and int(path.name) not in wanted)
 
 
 def clear(study: Study) -> None:

@@ -140,18 +140,19 @@ def _run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
         raise UserError("sweep.trials = 0: the study declares no arms; give a number of trials")
     read_sampler(config)
     client = tracking.connect()
-    with locked(url):
+    with locked(url), tracking.reaching():
         done = find_study(name, url)
         if done is not None and not missing(done, asked, running=False) and tracking.is_complete(client, name):
             open_study(config, settings, queued, name, url)  # is it the same study?
             tqdm.write(f"Study {name}: all {asked} trials are there.")
             return done
     _check(config, prepared=workers > 0)
-    with locked(url):
+    with locked(url), tracking.reaching():
         study = open_study(config, settings, queued, name, url)
         parent = tracking.open_study(client, name, f"Study **{name}**, running.")
-    tracking.deliver(client)
-    tracking.agree(client, parent, states_of(study))
+    with tracking.reaching():
+        tracking.deliver(client)
+        tracking.agree(client, parent, states_of(study))
     to_come = missing(study, asked, running=False)
     failed = True
     try:
@@ -207,16 +208,21 @@ def conclude(
     """
     with locked(storage_url(), PATIENCE):
         mend(study)
-    clear(study)
+        clear(study)
     if not tracking.wait_until_reachable(seconds=60):
         return
-    tracking.deliver(client)
-    states = states_of(study)
-    tracking.agree(client, parent, states)
-    if not missing(study, asked, running=False):
-        state = "complete"
-    elif "running" in states.values():
-        state = "running"
-    else:
-        state = "failed" if failed else "interrupted"
-    tracking.finish_study(client, parent, summary_metrics(study), summary(study, config), state)
+    try:
+        with tracking.reaching():
+            tracking.deliver(client)
+        with locked(storage_url(), PATIENCE), tracking.reaching():  # two commands may come to their end at once
+            states = states_of(study)
+            tracking.agree(client, parent, states)
+            if not missing(study, asked, running=False):
+                state = "complete"
+            elif "running" in states.values():
+                state = "running"
+            else:
+                state = "failed" if failed else "interrupted"
+            tracking.finish_study(client, parent, summary_metrics(study), summary(study, config), state)
+    except Failure as error:
+        tqdm.write(f"Study {study.study_name}: {error}; `python -m workbench.study doctor` does the rest.")

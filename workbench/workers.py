@@ -99,6 +99,8 @@ def _work(told: Worker, line: Connection, asked: Callable[[], bool]) -> None:
     prepare(config)  # before a trial is taken, since it may take long
     study = optuna.load_study(study_name=told.study, storage=open_storage(told.url))
     study.sampler = read_sampler(config, told.index + 1000 * len(study.get_trials(deepcopy=False)) + _place())
+    if not tracking.wait_until_reachable(stopping):
+        return
     client = tracking.connect()
     while not stopping() and tracking.wait_until_reachable(stopping):
         with ExitStack() as lock:

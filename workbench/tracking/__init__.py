@@ -6,7 +6,7 @@ is what notebooks read.
 """
 
 from workbench.tracking.care import agree, bury_dead, finished, restore_history, runs_of_trials, without_history
-from workbench.tracking.delivery import deliver, undelivered, wait_until_reachable
+from workbench.tracking.delivery import deliver, reaching, undelivered, wait_until_reachable
 from workbench.tracking.reader import load_history, load_runs, load_samples, load_sheets
 from workbench.tracking.store import (
     Client,
@@ -51,6 +51,7 @@ __all__ = [
     "load_samples",
     "load_sheets",
     "open_study",
+    "reaching",
     "require_study",
     "restore_history",
     "runs_of_trials",

@@ -5,7 +5,8 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import requests
 from mlflow import MlflowClient
@@ -177,6 +178,21 @@ _KINDS: dict[str, Callable[[MlflowClient, Outbox, list[Record]], None]] = {
     "table": _table,
     "end": _end,
 }
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """For what cannot be told later.
+
+    Raises:
+        Failure: the tracking store has gone away since it was connected to.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_away(error):
+            raise Failure(f"the tracking store is away ({in_short(error)})") from None
+        raise
 
 
 def wait_until_reachable(stopping: Callable[[], bool] = lambda: False, seconds: float = float("inf")) -> bool:
