@@ -1,7 +1,13 @@
-"""Checkpoints in diffusers' layout: found on disk or on the hub, checked, and what is wrong with them in one line."""
+"""Checkpoints in diffusers' layout: found on disk or on the hub, checked, and what is wrong with them in one line.
+
+They may come from anybody: nothing in one is run or followed out of its folder, weights are never read from pickles,
+and a library is asked to build only what the weights beside it can fill.
+"""
 
 import hashlib
+import importlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +17,132 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import safe_open
 
-from workbench.errors import Failure, UserError, one_line
+from workbench.errors import Failure, UserError, one_line, shown
+from workbench.sections import is_place
 
 ASSETS = Path(str(files("workbench"))) / "assets"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 #: Keys of a config.json that say nothing of the numbers; `dtype` is of storage, the backend chooses its own.
 PROVENANCE = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
 WHOLE = 64 * 2**20  # files up to this size are hashed whole
+LONGEST = 2**20  # bytes of a JSON file that describes something
+#: The classes that a part may name, by library; a class is looked up nowhere else.
+CLASSES = {
+    "diffusers": ("AutoencoderKL", "UNet2DConditionModel", "SD3Transformer2DModel"),
+    "transformers": (
+        "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer", "CLIPTokenizerFast",
+        "T5EncoderModel", "T5Tokenizer", "T5TokenizerFast",
+    ),
+}  # fmt: skip
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """What a library says of files that it cannot read becomes one line; also a decorator."""
+    try:
+        yield
+    except (UserError, Failure):
+        raise
+    except Exception as error:  # diffusers, transformers, tokenizers and peft raise all kinds, and plain Exception
+        if "out of memory" in str(error):
+            raise
+        raise UserError(f"{what} cannot be loaded ({one_line(error)})") from None
+
+
+def read_json(path: Path, what: str, longest: int = LONGEST) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Args:
+        what: the thing that it describes, for messages.
+        longest: that such a file gets, in bytes.
+    Raises:
+        UserError: no such file, or something else in it.
+    """
+    try:
+        if path.stat().st_size > longest:
+            raise UserError(f"{what}: {path.name} is too long to be what it should be")
+        found = json.loads(path.read_text("utf-8"))
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{what}: {path.name} cannot be read ({one_line(error)})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{what}: {path.name} holds {shown(found)}, not an object")
+    return found
+
+
+def load_network(kind: Any, folder: Path, what: str, **options: Any) -> Any:
+    """A network from a folder with config.json and safetensors, whole and finite.
+
+    Args:
+        kind: its class, of diffusers or transformers.
+        what: it, for messages.
+        options: of `from_pretrained`; pickles are never read.
+    Raises:
+        UserError: it is damaged, incomplete, not a network's weights, or its config says something else.
+    """
+    check_weights(folder, what, options.get("variant", ""))
+    with explained(what):
+        network, info = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    for key, problem in (
+        ("missing_keys", "is not there"),
+        ("mismatched_keys", "has another shape than config.json says"),
+    ):
+        if info.get(key):
+            first = sorted(name if isinstance(name, str) else name[0] for name in info[key])[0]
+            raise UserError(f"{what}: {first} {problem} ({len(info[key])} in all)")
+    require_finite(network, what)
+    return network
+
+
+def require_finite(network: Any, what: str) -> None:
+    """Raise UserError unless every weight of a network is a number."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{what}: {name} has values that are not finite")
+
+
+def check_weights(folder: Path, what: str, variant: str = "") -> None:
+    """Look at the heads of a part's weight files and at its config, before a library builds what they describe.
+
+    Raises:
+        UserError: they cannot be read, are no floating-point numbers, or lie elsewhere; or the config describes more.
+    """
+    for index in folder.glob("*.index*.json"):
+        listed = read_json(index, what).get("weight_map")
+        for name in listed.values() if isinstance(listed, dict) else [listed]:
+            if not (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")):
+                raise UserError(f"{what}: {index.name} names {shown(name)}, not a safetensors file beside it")
+    files = sorted(folder.glob("*.safetensors"))
+    files = [path for path in files if variant and f".{variant}" in path.name] or files
+    shapes: dict[str, list[int]] = {}
+    for path in files:
+        with explained(f"{what}: {path.name}"), safe_open(path, "pt") as stream:
+            for name in stream.keys():  # noqa: SIM118 (no mapping)
+                tensor = stream.get_slice(name)
+                if name.endswith(("weight", "bias")) and not re.match("B?F", tensor.get_dtype()):
+                    raise UserError(f"{what}: {name} is stored as {tensor.get_dtype()}, expected floating point")
+                shapes[name] = tensor.get_shape()
+    if not shapes:
+        raise UserError(f"{what}: no weights in safetensors in {folder}")
+    most = max(2**16, *(math.prod(shape) for shape in shapes.values()))
+    _check_declared(read_json(folder / "config.json", what), len(shapes), most, what)
+
+
+def _check_declared(value: Any, tensors: int, most: int, what: str, key: str = "config.json") -> None:
+    """Raise UserError where a config counts more layers than there are tensors, or beyond the largest of them."""
+    largest = tensors if "layers" in key else math.isqrt(most) if key == "pos_embed_max_size" else most
+    if isinstance(value, int | float) and abs(value) > largest:
+        raise UserError(f"{what}: {key} = {shown(value)} in config.json, which is more than its weights hold")
+    if isinstance(value, list) and len(value) > max(64, tensors):
+        raise UserError(f"{what}: {key} in config.json has {len(value)} entries, more than its weights have tensors")
+    inner = value.items() if isinstance(value, dict) else [(key, x) for x in value] if isinstance(value, list) else []
+    for name, one in inner:
+        _check_declared(one, tensors, most, what, name)
 
 
 @dataclass(frozen=True)
@@ -28,61 +151,92 @@ class Checkpoint:
 
     Attributes:
         source: what the user called it.
-        index: its model_index.json.
-        options: how its weights are read: never from pickles.
+        index: its model_index.json, checked.
+        variant: which of its weight files are meant, such as "fp16"; "" = the plain ones.
     """
 
     source: str
     folder: Path
     index: Mapping[str, Any]
-    options: Mapping[str, Any]
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return f"model.path = {shown(self.source)}"
 
     @property
     def pipeline(self) -> str:
         """Name of the diffusers pipeline that it belongs to."""
         return str(self.index.get("_class_name"))
 
-    def config(self, part: str) -> dict[str, Any]:
-        """The config.json of a part."""
-        with self.explained(part):
-            return json.loads((self.folder / part / "config.json").read_text())
+    @property
+    def parts(self) -> dict[str, tuple[str | None, str | None]]:
+        """Library and class of every part, by its name; a part that was left out has neither."""
+        return {name: (entry[0], entry[1]) for name, entry in self.index.items() if isinstance(entry, list)}
+
+    def kind(self, part: str) -> Any:
+        """The class of a part.
+
+        Raises:
+            UserError: none that a checkpoint may name.
+        """
+        library, name = self.parts.get(part, (None, None))
+        if library is None or name not in CLASSES.get(library, ()):
+            raise UserError(f"{self.name}: {part} is a {library}.{name}, which is not read here")
+        return getattr(importlib.import_module(library), str(name))
+
+    def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
+        """What a part's JSON file says."""
+        return read_json(self.folder / part / file, f"{self.name}: {part}")
+
+    def number(self, part: str, key: str, default: Any, low: float, high: float, file: str = "config.json") -> Any:
+        """A number of a part's JSON file.
+
+        Raises:
+            UserError: it is none from `low` to `high`.
+        """
+        value = self.config(part, file).get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise UserError(f"{self.name}: {part} has {key} = {shown(value)}, expected a number from {low} to {high}")
+        return value
+
+    def load(self, part: str, **options: Any) -> Any:
+        """A part with weights."""
+        options |= {"variant": self.variant} if self.variant else {}
+        return load_network(self.kind(part), self.folder / part, f"{self.name}: {part}", **options)
 
     def require(self, *parts: str) -> None:
-        """Raise UserError unless these parts are there; a part that the index gives as null may be left out."""
-        missing = [p for p in parts if self.index.get(p, [0])[0] is not None and not (self.folder / p).is_dir()]
+        """Raise UserError unless these parts are there and can be read; one that the index gives as null may lack."""
+        missing = [p for p in parts if self.parts.get(p, "") != (None, None) and not (self.folder / p).is_dir()]
         if missing:
-            raise UserError(f"model.path = {self.source!r}: no {', '.join(missing)} in {self.folder}")
+            raise UserError(f"{self.name}: no {', '.join(missing)} in {self.folder}")
         for part in parts:
             folder = self.folder / part
-            pickled = [*folder.glob("*.bin"), *folder.glob("*.ckpt")] if folder.is_dir() else []
+            if not folder.is_dir() or part == "scheduler":
+                continue
+            kind = self.kind(part)
+            if "Tokenizer" in kind.__name__:
+                continue
+            pickled = [*folder.glob("*.bin"), *folder.glob("*.ckpt")]
             if pickled and not any(folder.glob("*.safetensors")):
-                raise UserError(
-                    f"model.path = {self.source!r}: {part} has only pickled weights ({pickled[0].name}); give "
-                    "safetensors"
-                )
+                raise UserError(f"{self.name}: {part} has only pickled weights ({pickled[0].name}); give safetensors")
+            check_weights(folder, f"{self.name}: {part}", self.variant)
 
     def copy_parts(self, folder: Path, without: str) -> None:
-        """Copy every part but one, to the byte but for what `used_in_float32` changes."""
+        """Copy the files of every part but one, to the byte but for what `used_in_float32` changes."""
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.folder / "model_index.json", folder / "model_index.json")
-        for part in self.index:
+        for part in self.parts:
             if part == without or not (self.folder / part).is_dir():
                 continue
-            shutil.copytree(self.folder / part, folder / part, dirs_exist_ok=True)
+            (folder / part).mkdir(exist_ok=True)
+            for file in sorted((self.folder / part).iterdir()):
+                if file.is_file():
+                    shutil.copyfile(file, folder / part / file.name)
             config = folder / part / "config.json"
             if part.startswith("text_encoder") and config.is_file():
                 used_in_float32(config)
-
-    @contextmanager
-    def explained(self, part: str = "") -> Iterator[None]:
-        """What goes wrong while it is read becomes one line."""
-        try:
-            yield
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, UserError) or "out of memory" in str(error):
-                raise
-            where = f"{part} " if part else ""
-            raise UserError(f"model.path = {self.source!r}: {where}cannot be loaded ({one_line(error)})") from None
 
 
 def used_in_float32(config: Path) -> None:
@@ -100,19 +254,31 @@ def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
         UserError: no such folder, or not a diffusers checkpoint.
         Failure: the hub does not answer, or does not have it.
     """
+    if not is_place(source) or not is_place(variant) or "/" in variant:
+        raise UserError(f"model.path = {shown(source)}, variant {shown(variant)}: nothing has such a name")
     folder = ASSETS / "model" if source == "embedded" else Path(source)
     if not folder.exists() and HUB_ID.fullmatch(source):
         folder = _download(source, revision, variant)
     elif revision:
         raise UserError(f"model.revision = {revision!r}: {source} is a folder here and no hub id")
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError):
+    path = folder / "model_index.json"
+    if not path.is_file():
         raise UserError(
-            f"model.path = {source!r}: not a checkpoint folder in diffusers' layout (no model_index.json in {folder})"
-        ) from None
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-    return Checkpoint(source, folder, index, options | ({"variant": variant} if variant else {}))
+            f"model.path = {shown(source)}: not a checkpoint folder in diffusers' layout (no model_index.json in "
+            f"{folder})"
+        )
+    index = read_json(path, f"model.path = {shown(source)}")
+    for part, entry in index.items():  # parts are folders
+        if isinstance(entry, list) and not (part.isidentifier() and _is_class(entry)):
+            raise UserError(
+                f"model.path = {shown(source)}: {shown(part)} = {shown(entry)} in model_index.json, expected a part's "
+                "name, library and class"
+            )
+    return Checkpoint(source, folder, index, variant)
+
+
+def _is_class(entry: list) -> bool:
+    return len(entry) == 2 and (all(isinstance(x, str) for x in entry) or entry == [None, None])
 
 
 def _download(source: str, revision: str, variant: str) -> Path:
@@ -165,7 +331,7 @@ def digest_of(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         if path.name == "config.json":
-            said = json.loads(path.read_text())
+            said = read_json(path, str(path.parent))
             digest.update(json.dumps({k: v for k, v in said.items() if k not in PROVENANCE}, sort_keys=True).encode())
             continue
         size = path.stat().st_size

@@ -20,10 +20,11 @@ from pydantic import BeforeValidator, Field, ValidationError, create_model, mode
 from pydantic_core import ErrorDetails
 
 from workbench import objectives, reference, reward_scale, timesteps
-from workbench.errors import UserError
-from workbench.sections import NotNegative, Positive, Section, Sweep
+from workbench.errors import UserError, shown
+from workbench.sections import EDGE, NotNegative, Place, Positive, Section, Sweep, is_place
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+DEEPEST = 8  # tables around a value: "sweep.arms.NAME.times.train.lr" has five
 
 
 def _keywords(function: Callable) -> dict[str, Any]:
@@ -74,13 +75,13 @@ else:
 class Model(Section):
     """What is trained."""
 
-    path: str = Field("embedded", description="diffusers folder or hub id; 'embedded' is the small model")
+    path: Place = Field("embedded", description="diffusers folder or hub id; 'embedded' is the small model")
     family: Literal["auto", "sd", "sdxl", "sd3"] = Field("auto", description="what `path` has to be; 'auto' = anything")
     revision: str = Field("", description="branch, tag or commit of a hub id")
     variant: str = Field(
         "", description="which weight files of the checkpoint, e.g. 'fp16'; training is float32 anyway"
     )
-    resolution: NotNegative = Field(0, description="edge of the images in pixels; 0 = the model's own")
+    resolution: int = Field(0, ge=0, le=EDGE, description="edge of the images in pixels; 0 = the model's own")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the forward passes")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1', ...")
     compile: bool = Field(False, description="torch.compile the denoisers")
@@ -94,7 +95,7 @@ def _listed(value: Any) -> Any:
 class Lora(Section):
     """Low-rank adapters in place of a full fine-tune; policy, reference and pretrained model share one denoiser."""
 
-    rank: NotNegative = Field(0, description="of the adapters; 0 = full fine-tune")
+    rank: int = Field(0, ge=0, le=4096, description="of the adapters; 0 = full fine-tune")
     alpha: float = Field(0.0, ge=0, description="the adapters are scaled by alpha / rank; 0 = alpha is the rank")
     targets: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
         (), description="ends of layers' names; none = the family's attention layers"
@@ -110,11 +111,11 @@ class Lora(Section):
 class Data(Section):
     """What it is trained and judged on."""
 
-    train: str = Field(
+    train: Place = Field(
         "embedded", description="parquet with Pick-a-Pic's columns (file, folder, hub id[:split]), or encoded"
     )
-    validation: str = Field("embedded", description="the same, for diagnostics")
-    prompts: str = Field("embedded", description="text file of prompts to draw, one a line")
+    validation: Place = Field("embedded", description="the same, for diagnostics")
+    prompts: Place = Field("embedded", description="text file of prompts to draw, one a line")
     limit: NotNegative = Field(0, description="use at most so many training pairs; 0 = all")
     validation_limit: NotNegative = Field(0, description="the same of validation pairs")
     cache: bool = Field(True, description="encode the training pairs once; false = from the images, each time anew")
@@ -144,9 +145,11 @@ class Diagnostics(Section):
     """What is measured while it trains."""
 
     interval: Positive = Field(16, description="steps between passes over the validation pairs")
-    buckets: Positive = Field(10, description="equal timestep intervals")
+    buckets: int = Field(10, gt=0, le=1000, description="equal timestep intervals")
     pairs: Positive = Field(100, description="validation pairs in each pass, at one timestep each")
-    draws: Positive = Field(3, description="timesteps a pair in the last pass, which sees all pairs, by bucket")
+    draws: int = Field(
+        3, gt=0, le=1000, description="timesteps a pair in the last pass, which sees all pairs, by bucket"
+    )
     probe: Positive = Field(256, description="winners in the fixed probe for the divergence")
     batch_size: Annotated[int, Field(ge=2)] = Field(64, description="images at once, on each process")
 
@@ -154,7 +157,7 @@ class Diagnostics(Section):
 class Evaluation(Section):
     """Samples drawn from the trained model and scored against the pretrained model's."""
 
-    seeds: NotNegative = Field(2, description="images a test prompt; 0 = no evaluation")
+    seeds: int = Field(2, ge=0, le=1000, description="images a test prompt; 0 = no evaluation")
     steps: Positive = Field(12, description="DDIM steps")
     guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 = none")
     batch_size: Positive = Field(48, description="images at once")
@@ -198,11 +201,34 @@ class Config(Section):
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names."""
+    """Nested tables as dotted names.
+
+    Raises:
+        UserError: one name is there in two ways, or tables lie deeper than any setting does.
+    """
+    if prefix.count(".") > DEEPEST:
+        raise UserError(f"{prefix}...: nested deeper than any setting is")
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        found = flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        if twice := flat.keys() & found.keys():
+            raise UserError(f"{min(twice)}: is there twice")
+        flat |= found
     return flat
+
+
+def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, whether they lie in tables or not; the tables of the sweep stay tables.
+
+    Raises:
+        UserError: as `flatten` does, or the sweep is no table.
+    """
+    sweep = tree.get("sweep", {})
+    if not isinstance(sweep, Mapping):
+        raise UserError(f"sweep = {shown(sweep)}: expected a table")
+    inside = {key: value for key, value in tree.items() if key.startswith("sweep.")}
+    outside = {key: value for key, value in tree.items() if key != "sweep" and key not in inside}
+    return flatten(outside) | {f"sweep.{key}": value for key, value in sweep.items()} | inside
 
 
 def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,7 +237,7 @@ def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     Where the layer chooses another function in a choosing section, the base's arguments that the new function
     does not take are dropped; arguments of the layer itself are kept, so that a misplaced one is an error.
     """
-    merged = dict(base)
+    merged, layer = dict(base), dotted(layer)
     for section, (selector, table, _) in CHOICES.items():
         new = layer.get(f"{section}.{selector}")
         if new is not None and new != merged.get(f"{section}.{selector}"):
@@ -224,6 +250,8 @@ def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *sections, key = name.split(".")
+        if len(sections) > DEEPEST:
+            raise UserError(f"{name}: nested deeper than any setting is")
         table = tree
         for section in sections:
             table = table.setdefault(section, {})
@@ -290,9 +318,11 @@ def _argument(function: Callable, name: str) -> str:
 def _explain(error: ErrorDetails) -> str:
     """One line for a pydantic error: the key, the value, what is accepted."""
     parts = [str(p) for p in error["loc"]]
+    if parts[-1:] == ["[key]"]:  # what is wrong is the key itself
+        parts = parts[:-2]
     if parts and parts[0] in CHOICES and len(parts) > 1:
         parts = [parts[0], *parts[2:]]  # pydantic names the chosen function between section and key
-    name = ".".join(parts)
+    name = ".".join(parts) or "''"
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(name, known_names(), n=1)
         hint = f"did you mean {close[0]}?" if close and close[0] != name else "see --help for the settings"
@@ -302,9 +332,9 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "union_tag_invalid":
         selector, table, _ = CHOICES[parts[0]]
         value = error["input"].get(selector)
-        return f"{name}.{selector} = {value!r}: expected one of {', '.join(table)}"
+        return f"{name}.{selector} = {shown(value)}: expected one of {', '.join(table)}"
     message = error["msg"].removeprefix("Value error, ")  # which pydantic puts before what a check of ours says
-    return f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{name} = {shown(error['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def resolve(flat: Mapping[str, Any]) -> Config:
@@ -328,20 +358,20 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"experiment {path}: no such file")
     try:
-        tree = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        flat = dotted(tomllib.loads(path.read_text("utf-8-sig")))
+    except OSError as error:
+        raise UserError(f"experiment {path}: cannot be read ({error.strerror})") from None
+    except UserError as error:
+        raise UserError(f"experiment {path}: {error}") from None
+    except RecursionError:
+        raise UserError(f"experiment {path}: not valid TOML (nested too deeply)") from None
+    except ValueError as error:  # not TOML, not UTF-8, or a number that Python does not read
         raise UserError(f"experiment {path}: not valid TOML ({error})") from None
-    sweep = tree.pop("sweep", None)
-    flat = flatten(tree)
     for name in ("model.path", "data.train", "data.validation", "data.prompts"):
         value = flat.get(name)
         place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")
-        if place and place != "embedded" and (path.parent / place).exists():
+        if place and place != "embedded" and is_place(place) and (path.parent / place).exists():
             flat[name] = f"{(path.parent / place).resolve()}{colon}{part}"
-    if sweep is not None:
-        if not isinstance(sweep, dict):
-            raise UserError(f"sweep = {sweep!r}: expected a table")
-        flat |= {f"sweep.{key}": value for key, value in sweep.items()}
     return flat
 
 
@@ -352,12 +382,14 @@ def parse_override(text: str) -> tuple[str, Any]:
         UserError: there is no '='.
     """
     name, equals, value = text.partition("=")
+    name = name.strip()
     if not equals or not name:
         raise UserError(f"--set {text}: expected KEY=VALUE, such as reference.interval=16")
     try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name.strip(), value
+        found = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
+        return name, value
+    return name, found["value"] if len(found) == 1 else value  # a second line would be another setting
 
 
 def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -5,6 +5,7 @@ column) is true and its labels are 1/0 or 0/1; ties (0.5) are dropped as public 
 its two images is which is all that is swapped.
 """
 
+import glob
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from workbench.errors import Failure, UserError, one_line
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
 #: What may become of a row.
 KINDS = ("used", "ties", "unlabelled", "invalid", "undecodable")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow starts other programs for some others
+STRIP = 50  # longest image that is one, by its shorter edge
 
 
 class Pair(NamedTuple):
@@ -101,7 +104,7 @@ def open_rows(source: str, split: str) -> Rows:
         UserError: no such file, not parquet, or a column missing.
         Failure: the hub does not answer.
     """
-    from datasets import load_dataset
+    from datasets import Features, load_dataset
 
     key = f"data.{split} = {source!r}"
     if source == "embedded":
@@ -117,11 +120,21 @@ def open_rows(source: str, split: str) -> Rows:
             return _from_hub(place, other or split, key)
         if (path / "index.json").is_file():
             raise UserError(f"{key}: is encoded already; give the images' parquet files")
-        shards = _shards(path, other or split, bool(other))
+        shards = _shards(path.absolute(), other or split, bool(other))  # else "zip:x.parquet" is something else
     if not shards or not all(shard.is_file() for shard in shards):
         raise UserError(f"{key}: no such parquet file, or a folder without any; a hub id is OWNER/NAME")
-    names, total = _check_shards(shards, key)
-    dataset = load_dataset("parquet", data_files=[str(s) for s in shards], split="train", streaming=True, columns=names)
+    columns, total = _check_shards(shards, key)
+    try:  # the columns' plain types: what a file says of itself could make datasets open images by their paths
+        features = Features.from_arrow_schema(columns)
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"{key}: columns of a type that is not read ({one_line(error)})") from None
+    files = [glob.escape(str(shard)) for shard in shards]  # datasets would take them for patterns
+    try:
+        dataset = load_dataset(
+            "parquet", data_files=files, split="train", streaming=True, columns=columns.names, features=features
+        )
+    except OSError as error:
+        raise UserError(f"{key}: cannot be read ({one_line(error)})") from None
     return Rows(dataset, digest_of(shards), key, total)
 
 
@@ -129,32 +142,37 @@ def _shards(path: Path, split: str, required: bool) -> list[Path]:
     """The parquet files of a file's or folder's split: those named after it, else (unless required) all."""
     if not path.is_dir():
         return [path]
-    found = sorted(path.rglob("*.parquet"))
+    found = sorted(f for f in path.rglob("*.parquet") if not f.is_dir())
     named = [f for f in found if re.match(rf"{re.escape(split)}(-\d|\.)", f.name)]
     return named if named or required else found
 
 
-def _check_shards(shards: Sequence[Path], key: str) -> tuple[list[str], int]:
-    """The columns to read, the same in every shard, and the number of rows; reads only the files' footers."""
+def _check_shards(shards: Sequence[Path], key: str) -> tuple[Any, int]:
+    """The columns to read, as a pyarrow schema, and the number of rows; reads only the files' footers."""
     import pyarrow
     import pyarrow.parquet
 
-    found: dict[str, list[str]] = {}
+    found = []
     total = 0
     for shard in shards:
         try:
             footer = pyarrow.parquet.read_metadata(shard)
+            schema = footer.schema.to_arrow_schema()
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{key}: {shard.name} is not a whole parquet file ({one_line(error)})") from None
-        found[shard.name] = _wanted(footer.schema.to_arrow_schema().names, f"{key}: {shard.name}")
+        wanted = _wanted(schema.names, f"{key}: {shard.name}")
+        found.append(pyarrow.schema([schema.field(name) for name in wanted]))
         total += footer.num_rows
-    first, *others = found.values()
-    if any(columns != first for columns in others):
+    first, *others = found
+    if any(schema.names != first.names for schema in others):
         raise UserError(f"{key}: has_label is a column of some of its files and not of others")
     return first, total
 
 
-def _wanted(names: Sequence[str], key: str) -> list[str]:
+def _wanted(names: list[str], key: str) -> list[str]:
+    twice = [column for column in COLUMNS if names.count(column) > 1]
+    if twice:
+        raise UserError(f"{key}: {twice[0]} is there twice")
     missing = [column for column in COLUMNS if column not in names]
     if missing:
         raise UserError(f"{key}: no column {', '.join(missing)} (expected Pick-a-Pic's: {', '.join(COLUMNS)})")
@@ -166,7 +184,6 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
 
     Where the hub cannot be reached, what it last said of the data set is enough to find them encoded.
     """
-    from datasets import Image as ImageFeature
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import HfApi
@@ -197,10 +214,7 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(commit)
     wanted = _wanted(list(features), key)
-    dataset = dataset.select_columns(wanted)
-    for column in ("jpg_0", "jpg_1"):
-        if isinstance(features.get(column), ImageFeature):
-            dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    dataset = dataset.select_columns(wanted).decode(False)  # which would open images by the paths that files name
     known = (dataset.info.splits or {}).get(split)
     return Rows(dataset, f"{name}@{commit}:{split}", key, known.num_examples if known else 0, remote=True)
 
@@ -208,7 +222,7 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
 def kind_of(row: Mapping[str, Any]) -> str:
     """What becomes of a row: one of KINDS but "undecodable"."""
     labels = row["label_0"], row["label_1"]
-    if not row.get("has_label", True):
+    if row.get("has_label", 1) != 1:
         return "unlabelled"
     if labels == (0.5, 0.5):
         return "ties"
@@ -233,10 +247,14 @@ def fit(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
 
     Returns:
         Pixels (size, size, 3), uint8, and where the crop began: top, left.
+    Raises:
+        ValueError: so long a strip that it would be huge before it is cropped.
     """
     image = image.convert("RGB")
     if image.size == (size, size):
         return np.asarray(image), (0, 0)
+    if max(image.size) > STRIP * min(image.size):
+        raise ValueError(f"a strip of {image.width} x {image.height} pixels")
     scale = size / min(image.size)
     image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))))
     left, top = (image.width - size) // 2, (image.height - size) // 2
@@ -244,8 +262,12 @@ def fit(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def _open(data: bytes | Mapping[str, Any]) -> Image.Image:
-    image = Image.open(io.BytesIO(data if isinstance(data, bytes) else data["bytes"]))
+    image = Image.open(io.BytesIO(data if isinstance(data, bytes) else data["bytes"]), formats=FORMATS)
     image.load()
+    if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off above 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("pixels without a known range")
     return image
 
 
@@ -269,6 +291,8 @@ def read_prompts(source: str) -> Sequence[str]:
         prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise UserError(f"data.prompts = {source!r}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"data.prompts = {source!r}: cannot be read ({error.strerror})") from None
     if not prompts:
         raise UserError(f"data.prompts = {source!r}: no prompt in it")
     return prompts

@@ -5,15 +5,14 @@ A store is a folder of safetensors shards and an index.json, which is written la
 captions that are new in it, `text.NAME`; its header says what a continued encoding has to know.
 """
 
-import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,11 +30,10 @@ from workbench.cache import digest, folder, partial_of
 from workbench.data import Pair, Rows, decode, kind_of, report
 from workbench.errors import Failure, UserError, one_line
 from workbench.pairs import EncodedPairs
+from workbench.stores import FORMAT, INDEX, Header, open_store, require_fit, sha256, verify
 
 log = logging.getLogger(__name__)
 
-FORMAT = "pairs-2"  # part of every digest: raise it when encoding changes
-INDEX = "index.json"
 AHEAD = 2  # chunks decoded ahead of the encoder
 
 
@@ -96,59 +94,7 @@ def encode(
                 raise Failure(f"{place}: cannot be written ({one_line(error)}); {kept}") from None
         else:
             time.sleep(0.2)  # no collective: this may take hours; the folder is the same on every machine
-    return open_store(place, key=key)
-
-
-def open_store(
-    place: Path, *, key: str = "", backend: Backend | None = None, flip: bool | None = None, limit: int = 0
-) -> EncodedPairs:
-    """An encoded store.
-
-    Args:
-        key: the digest that it must have.
-        backend: whose autoencoder and text encoders it must come from.
-        flip: whether it must hold mirrored pairs too.
-        limit: take the first so many; 0 = all.
-    Raises:
-        UserError: it is other data, another model's, incomplete or damaged.
-    """
-    try:
-        index = json.loads((place / INDEX).read_text())
-        shards = index["shards"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{place}: no readable {INDEX}; encode again (python -m workbench.encode)") from None
-    if index.get("format") != FORMAT:
-        raise UserError(
-            f"{place}: format {index.get('format')!r}, expected {FORMAT!r}; delete the folder and encode again"
-        )
-    if key and index["digest"] != key:
-        raise UserError(
-            f"{place}: holds pairs encoded from other data, model or settings (digest {index['digest'][:12]}, these "
-            f"have {key[:12]}); choose another folder or delete it"
-        )
-    if backend and index["encoders"] != backend.digest("vae", *backend.ENCODERS):
-        raise UserError(
-            f"{place}: encoded by another autoencoder, text encoder, precision or resolution ({index['model']}, "
-            f"{index['resolution']} px) than {backend.checkpoint.source} ({backend.resolution} px); encode again"
-        )
-    if index["flip"] and 0 < limit < index["counts"]["used"]:
-        raise UserError(
-            f"{place}: holds mirrored pairs too, so no {limit} of them can be taken; encode again with that limit"
-        )
-    if flip not in (None, index["flip"]):
-        raise UserError(f"data.flip = {str(flip).lower()}: {place} was encoded with {str(index['flip']).lower()}")
-    opened = []
-    for entry in shards:
-        path = place / Path(entry["file"]).name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            have = f"{path.stat().st_size} of {entry['bytes']} bytes" if path.is_file() else "missing"
-            raise UserError(f"{path}: {have}; delete {INDEX} and run the encoding again: whole shards are kept")
-        try:
-            opened.append(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: damaged ({error}); delete it and {INDEX} and run the encoding again") from None
-    pairs = EncodedPairs(opened, index["counts"], index["digest"])
-    return pairs.first(limit or len(pairs))
+    return open_store(place, key=key, backend=backend)
 
 
 def in_memory(rows: Rows, backend: Backend, encoding: Encoding, batch_size: int = 0, workers: int = 0) -> EncodedPairs:
@@ -157,7 +103,9 @@ def in_memory(rows: Rows, backend: Backend, encoding: Encoding, batch_size: int 
     shards = [tensors for tensors, _ in _shards(rows, backend, encoding, 2**62, batch_size, workers, progress)]
     if not shards:
         raise UserError(f"{rows.key}: no usable row ({report(progress.counts)})")
-    return EncodedPairs(shards, progress.counts, key_of(rows, backend, encoding))
+    pairs = EncodedPairs(shards, progress.counts, key_of(rows, backend, encoding))
+    require_fit(pairs, backend)
+    return pairs
 
 
 @dataclass
@@ -179,11 +127,12 @@ def _build(
         log.warning("%s: going on after %d pairs", place.name, progress.counts["used"])
     for tensors, new in _shards(rows, backend, encoding, shard, batch_size, workers, progress):
         path = place / f"pairs-{len(progress.shards):05d}.safetensors"
-        header = {"digest": key, "captions": new, "counts": dict(progress.counts), "state": progress.state}
-        _write(path, tensors, {"workbench": json.dumps(header)})  # one entry: several come in a random order
+        header = Header(digest=key, captions=new, counts=progress.counts, state=progress.state)
+        _write(path, tensors, {"workbench": header.model_dump_json()})  # one entry: several come in a random order
         progress.shards.append(_entry(path, len(tensors["x_w"])))
     if not progress.shards:
-        shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):  # somebody else's files lie in it
+            place.rmdir()
         raise UserError(f"{rows.key}: no usable row ({report(progress.counts)})")
     if progress.counts["undecodable"] or progress.counts["invalid"]:
         log.warning("%s: %s", rows.key, report(progress.counts))
@@ -208,24 +157,7 @@ def _build(
 
 def _entry(path: Path, pairs: int) -> dict[str, Any]:
     """What the index says of a shard."""
-    return {"file": path.name, "pairs": pairs, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def verify(place: Path) -> None:
-    """Read a whole store and compare its checksums; training looks at sizes alone.
-
-    Raises:
-        UserError: a shard is not what was written.
-    """
-    for entry in tqdm(json.loads((place / INDEX).read_text())["shards"], "verify", unit="shard", leave=False):
-        path = place / Path(entry["file"]).name
-        if _sha256(path) != entry["sha256"]:
-            raise UserError(f"{path}: is not what was written; delete it and {INDEX} and run the encoding again")
+    return {"file": path.name, "pairs": pairs, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
@@ -246,18 +178,18 @@ def _resumed(place: Path, key: str) -> _Progress:
     while (path := place / f"pairs-{len(progress.shards):05d}.safetensors").is_file():
         try:
             with safe_open(path, "pt") as shard:
-                header = json.loads((shard.metadata() or {}).get("workbench", "{}"))
+                header = Header.model_validate_json((shard.metadata() or {}).get("workbench", ""))
                 pairs = shard.get_slice("x_w").get_shape()[0]
         except (SafetensorError, OSError, ValueError):
             log.warning("%s is damaged: encoding it again", path)
             break
-        if header.get("digest") != key:
+        if header.digest != key:
             raise UserError(
                 f"{place}: holds shards of other data, another model or other settings; choose another folder or "
                 "delete it"
             )
-        progress.counts, progress.state = Counter(header["counts"]), header["state"]
-        progress.captions |= {c: len(progress.captions) + i for i, c in enumerate(header["captions"])}
+        progress.counts, progress.state = Counter(header.counts), header.state
+        progress.captions |= {c: len(progress.captions) + i for i, c in enumerate(header.captions)}
         progress.shards.append(_entry(path, pairs))
     return progress
 
@@ -290,32 +222,39 @@ def _shards(
                         captions[pair.caption] = len(captions)
                         new.append(pair.caption)
                 tensors = latents_of(group, backend) | {"caption": torch.tensor([captions[p.caption] for p in group])}
-                parts.append(_stored(tensors, encoding))
+                parts.append(_stored(tensors, encoding, rows.key))
             progress.state = state
             full = encoding.limit and counts["used"] >= encoding.limit
             if parts and (full or sum(len(p["x_w"]) for p in parts) >= shard):
-                yield _joined(parts, new, backend, encoding), new
+                yield _joined(parts, new, backend, encoding, rows.key), new
                 parts, new = [], []
             if full:
                 return
     if parts:
-        yield _joined(parts, new, backend, encoding), new
+        yield _joined(parts, new, backend, encoding, rows.key), new
 
 
-def _joined(parts: list[dict[str, Tensor]], new: list[str], backend: Backend, encoding: Encoding) -> dict[str, Tensor]:
+def _joined(
+    parts: list[dict[str, Tensor]], new: list[str], backend: Backend, encoding: Encoding, key: str
+) -> dict[str, Tensor]:
     tensors = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     asked = new or [""]  # a shard without new captions still says which embeddings there are
-    chunks = [_stored(backend.encode_text(asked[i : i + 64]), encoding) for i in range(0, len(asked), 64)]
+    chunks = [_stored(backend.encode_text(asked[i : i + 64]), encoding, key) for i in range(0, len(asked), 64)]
     return tensors | {f"text.{name}": torch.cat([c[name] for c in chunks])[: len(new)] for name in chunks[0]}
 
 
-def _stored(tensors: Mapping[str, Tensor], encoding: Encoding) -> dict[str, Tensor]:
-    """As they are written; sizes in pixels stay exact."""
-    dtype = getattr(torch, encoding.dtype)
-    return {
-        name: x.to("cpu", dtype if x.is_floating_point() and not name.startswith("pair.") else x.dtype)
-        for name, x in tensors.items()
-    }
+def _stored(tensors: Mapping[str, Tensor], encoding: Encoding, key: str) -> dict[str, Tensor]:
+    """As they are written; sizes in pixels stay exact.
+
+    Raises:
+        Failure: the autoencoder or a text encoder made what is no number in that precision.
+    """
+    dtype, stored = getattr(torch, encoding.dtype), {}
+    for name, x in tensors.items():
+        stored[name] = x.to("cpu", dtype if x.is_floating_point() and not name.startswith("pair.") else x.dtype)
+        if not stored[name].isfinite().all():
+            raise Failure(f"{key}: encoded in {encoding.dtype}, {name} is not finite; try data.dtype=float32")
+    return stored
 
 
 def latents_of(pairs: Sequence[Pair], backend: Backend) -> dict[str, Tensor]:

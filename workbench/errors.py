@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(ValueError):
@@ -15,6 +16,21 @@ class Failure(RuntimeError):
 def one_line(error: BaseException) -> str:
     """The first line of an error's text, or its kind."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: its middle left out where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no numbers of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:150]} ... {text[-30:]}"
+
+
+def on_one_line(text: str) -> str:
+    """A message for a terminal: one line, no control characters, its middle left out where it is long."""
+    clean = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return clean if len(clean) <= 1000 else f"{clean[:800]} ... {clean[-150:]}"
 
 
 OUT_OF_MEMORY = (

@@ -48,9 +48,14 @@ class EncodedPairs:
             for name in self.shards[0]
             if "." in name
         }
-        moved = lambda x: x.to(device, non_blocking=True).float()  # noqa: E731
-        x_w, x_l = (moved(self._rows(name, index, self._pairs)) for name in ("x_w", "x_l"))
-        return Batch(x_w, x_l, {name: moved(x) for name, x in condition.items()})
+        found = {name: self._rows(name, index, self._pairs) for name in ("x_w", "x_l")} | condition
+        for name, x in found.items():
+            if not x.isfinite().all():
+                raise UserError(
+                    f"encoded pairs {self.digest[:12]}: {name} has values that are not finite; encode again"
+                )
+        x_w, x_l, *told = (x.to(device, non_blocking=True).float() for x in found.values())
+        return Batch(x_w, x_l, dict(zip(condition, told, strict=True)))
 
     def _rows(self, name: str, index: Tensor, starts: Tensor) -> Tensor:
         if len(self.shards) == 1:

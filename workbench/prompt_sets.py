@@ -17,7 +17,7 @@ import polars as pl
 
 from workbench.cache import digest
 from workbench.data import read_prompts
-from workbench.errors import UserError
+from workbench.errors import UserError, one_line
 
 #: HPDv2's benchmark files, in the order in which its package reads them.
 HPD_STYLES = ("anime", "concept-art", "paintings", "photo")
@@ -75,8 +75,8 @@ def read(source: str, name: str = "") -> PromptSet:
         rows = [(prompt.strip(), category) for prompt, category in reader(path) if prompt and prompt.strip()]
     except UserError as error:
         raise UserError(f"--prompts {source}: {error}") from None
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"--prompts {source}: cannot be read ({str(error).splitlines()[0]})") from None
+    except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"--prompts {source}: cannot be read ({one_line(error)})") from None
     if not rows:
         raise UserError(f"--prompts {source}: no prompt in it")
     return PromptSet(name or path.stem, source, [p for p, _ in rows], [c for _, c in rows])
@@ -88,10 +88,12 @@ def _text(path: Path) -> Rows:
 
 def _pick_a_pic(path: Path) -> Rows:
     shards = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    scan = pl.scan_parquet(shards)
-    names = scan.collect_schema().names()
-    if "caption" not in names:
-        raise UserError(f"no column 'caption' (Pick-a-Pic's), only {', '.join(names)}")
+    scan = pl.scan_parquet(shards, glob=False)
+    columns = scan.collect_schema()
+    if "caption" not in columns:
+        raise UserError(f"no column 'caption' (Pick-a-Pic's), only {', '.join(columns)}")
+    if columns["caption"] != pl.String:
+        raise UserError(f"its column 'caption' holds {columns['caption']}, not texts")
     return [(caption, "") for caption in scan.select("caption").collect()["caption"].unique(maintain_order=True)]
 
 

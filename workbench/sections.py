@@ -1,11 +1,29 @@
 """What a table of settings is, and the table of a study; `config` has the others and puts them together."""
 
+import re
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from workbench.errors import shown
+
+LARGEST = 2**32 - 1  # beyond what anybody counts to here, and the largest seed that numpy takes
+EDGE = 8192  # of images, pixels
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
+#: The name of a run, and so of an arm.
+RUN_NAME = re.compile(r"[^\W_][\w .,:=+-]{0,199}")
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
 
@@ -13,6 +31,26 @@ class Section(BaseModel):
     """A table of settings: frozen, no unknown keys, finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, table: Any) -> Any:
+        numbers = {name for name, field in cls.model_fields.items() if field.annotation in (int, float)}
+        wrong = [key for key in numbers if isinstance(table, dict) and isinstance(table.get(key), bool)]
+        error = PydanticCustomError("number", "expected a number")
+        if wrong:
+            raise ValidationError.from_exception_data(
+                cls.__name__, [{"type": error, "loc": (key,), "input": table[key]} for key in wrong]
+            )
+        return table
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise ValueError(f"expected at most {LARGEST}")
+        return value
 
 
 class Pruning(Section):
@@ -25,7 +63,9 @@ class Pruning(Section):
 class Tuning(Section):
     """A small search that every arm makes for itself before it is compared."""
 
-    factors: dict[str, list[float]] = Field({}, description="setting -> factors of an arm's own value to try")
+    factors: dict[str, Annotated[list[float], Field(min_length=1)]] = Field(
+        {}, description="setting -> factors of an arm's own value to try"
+    )
     settings: dict[str, Any] = Field({}, description="settings of the search's runs alone")
 
 
@@ -37,6 +77,50 @@ def _texts(value: Any) -> Any:
     return texts[0] if len(texts) == 1 else tuple(texts)
 
 
+def is_place(text: str) -> bool:
+    """Whether a text could name a file or folder, or something on the hub."""
+    return text.isprintable() and len(text) < 4096 and all(len(part.encode()) < 256 for part in text.split("/"))
+
+
+def _place(text: str) -> str:
+    if not is_place(text):
+        raise ValueError("no file or folder has such a name")
+    return text
+
+
+def _run_name(text: str) -> str:
+    if not RUN_NAME.fullmatch(text):
+        raise ValueError("use letters, digits, blanks and . , : = + - _, at most 200, starting with a letter or digit")
+    return text
+
+
+def _arm(declared: dict[str, Any]) -> dict[str, Any]:
+    """Check the keys of an arm that are not settings."""
+    for key, kind, wanted in (("like", str, "the name of an arm"), ("times", dict, "a table")):
+        if not isinstance(declared.get(key, kind()), kind):
+            raise ValueError(f"{key} = {shown(declared[key])}: expected {wanted}")
+    return declared
+
+
+def _dimension(declared: dict[str, Any]) -> dict[str, Any]:
+    """Check the choices of a dimension, which a database has to keep."""
+    choices = declared.get("choices", [""])
+    if not isinstance(choices, list | tuple) or not all(isinstance(x, str | int | float) for x in choices):
+        raise ValueError("choices: expected a list of texts, numbers and truth values")
+    return declared
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is there twice")
+    return seeds
+
+
+Place = Annotated[str, AfterValidator(_place)]
+RunName = Annotated[str, AfterValidator(_run_name)]
+Arm = Annotated[dict[str, Any], AfterValidator(_arm)]
+Dimension = Annotated[dict[str, Any], AfterValidator(_dimension)]
+Seeds = Annotated[tuple[NotNegative, ...], AfterValidator(_distinct)]
 #: One text, or several.
 Texts = Annotated[str | tuple[str, ...], BeforeValidator(_texts)]
 
@@ -54,10 +138,10 @@ class Sweep(Section):
     sampler_options: dict[str, Any] = Field({}, description="keyword arguments of the sampler")
     seed: NotNegative = Field(0, description="of the sampler")
     prune: Pruning = Field(Pruning(), description="stop a trial as collapsed when `metric` exceeds `above`")
-    space: dict[str, dict[str, Any]] = Field({}, description="setting -> Optuna distribution")
-    arms: dict[str, dict[str, Any]] = Field({}, description="name -> settings of the first trials")
+    space: dict[str, Dimension] = Field({}, description="setting -> Optuna distribution")
+    arms: dict[RunName, Arm] = Field({}, description="name -> settings of the first trials")
     tuning: Tuning = Field(Tuning(), description="`factors` of settings that each arm tries first; none = no tuning")
-    seeds: tuple[NotNegative, ...] = Field((), description="every arm is run once with each; empty = the seed above")
+    seeds: Seeds = Field((), description="every arm is run once with each; empty = the seed above")
 
     @property
     def objectives(self) -> dict[str, Direction]:

@@ -32,7 +32,7 @@ class Shape:
         family: name in backends.FAMILIES.
         denoiser: what its config.json says beyond the defaults of diffusers' class.
         told: what the denoiser is told of a pair beside x_t and t, by name: the shape for one image.
-        vae: what decides the resolution.
+        vae: what decides the resolution, and the channels where they are not 4.
         scheduler: what its scheduler_config.json says beyond the defaults.
     """
 
@@ -82,6 +82,7 @@ SHAPES = {
             "caption_projection_dim": 1536, "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
         },
         {"text": (333, 4096), "pooled": (2048,)},
+        vae=VAE | {"latent_channels": 16},
         scheduler={"shift": 3.0},
     ),
     # ours: so small that a CPU measures it in seconds
@@ -106,7 +107,10 @@ def random_backend(shape: Shape, device: torch.device, dtype: torch.dtype = torc
     family = FAMILIES[shape.family]
 
     class Random(family):  # type: ignore[misc, valid-type]
-        def _load_denoiser(self, folder: Path, part: str) -> nn.Module:
+        def _require_parts(self) -> None:
+            pass  # there is nothing but what describes them
+
+        def _load_denoiser(self, folder: Path, name: str) -> nn.Module:
             import diffusers
 
             makes = [self.device] if self.device.type == "cuda" else []

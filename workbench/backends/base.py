@@ -1,5 +1,6 @@
 """What the model families have in common: a checkpoint's frozen parts and the denoisers made from it."""
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +11,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from workbench.adapters import Adapter, save_adapter
-from workbench.checkpoints import Checkpoint, digest_of
-from workbench.errors import UserError, one_line
+from workbench.backends import checks
+from workbench.checkpoints import Checkpoint, digest_of, explained, load_network, require_finite
+from workbench.errors import UserError, one_line, shown
 from workbench.schedules import ForwardProcess, diffusion
+from workbench.sections import EDGE
 
 #: Embeddings and the like that go into a denoiser beside x_t and t, by name, each of shape (B, ...).
 Condition = Mapping[str, Tensor]
@@ -54,11 +56,12 @@ class Backend(ABC):
 
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.folder = checkpoint.folder
-        checkpoint.require(self.DENOISER, "vae", *self.ENCODERS, "scheduler")
-        with checkpoint.explained():
-            self.scheduler = getattr(diffusers, self.SCHEDULER).from_pretrained(self.folder, subfolder="scheduler")
+        self._require_parts()
+        self.scheduler = checks.load_scheduler(checkpoint, getattr(diffusers, self.SCHEDULER))
         self.sampler = self.SCHEDULER
         self.process = self._process()
+        checks.require_noise(checkpoint, self.process.abar)
+        checks.require_sizes(checkpoint, self.DENOISER)
         self.resolution = self._checked(resolution) if resolution else self._own_resolution()
 
     @property
@@ -73,14 +76,16 @@ class Backend(ABC):
 
     # What a family says of itself
 
+    def _require_parts(self) -> None:
+        self.checkpoint.require(self.DENOISER, "vae", *self.ENCODERS, "scheduler")
+
     def _process(self) -> ForwardProcess:
         kind = self.scheduler.config.prediction_type
         try:
             return diffusion(self.scheduler.alphas_cumprod.float(), kind)
-        except KeyError:
+        except (KeyError, TypeError):
             raise UserError(
-                f"model.path = {self.checkpoint.source!r}: the model predicts {kind!r}; expected 'epsilon' or "
-                "'v_prediction'"
+                f"{self.checkpoint.name}: the model predicts {shown(kind)}; expected 'epsilon' or 'v_prediction'"
             ) from None
 
     @abstractmethod
@@ -110,7 +115,7 @@ class Backend(ABC):
             half: keep the weights of linear and convolution layers in the precision in which autocast uses them anyway:
                 half the memory and the same numbers to the bit. Norms stay float32. For models that are not trained.
         """
-        module = self._load_denoiser(self.folder, self.DENOISER)
+        module = self._load_denoiser(self.folder, self.checkpoint.name)
         return (store_half(module, self.dtype) if half else module).to(device or self.device)
 
     def trained(self, folder: Path) -> nn.Module:
@@ -120,26 +125,26 @@ class Backend(ABC):
             UserError: the folder holds neither, or it does not fit.
         """
         if (folder / self.DENOISER).is_dir():
-            return self._load_denoiser(folder, self.DENOISER).to(self.device)
+            return self._load_denoiser(folder, str(folder)).to(self.device)
         weights = folder / "pytorch_lora_weights.safetensors"
         if not weights.is_file():
             raise UserError(f"{folder}: holds neither {self.DENOISER}/ nor pytorch_lora_weights.safetensors")
         module: Any = self.denoiser()
-        try:
-            module.load_lora_adapter(str(folder), prefix=self.DENOISER, weight_name=weights.name)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{weights}: does not fit {self.checkpoint.source} ({one_line(error)})") from None
+        with explained(f"{weights}: on {self.checkpoint.source}"):
+            module.load_lora_adapter(
+                str(folder), prefix=self.DENOISER, weight_name=weights.name, use_safetensors=True, local_files_only=True
+            )
         if not getattr(module, "peft_config", None):
             raise UserError(f"{weights}: holds no LoRA weights for this family's {self.DENOISER}")
+        require_finite(module, str(weights))
         return module.eval().requires_grad_(False)
 
-    def _load_denoiser(self, folder: Path, part: str) -> nn.Module:
+    def _load_denoiser(self, folder: Path, name: str) -> nn.Module:
         import diffusers
 
-        with self.checkpoint.explained(part):
-            loaded = getattr(diffusers, self.DENOISER_CLASS).from_pretrained(
-                folder, subfolder=part, torch_dtype=torch.float32, **self.checkpoint.options
-            )
+        variant = {"variant": self.checkpoint.variant} if self.checkpoint.variant else {}
+        kind, part = getattr(diffusers, self.DENOISER_CLASS), self.DENOISER
+        loaded = load_network(kind, folder / part, f"{name}: {part}", torch_dtype=torch.float32, **variant)
         return loaded.eval().requires_grad_(False)
 
     def denoise(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -153,6 +158,26 @@ class Backend(ABC):
         with self._precision():
             return self._call(denoiser, x_t, self._time[t], condition)
 
+    def require_fit(self, latents: Tensor, condition: Condition) -> None:
+        """Raise UserError unless the denoiser takes such latents and embeddings; tried on shapes alone."""
+        shapes = {name: x.to("meta", torch.float32) for name, x in condition.items()}
+        try:
+            self._call(
+                self._placeholder, latents.to("meta", torch.float32), torch.zeros(len(latents), device="meta"), shapes
+            )
+        except (RuntimeError, ValueError, TypeError) as error:
+            parts = f"its {self.DENOISER} does not take what its autoencoder and text encoders make"
+            raise UserError(f"{self.checkpoint.name}: {parts} ({one_line(error)})") from None
+
+    @cached_property
+    def _fits(self) -> bool:
+        """Whether the parts fit together, found once."""
+        size, edge = self.resolution, self.resolution // self._pixels_a_latent()
+        channels = self.checkpoint.number("vae", "latent_channels", 4, 1, 1024)
+        told = {name: x[None] for name, x in self.pair_condition(size, size, 0, 0).items()} | self.encode_text([""])
+        self.require_fit(torch.empty(1, channels, edge, edge, device="meta"), told)
+        return True
+
     @cached_property
     def _time(self) -> Tensor:
         return self.process.time.to(self.device)
@@ -164,27 +189,30 @@ class Backend(ABC):
 
     @cached_property
     def pipeline(self) -> Any:
-        """The family's diffusers pipeline with a placeholder for the denoiser, loaded when it is first needed."""
+        """The family's diffusers pipeline with a placeholder for the denoiser, made when it is first needed."""
         import diffusers
 
-        unused = ("safety_checker", "image_encoder")
-        given = {name: part for name, part in self.checkpoint.index.items() if isinstance(part, list)}
-        absent = {name: None for name, part in given.items() if part[0] is None or name in unused}
-        with self.checkpoint.explained(), warnings.catch_warnings():
+        kind, checkpoint = getattr(diffusers, self.PIPELINE), self.checkpoint
+        known = inspect.signature(kind.__init__).parameters
+        given: dict[str, Any] = {k: v for k, v in checkpoint.index.items() if k in known and not isinstance(v, list)}
+        given |= {name: None for name in checkpoint.parts if name in known} | {"requires_safety_checker": False}
+        parts = {name: self._part(name) for name in ("vae", *self.ENCODERS) if checkpoint.parts[name] != (None, None)}
+        checks.require_tokens(checkpoint, parts)
+        given |= {self.DENOISER: self._placeholder, "scheduler": self.scheduler, **parts}
+        with explained(checkpoint.name), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipe = getattr(diffusers, self.PIPELINE).from_pretrained(
-                self.folder,
-                **{self.DENOISER: self._placeholder, "scheduler": self.scheduler},
-                **absent,
-                torch_dtype={"vae": torch.float32, "default": self.dtype},
-                **self.checkpoint.options,
-            )
-        if "requires_safety_checker" in pipe.config:
-            pipe.register_to_config(requires_safety_checker=False)
+            pipe = kind(**{name: value for name, value in given.items() if name in known})
         pipe.set_progress_bar_config(disable=True)
         for part in self._frozen(pipe):
             part.eval().requires_grad_(False)
         return pipe
+
+    def _part(self, name: str) -> Any:
+        """A frozen part."""
+        if name.startswith("tokenizer"):
+            with explained(f"{self.checkpoint.name}: {name}"):
+                return self.checkpoint.kind(name).from_pretrained(self.folder / name, local_files_only=True)
+        return self.checkpoint.load(name, torch_dtype=torch.float32 if name == "vae" else self.dtype)
 
     @cached_property
     def _placeholder(self) -> nn.Module:
@@ -224,15 +252,15 @@ class Backend(ABC):
         torch.cuda.empty_cache()
 
     def _pixels_a_latent(self) -> int:
-        return 2 ** (len(self.checkpoint.config("vae")["block_out_channels"]) - 1)
+        return 2 ** checks.halvings(self.checkpoint, "vae")
 
     def _own_resolution(self) -> int:
-        return self.checkpoint.config(self.DENOISER)["sample_size"] * self._pixels_a_latent()
+        edge = self._pixels_a_latent()
+        return self.checkpoint.number(self.DENOISER, "sample_size", None, 1, EDGE // edge) * edge
 
     def _checked(self, resolution: int) -> int:
-        config = self.checkpoint.config(self.DENOISER)
-        halvings = len(config["block_out_channels"]) - 1 if "block_out_channels" in config else 0
-        step = max(8, self._pixels_a_latent() * config.get("patch_size", 1) * 2**halvings)
+        patch = self.checkpoint.number(self.DENOISER, "patch_size", 1, 1, 64)
+        step = max(8, self._pixels_a_latent() * patch * 2 ** checks.halvings(self.checkpoint, self.DENOISER))
         if resolution % step:
             near = sorted({max(step, resolution // step * step), -(-resolution // step) * step})
             raise UserError(
@@ -288,7 +316,12 @@ class Backend(ABC):
 
         Returns:
             (N, H, W, 3), uint8.
+        Raises:
+            UserError: more steps than the model was trained with.
         """
+        if steps > self.timesteps:
+            raise UserError(f"{steps} steps of the sampler: {self.checkpoint.name} has {self.timesteps} timesteps")
+        assert self._fits
         self._awake()
         images = []
         with self._with(denoiser) as pipe:
@@ -320,14 +353,12 @@ class Backend(ABC):
             return
         if whole:
             self.checkpoint.copy_parts(folder, without=self.DENOISER)
-        variant = self.checkpoint.options.get("variant")
-        denoiser.save_pretrained(folder / self.DENOISER, variant=variant)  # type: ignore[operator]
+        denoiser.save_pretrained(folder / self.DENOISER, variant=self.checkpoint.variant or None)  # type: ignore[operator]
 
     def digest(self, *parts: str) -> str:
         """Of the files of the named parts, and how they are used: variant, precision, resolution."""
         files = sorted(f for part in parts for f in (self.folder / part).rglob("*") if f.is_file())
-        variant = self.checkpoint.options.get("variant", "")
-        return f"{self.dtype}-{variant}-{self.resolution}-{digest_of(files)}"
+        return f"{self.dtype}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}"
 
 
 def store_half(module: nn.Module, dtype: torch.dtype) -> nn.Module:
