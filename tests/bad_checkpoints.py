@@ -1,6 +1,5 @@
-"""Checkpoints and encoded pairs that are broken, that do not fit, or that somebody made to do harm."""
+"""Checkpoints that are broken, whose parts do not fit, or that somebody made to do harm."""
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -49,7 +48,7 @@ def _model(*changes: Callable[[Path], Any]) -> Callable[[Place], list[str]]:
     return make
 
 
-def _json(file: str, **changed: Any) -> Callable[[Path], Any]:
+def edited(file: str, **changed: Any) -> Callable[[Path], Any]:
     """Other values in a JSON file."""
 
     def change(model: Path) -> None:
@@ -59,18 +58,18 @@ def _json(file: str, **changed: Any) -> Callable[[Path], Any]:
     return change
 
 
-def _written(file: str, content: bytes | str) -> Callable[[Path], Any]:
+def written(file: str, content: bytes | str) -> Callable[[Path], Any]:
     """Another content of a file."""
     data = content if isinstance(content, bytes) else content.encode()
     return lambda model: (model / file).write_bytes(data)
 
 
-def _cut(file: str, end: int) -> Callable[[Path], Any]:
+def cut(file: str, end: int) -> Callable[[Path], Any]:
     """The beginning of a file."""
     return lambda model: (model / file).write_bytes((model / file).read_bytes()[:end])
 
 
-def _gone(name: str) -> Callable[[Path], Any]:
+def gone(name: str) -> Callable[[Path], Any]:
     """A file or folder less."""
     return lambda model: shutil.rmtree(model / name) if (model / name).is_dir() else (model / name).unlink()
 
@@ -80,7 +79,7 @@ def _folder(name: str) -> Callable[[Path], Any]:
     return lambda model: (model / name).mkdir()
 
 
-def _weights(file: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], Any]:
+def reweighed(file: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], Any]:
     """Other tensors in a file of weights."""
 
     def rewrite(model: Path) -> None:
@@ -117,7 +116,7 @@ def _fewer(tensors: dict[str, torch.Tensor]) -> None:
     del tensors[_first(tensors)]
 
 
-def _head(length: int) -> bytes:
+def head_of(length: int) -> bytes:
     return struct.pack("<Q", length) + b"{}"
 
 
@@ -127,7 +126,7 @@ def _tensor(**about: Any) -> bytes:
     return struct.pack("<Q", len(head)) + head + bytes(16)
 
 
-def _pickled(file: str, keep: bool = False) -> Callable[[Path], Any]:
+def pickled(file: str, keep: bool = False) -> Callable[[Path], Any]:
     """Weights in a pickle that does harm, alone or beside the right ones."""
 
     def change(model: Path) -> None:
@@ -139,7 +138,7 @@ def _pickled(file: str, keep: bool = False) -> Callable[[Path], Any]:
     return change
 
 
-def _disguised(file: str) -> Callable[[Path], Any]:
+def disguised(file: str) -> Callable[[Path], Any]:
     """A pickle under the name of safetensors."""
     return lambda model: (model / file).write_bytes(pickle.dumps(Harm(model.parent)))
 
@@ -149,7 +148,7 @@ def _listed(weights: str) -> Callable[[Path], Any]:
 
     def change(model: Path) -> None:
         names = {name: weights for name in load_file(model / UNET)}
-        _pickled("unet/harm.bin", keep=True)(model)
+        pickled("unet/harm.bin", keep=True)(model)
         shutil.copy(model / UNET, model.parent / "outside.safetensors")
         index = {"metadata": {"total_size": 1}, "weight_map": names}
         (model / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
@@ -162,19 +161,19 @@ def _code(model: Path) -> None:
     harm = f"open({str(model.parent / CANARY)!r}, 'w')\nclass Encoder:\n    from_pretrained = open\n"
     for place in (model / "text_encoder", model, model.parent):
         (place / "evil.py").write_text(harm)
-    _json("model_index.json", text_encoder=["evil", "Encoder"])(model)
+    edited("model_index.json", text_encoder=["evil", "Encoder"])(model)
 
 
 def _outside(model: Path) -> None:
     """A part whose name leads out of the folder, into which it would be copied."""
     (model.parent.parent / "elsewhere").mkdir()
     (model.parent.parent / "elsewhere" / "config.json").write_text("{}")
-    _json("model_index.json", **{"../../elsewhere": ["diffusers", "AutoencoderKL"]})(model)
+    edited("model_index.json", **{"../../elsewhere": ["diffusers", "AutoencoderKL"]})(model)
 
 
 def _link(name: str, target: str) -> Callable[[Path], Any]:
     def change(model: Path) -> None:
-        _gone(name)(model)
+        gone(name)(model)
         (model / name).symlink_to(target)
 
     return change
@@ -184,249 +183,124 @@ INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 HUGE = 10**9
 MODELS: dict[str, tuple[Callable[[Place], list[str]], str]] = {
-    "no index": (_model(_gone(INDEX)), "no model_index.json in model"),
-    "an index that is no JSON": (_model(_cut(INDEX, 30)), "model_index.json cannot be read"),
-    "an index in UTF-16": (_model(_written(INDEX, "{}".encode("utf-16"))), "model_index.json cannot be read"),
-    "an index that is a list": (_model(_written(INDEX, "[1]")), "model_index.json holds [1]"),
-    "an index of lists in lists": (_model(_written(INDEX, "[" * 100_000)), "model_index.json cannot be read"),
-    "an index of 2 MB": (_model(_written(INDEX, " " * 2**21 + "{}")), "model_index.json is too long"),
-    "an index without a class": (_model(_written(INDEX, "{}")), "a checkpoint for None"),
-    "a pipeline that is none": (_model(_json(INDEX, _class_name="os.system")), "a checkpoint for os.system"),
-    "a list of pipelines": (_model(_json(INDEX, _class_name=["evil", "Pipe"])), "a checkpoint for ['evil', 'Pipe']"),
-    "a number for a part": (_model(_json(INDEX, vae=3)), "vae is a None.None"),
-    "numbers for a part's class": (_model(_json(INDEX, vae=[1, 2])), "'vae' = [1, 2] in model_index.json"),
-    "an empty list for a part": (_model(_json(INDEX, vae=[])), "'vae' = [] in model_index.json"),
-    "a part that is os.system": (_model(_json(INDEX, vae=["os", "system"])), "vae is a os.system"),
-    "a part that is another": (_model(_json(INDEX, vae=["transformers", "CLIPTextModel"])), "vae cannot be loaded"),
+    "no index": (_model(gone(INDEX)), "no model_index.json in model"),
+    "an index that is no JSON": (_model(cut(INDEX, 30)), "model_index.json cannot be read"),
+    "an index in UTF-16": (_model(written(INDEX, "{}".encode("utf-16"))), "model_index.json cannot be read"),
+    "an index that is a list": (_model(written(INDEX, "[1]")), "model_index.json holds [1]"),
+    "an index of lists in lists": (_model(written(INDEX, "[" * 100_000)), "model_index.json cannot be read"),
+    "an index of 2 MB": (_model(written(INDEX, " " * 2**21 + "{}")), "model_index.json is too long"),
+    "an index without a class": (_model(written(INDEX, "{}")), "a checkpoint for None"),
+    "a pipeline that is none": (_model(edited(INDEX, _class_name="os.system")), "a checkpoint for os.system"),
+    "a list of pipelines": (_model(edited(INDEX, _class_name=["evil", "Pipe"])), "a checkpoint for ['evil', 'Pipe']"),
+    "a number for a part": (_model(edited(INDEX, vae=3)), "vae is a None.None"),
+    "numbers for a part's class": (_model(edited(INDEX, vae=[1, 2])), "'vae' = [1, 2] in model_index.json"),
+    "an empty list for a part": (_model(edited(INDEX, vae=[])), "'vae' = [] in model_index.json"),
+    "a part that is os.system": (_model(edited(INDEX, vae=["os", "system"])), "vae is a os.system"),
+    "a part that is another": (_model(edited(INDEX, vae=["transformers", "CLIPTextModel"])), "vae cannot be loaded"),
     "a part with code beside it": (_model(_code), "text_encoder is a evil.Encoder"),
     "a part above the folder": (_model(_outside), "'../../elsewhere' = "),
-    "a part at the root": (_model(_json(INDEX, **{"/etc": ["diffusers", "AutoencoderKL"]})), "'/etc' = "),
-    "no autoencoder": (_model(_gone("vae")), "no vae in model"),
-    "no weights": (_model(_gone(UNET)), "unet: no weights in safetensors"),
-    "a file for a folder": (_model(_gone("unet"), _written("unet", "x")), "no unet in model"),
+    "a part at the root": (_model(edited(INDEX, **{"/etc": ["diffusers", "AutoencoderKL"]})), "'/etc' = "),
+    "no autoencoder": (_model(gone("vae")), "no vae in model"),
+    "no weights": (_model(gone(UNET)), "unet: no weights in safetensors"),
+    "a file for a folder": (_model(gone("unet"), written("unet", "x")), "no unet in model"),
     "a link to itself": (_model(_link("unet", "unet")), "no unet in model"),
     "weights that are a link to nothing": (_model(_link(UNET, "../../../nothing")), "unet"),
-    "a config that is no JSON": (_model(_cut("unet/config.json", 50)), "unet: config.json cannot be read"),
-    "a config that is a number": (_model(_written("unet/config.json", "3")), "unet: config.json holds 3"),
-    "an encoder's config that is no JSON": (_model(_cut("text_encoder/config.json", 50)), "text_encoder: config.json"),
-    "no config": (_model(_gone("vae/config.json")), "vae: config.json cannot be read"),
-    "layers without end": (_model(_json("unet/config.json", layers_per_block=HUGE)), "layers_per_block = 1000000000"),
+    "a config that is no JSON": (_model(cut("unet/config.json", 50)), "unet: config.json cannot be read"),
+    "a config that is a number": (_model(written("unet/config.json", "3")), "unet: config.json holds 3"),
+    "an encoder's config that is no JSON": (_model(cut("text_encoder/config.json", 50)), "text_encoder: config.json"),
+    "no config": (_model(gone("vae/config.json")), "vae: config.json cannot be read"),
+    "layers without end": (_model(edited("unet/config.json", layers_per_block=HUGE)), "layers_per_block = 1000000000"),
     "an encoder's layers without end": (
-        _model(_json("text_encoder/config.json", num_hidden_layers=HUGE)),
+        _model(edited("text_encoder/config.json", num_hidden_layers=HUGE)),
         "text_encoder: num_hidden_layers = 1000000000",
     ),
     "channels without end": (
-        _model(_json("unet/config.json", block_out_channels=[HUGE, HUGE])),
+        _model(edited("unet/config.json", block_out_channels=[HUGE, HUGE])),
         "unet: block_out_channels = 1000000000",
     ),
     "blocks without end": (
-        _model(_json("unet/config.json", down_block_types=["DownBlock2D"] * 10_000)),
-        "unet: down_block_types in config.json has 10000 entries",
+        _model(edited("unet/config.json", down_block_types=["DownBlock2D"] * 10_000)),
+        "unet: down_block_types in its config has 10000 entries",
     ),
-    "words without end": (_model(_json("text_encoder/config.json", vocab_size=10**12)), "vocab_size = 1000000000000"),
+    "words without end": (_model(edited("text_encoder/config.json", vocab_size=10**12)), "vocab_size = 1000000000000"),
     "places without end": (
-        _model(_json("text_encoder/config.json", max_position_embeddings=10**12)),
+        _model(edited("text_encoder/config.json", max_position_embeddings=10**12)),
         "max_position_embeddings = 1000000000000",
     ),
-    "more than memory": (_model(_json("unet/config.json", cross_attention_dim=60_000)), "unet"),
-    "fewer than no channels": (_model(_json("unet/config.json", block_out_channels=[-8, -16])), "unet"),
-    "words for channels": (_model(_json("vae/config.json", block_out_channels="many")), "block_out_channels = 'many'"),
-    "blocks that are none": (_model(_json("unet/config.json", down_block_types=["os.system"] * 2)), "unet"),
-    "images of no size": (_model(_json("unet/config.json", sample_size=0)), "unet has sample_size = 0"),
-    "images of any size": (_model(_json("unet/config.json", sample_size=None)), "unet has sample_size = None"),
-    "images of a word": (_model(_json("unet/config.json", sample_size="big")), "unet has sample_size = 'big'"),
-    "images of 60,000": (_model(_json("unet/config.json", sample_size=60_000)), "unet has sample_size = 60000"),
-    "a model for inpainting": (_model(_json("unet/config.json", in_channels=9)), "unet has in_channels = 9"),
+    "more than memory": (_model(edited("unet/config.json", cross_attention_dim=60_000)), "unet"),
+    "fewer than no channels": (_model(edited("unet/config.json", block_out_channels=[-8, -16])), "unet"),
+    "words for channels": (_model(edited("vae/config.json", block_out_channels="many")), "block_out_channels = 'many'"),
+    "blocks that are none": (_model(edited("unet/config.json", down_block_types=["os.system"] * 2)), "unet"),
+    "images of no size": (_model(edited("unet/config.json", sample_size=0)), "unet has sample_size = 0"),
+    "images of any size": (_model(edited("unet/config.json", sample_size=None)), "unet has sample_size = None"),
+    "images of a word": (_model(edited("unet/config.json", sample_size="big")), "unet has sample_size = 'big'"),
+    "images of 60,000": (_model(edited("unet/config.json", sample_size=60_000)), "unet has sample_size = 60000"),
+    "a model for inpainting": (_model(edited("unet/config.json", in_channels=9)), "unet has in_channels = 9"),
     "latents that are no number": (
-        _model(_json("vae/config.json", scaling_factor=float("nan"))),
+        _model(edited("vae/config.json", scaling_factor=float("nan"))),
         "vae has scaling_factor = nan",
     ),
-    "latents of nothing": (_model(_json("vae/config.json", scaling_factor=0)), "vae has scaling_factor = 0"),
-    "grey images": (_model(_json("vae/config.json", in_channels=1)), "vae has in_channels = 1"),
-    "no timesteps": (_model(_json(SCHEDULER, num_train_timesteps=0)), "scheduler has num_train_timesteps = 0"),
-    "timesteps without end": (_model(_json(SCHEDULER, num_train_timesteps=10**12)), "num_train_timesteps = 100000000"),
-    "a word for the timesteps": (_model(_json(SCHEDULER, num_train_timesteps="all")), "num_train_timesteps = 'all'"),
-    "noise below nothing": (_model(_json(SCHEDULER, beta_start=-0.5)), "scheduler"),
-    "noise beyond everything": (_model(_json(SCHEDULER, beta_end=7.0)), "scheduler describes no noise"),
-    "noise that falls": (_model(_json(SCHEDULER, trained_betas=[1.5] * 1000)), "scheduler describes no noise"),
-    "noise that is no number": (_model(_json(SCHEDULER, beta_end=float("nan"))), "scheduler describes no noise"),
-    "a schedule that is none": (_model(_json(SCHEDULER, beta_schedule="os.system")), "scheduler cannot be loaded"),
-    "a target that is none": (_model(_json(SCHEDULER, prediction_type=[1])), "the model predicts [1]"),
-    "steps that are none": (_model(_json(SCHEDULER, timestep_spacing="wide")), "scheduler cannot be loaded"),
-    "a scheduler that is no JSON": (_model(_cut(SCHEDULER, 40)), "scheduler: scheduler_config.json cannot be read"),
-    "half the weights": (_model(_cut(UNET, 20_000)), "unet: diffusion_pytorch_model.safetensors cannot be loaded"),
-    "no bytes of weights": (_model(_written(UNET, b"")), "unet: diffusion_pytorch_model.safetensors cannot be loaded"),
-    "a head of 4 exbibytes": (_model(_written(UNET, _head(2**62))), "diffusion_pytorch_model.safetensors cannot be"),
+    "latents of nothing": (_model(edited("vae/config.json", scaling_factor=0)), "vae has scaling_factor = 0"),
+    "grey images": (_model(edited("vae/config.json", in_channels=1)), "vae has in_channels = 1"),
+    "no timesteps": (_model(edited(SCHEDULER, num_train_timesteps=0)), "scheduler has num_train_timesteps = 0"),
+    "timesteps without end": (_model(edited(SCHEDULER, num_train_timesteps=10**12)), "num_train_timesteps = 100000000"),
+    "a word for the timesteps": (_model(edited(SCHEDULER, num_train_timesteps="all")), "num_train_timesteps = 'all'"),
+    "noise below nothing": (_model(edited(SCHEDULER, beta_start=-0.5)), "scheduler"),
+    "noise beyond everything": (_model(edited(SCHEDULER, beta_end=7.0)), "scheduler describes no noise"),
+    "noise that falls": (_model(edited(SCHEDULER, trained_betas=[1.5] * 1000)), "scheduler describes no noise"),
+    "noise that is no number": (_model(edited(SCHEDULER, beta_end=float("nan"))), "scheduler describes no noise"),
+    "a schedule that is none": (_model(edited(SCHEDULER, beta_schedule="os.system")), "scheduler cannot be loaded"),
+    "a target that is none": (_model(edited(SCHEDULER, prediction_type=[1])), "the model predicts [1]"),
+    "steps that are none": (_model(edited(SCHEDULER, timestep_spacing="wide")), "scheduler cannot be loaded"),
+    "a scheduler that is no JSON": (_model(cut(SCHEDULER, 40)), "scheduler: scheduler_config.json cannot be read"),
+    "half the weights": (_model(cut(UNET, 20_000)), "unet: diffusion_pytorch_model.safetensors cannot be loaded"),
+    "no bytes of weights": (_model(written(UNET, b"")), "unet: diffusion_pytorch_model.safetensors cannot be loaded"),
+    "a head of 4 exbibytes": (_model(written(UNET, head_of(2**62))), "diffusion_pytorch_model.safetensors cannot be"),
     "a head longer than the file": (
-        _model(_written(UNET, _head(10_000))),
+        _model(written(UNET, head_of(10_000))),
         "diffusion_pytorch_model.safetensors cannot",
     ),
     "a tensor beyond the file": (
-        _model(_written(UNET, _tensor(data_offsets=[0, 2**40]))),
+        _model(written(UNET, _tensor(data_offsets=[0, 2**40]))),
         "safetensors cannot be loaded",
     ),
     "a tensor of 10^18 numbers": (
-        _model(_written(UNET, _tensor(shape=[10**9, 10**9]))),
+        _model(written(UNET, _tensor(shape=[10**9, 10**9]))),
         "safetensors cannot be loaded",
     ),
-    "a tensor of less than nothing": (_model(_written(UNET, _tensor(shape=[-4]))), "safetensors cannot be loaded"),
-    "a type that is none": (_model(_written(UNET, _tensor(dtype="os.system"))), "safetensors cannot be loaded"),
-    "8-bit weights": (_model(_weights(UNET, _eight_bits)), "is stored as I8"),
-    "8-bit weights of an encoder": (_model(_weights(TEXT, _eight_bits)), "text_encoder: "),
-    "a weight too few": (_model(_weights(UNET, _fewer)), "is not there (1 in all)"),
-    "a weight of an encoder too few": (_model(_weights(TEXT, _fewer)), "text_encoder"),
-    "a weight turned": (_model(_weights(UNET, _turned)), "unet"),
-    "a weight of an encoder turned": (_model(_weights(TEXT, _turned)), "text_encoder"),
-    "a weight that is no number": (_model(_weights(UNET, _with(float("nan")))), "unet: "),
-    "a bias that is no number": (_model(_weights(UNET, _with(float("nan"), ".bias"))), "unet: "),
-    "an infinite weight": (_model(_weights(UNET, _with(float("inf")))), "has values that are not finite"),
-    "an autoencoder's weight that is no number": (_model(_weights(VAE, _with(float("nan")))), "vae: "),
-    "an encoder's weight that is no number": (_model(_weights(TEXT, _with(float("nan")))), "text_encoder: "),
-    "a pickle": (_model(_pickled("unet/diffusion_pytorch_model.bin")), "unet has only pickled weights"),
+    "a tensor of less than nothing": (_model(written(UNET, _tensor(shape=[-4]))), "safetensors cannot be loaded"),
+    "a type that is none": (_model(written(UNET, _tensor(dtype="os.system"))), "safetensors cannot be loaded"),
+    "8-bit weights": (_model(reweighed(UNET, _eight_bits)), "is stored as I8"),
+    "8-bit weights of an encoder": (_model(reweighed(TEXT, _eight_bits)), "text_encoder: "),
+    "a weight too few": (_model(reweighed(UNET, _fewer)), "is not there (1 in all)"),
+    "a weight of an encoder too few": (_model(reweighed(TEXT, _fewer)), "text_encoder"),
+    "a weight turned": (_model(reweighed(UNET, _turned)), "unet"),
+    "a weight of an encoder turned": (_model(reweighed(TEXT, _turned)), "text_encoder"),
+    "a weight that is no number": (_model(reweighed(UNET, _with(float("nan")))), "unet: "),
+    "a bias that is no number": (_model(reweighed(UNET, _with(float("nan"), ".bias"))), "unet: "),
+    "an infinite weight": (_model(reweighed(UNET, _with(float("inf")))), "has values that are not finite"),
+    "an autoencoder's weight that is no number": (_model(reweighed(VAE, _with(float("nan")))), "vae: "),
+    "an encoder's weight that is no number": (_model(reweighed(TEXT, _with(float("nan")))), "text_encoder: "),
+    "a pickle": (_model(pickled("unet/diffusion_pytorch_model.bin")), "unet has only pickled weights"),
     "an encoder's pickle": (
-        _model(_pickled("text_encoder/pytorch_model.bin")),
+        _model(pickled("text_encoder/pytorch_model.bin")),
         "text_encoder has only pickled weights",
     ),
-    "a checkpoint's pickle": (_model(_pickled("vae/model.ckpt")), "vae has only pickled weights"),
-    "a pickle called safetensors": (_model(_disguised(UNET)), "diffusion_pytorch_model.safetensors cannot be loaded"),
-    "an encoder's pickle called safetensors": (_model(_disguised(TEXT)), "model.safetensors cannot be loaded"),
+    "a checkpoint's pickle": (_model(pickled("vae/model.ckpt")), "vae has only pickled weights"),
+    "a pickle called safetensors": (_model(disguised(UNET)), "diffusion_pytorch_model.safetensors cannot be loaded"),
+    "an encoder's pickle called safetensors": (_model(disguised(TEXT)), "model.safetensors cannot be loaded"),
     "an index of a pickle": (_model(_listed("harm.bin")), "names 'harm.bin', not a safetensors file beside it"),
     "an index of weights above": (_model(_listed("../../outside.safetensors")), "names '../../outside.safetensors'"),
-    "a tokenizer of nothing": (_model(_gone("tokenizer"), _folder("tokenizer")), "its tokenizer makes 10000"),
-    "a tokenizer that is no JSON": (_model(_cut("tokenizer/tokenizer.json", 500)), "tokenizer cannot be loaded"),
-    "a tokenizer that is a list": (_model(_written("tokenizer/tokenizer.json", "[]")), "tokenizer cannot be loaded"),
+    "a tokenizer of nothing": (_model(gone("tokenizer"), _folder("tokenizer")), "its tokenizer makes 10000"),
+    "a tokenizer that is no JSON": (_model(cut("tokenizer/tokenizer.json", 500)), "tokenizer cannot be loaded"),
+    "a tokenizer that is a list": (_model(written("tokenizer/tokenizer.json", "[]")), "tokenizer cannot be loaded"),
     "texts without end": (
-        _model(_json("tokenizer/tokenizer_config.json", model_max_length=10**12)),
+        _model(edited("tokenizer/tokenizer_config.json", model_max_length=10**12)),
         "text_encoder takes 16 tokens, its tokenizer makes 1000000000000",
     ),
 }
 
-# --- encoded pairs -------------------------------------------------------------------------------------------------
-
-SHARD, CAPTIONS = "pairs-00000.safetensors", "text.text"
-
-
-def _store(change: Callable[[Path], Any]) -> Callable[[Place], list[str]]:
-    """Encoded pairs after a change."""
-
-    def make(place: Place) -> list[str]:
-        change(place.store)
-        return ["train", "--output", "out", *place.given(data_train="store")]
-
-    return make
-
-
-def _entry(**changed: Any) -> Callable[[Path], Any]:
-    """Other values for a shard in the index."""
-
-    def change(store: Path) -> None:
-        (entry,) = json.loads((store / "index.json").read_text())["shards"]
-        _json("index.json", shards=[entry | changed])(store)
-
-    return change
-
-
-def _true(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], Any]:
-    """Other tensors in the shard, and an index that knows them."""
-
-    def rewrite(store: Path) -> None:
-        _weights(SHARD, change)(store)
-        data = (store / SHARD).read_bytes()
-        _entry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())(store)
-
-    return rewrite
-
-
-def _set(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, torch.Tensor]], Any]:
-    def replace(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[name] = change(tensors[name]).contiguous()
-
-    return replace
-
-
-def _moved(name: str) -> Callable[[Path], Any]:
-    """The shard at another place, by which the index calls it."""
-
-    def change(store: Path) -> None:
-        target = store / name if not name.startswith("/") else Path(f"{store.parent}{name}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (store / SHARD).rename(target)
-        _entry(file=name if not name.startswith("/") else str(target))(store)
-
-    return change
-
-
-def _flipped(place: Place) -> list[str]:
-    """A finished encoding of which one byte is another."""
-    shutil.copytree(place.store, place.folder / "out" / "train")
-    shutil.rmtree(place.store)
-    path = place.folder / "out" / "train" / SHARD
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(data)
-    return ["encode", "--split", "train", "--output", "out", *place.given()]
-
-
-def _other(place: Place) -> list[str]:
-    """Where an encoding of other data lies."""
-    shutil.copytree(place.store, place.folder / "out" / "train")
-    return ["encode", "--split", "train", "--output", "out", *place.given(data_limit="3")]
-
-
-def _is_nan(x: torch.Tensor) -> torch.Tensor:
-    return torch.full_like(x, float("nan"))
-
-
-STORES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
-    "an index that is no JSON": (_store(_cut("index.json", 100)), "store: index.json cannot be read"),
-    "an index that is a list": (_store(_written("index.json", "[]")), "store: index.json holds []"),
-    "an index of another format": (_store(_json("index.json", format="pairs-9")), "store: format 'pairs-9'"),
-    "an index without a format": (_store(_written("index.json", "{}")), "store: format None"),
-    "no shards": (_store(_json("index.json", shards=[])), "store: shards = [] in index.json"),
-    "a word for the shards": (_store(_json("index.json", shards="all")), "store: shards = 'all' in index.json"),
-    "a number for the digest": (_store(_json("index.json", digest=7)), "store: digest = 7 in index.json"),
-    "a word for a truth value": (_store(_json("index.json", flip="no")), "store: flip = 'no' in index.json"),
-    "a list for the counts": (_store(_json("index.json", counts=[1])), "store: counts = [1] in index.json"),
-    "counts below nothing": (_store(_json("index.json", counts={"used": -1})), "store: counts.used = -1 in index.json"),
-    "other encoders": (_store(_json("index.json", encoders="0" * 64)), "store: encoded by another autoencoder"),
-    "a shard above the folder": (_store(_moved("../pairs-00000.safetensors")), "shards.0.file = '../pairs-00000"),
-    "a shard at the root": (_store(_moved("/elsewhere/pairs-00000.safetensors")), "shards.0.file = '/"),
-    "a shard of another name": (_store(_moved("harm.safetensors")), "shards.0.file = 'harm.safetensors'"),
-    "a shard twice": (
-        _store(lambda store: _json("index.json", shards=[_shard_of(store)] * 2)(store)),
-        "is there twice",
-    ),
-    "a shard too few": (_store(_gone(SHARD)), f"{SHARD}: missing"),
-    "half a shard": (_store(_cut(SHARD, 3000)), f"{SHARD}: 3000 of "),
-    "half a shard, as the index says": (_store(lambda s: [_cut(SHARD, 3000)(s), _entry(bytes=3000)(s)]), "damaged"),
-    "a head of 4 exbibytes": (_store(lambda s: [_written(SHARD, _head(2**62))(s), _entry(bytes=10)(s)]), "damaged"),
-    "a pickle": (_store(lambda s: [_disguised(SHARD)(s), _entry(bytes=(s / SHARD).stat().st_size)(s)]), "damaged"),
-    "more pairs than there are": (_store(_entry(pairs=10**15)), "does not hold 1000000000000000 encoded pairs"),
-    "losers too few": (_store(_true(_set("x_l", lambda x: x[:-1]))), "does not hold 24 encoded pairs"),
-    "no losers": (_store(_true(lambda tensors: tensors.pop("x_l"))), "does not hold 24 encoded pairs"),
-    "no captions": (_store(_true(lambda tensors: tensors.pop(CAPTIONS))), "does not hold 24 encoded pairs"),
-    "whole numbers": (_store(_true(_set("x_w", lambda x: x.to(torch.int8)))), "does not hold 24 encoded pairs"),
-    "fractions for captions": (_store(_true(_set("caption", torch.Tensor.float))), "does not hold 24 encoded pairs"),
-    "a caption beyond the last": (_store(_true(_set("caption", lambda x: x + 10**6))), "a caption that is none"),
-    "a caption before the first": (_store(_true(_set("caption", lambda x: x - 1))), "a caption that is none"),
-    "flat latents": (_store(_true(_set("x_w", lambda x: x.flatten(1)))), "does not hold 24 encoded pairs"),
-    "latents of other channels": (
-        _store(_true(lambda t: [_set(name, lambda x: x[:, :3])(t) for name in ("x_w", "x_l")])),
-        "its unet does not take what",
-    ),
-    "narrow embeddings": (_store(_true(_set(CAPTIONS, lambda x: x[..., :-1]))), "its unet does not take what"),
-    "latents that are no numbers": (_store(_true(_set("x_w", _is_nan))), "x_w has values that are not finite"),
-    "infinite embeddings": (_store(_true(_set(CAPTIONS, lambda x: x / 0))), "text has values that are not finite"),
-    "a byte that is another": (_flipped, f"{SHARD}: is not what was written"),
-    "other data's place": (_other, "out/train: holds pairs encoded from other data"),
-}
-
-
-def _shard_of(store: Path) -> dict[str, Any]:
-    return json.loads((store / "index.json").read_text())["shards"][0]
-
 
 def cases() -> list[Bad]:
     """All of them."""
-    found = [Bad(f"checkpoint: {name}", make, ("model.path = 'model'", says)) for name, (make, says) in MODELS.items()]
-    return found + [Bad(f"store: {name}", make, (says,)) for name, (make, says) in STORES.items()]
+    return [Bad(f"checkpoint: {name}", make, ("model.path = 'model'", says)) for name, (make, says) in MODELS.items()]

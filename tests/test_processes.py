@@ -18,8 +18,9 @@ def run(settings, folder, count, *last):
     folder.mkdir(exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(settings))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    arguments = [str(ROOT / "tests" / "ranks.py"), str(folder / "settings.json"), str(folder), *last]
     done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "tests" / "ranks.py"), str(folder / "settings.json"), str(folder), *last],
+        [sys.executable, *launcher, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT), "WORKBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip

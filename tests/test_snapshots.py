@@ -157,7 +157,8 @@ def test_no_damage_goes_unnoticed(data, tmp_path):
     if kind == "cut":
         newest.write_bytes(content[:place])
     elif kind == "flip":
-        newest.write_bytes(content[:place] + bytes([content[place] ^ data.draw(st.integers(1, 255))]) + content[place + 1 :])
+        flipped = bytes([content[place] ^ data.draw(st.integers(1, 255))])
+        newest.write_bytes(content[:place] + flipped + content[place + 1 :])
     elif kind == "append":
         newest.write_bytes(content + data.draw(st.binary(min_size=1, max_size=9)))
     else:
@@ -227,7 +228,8 @@ from workbench.snapshots import Snapshots
 def on_step(step, news):
     if step == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-execute(resolve(json.loads(Path("settings.json").read_text())), Ended(), snapshots=Snapshots(Path("s"), INTERVAL), on_step=on_step)
+config = resolve(json.loads(Path("settings.json").read_text()))
+execute(config, Ended(), snapshots=Snapshots(Path("s"), INTERVAL), on_step=on_step)
 """
 
 

@@ -118,7 +118,18 @@ def check_weights(folder: Path, what: str, variant: str = "") -> None:
             if not (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")):
                 raise UserError(f"{what}: {index.name} names {shown(name)}, not a safetensors file beside it")
     files = sorted(folder.glob("*.safetensors"))
-    files = [path for path in files if variant and f".{variant}" in path.name] or files
+    shapes = read_shapes([path for path in files if variant and f".{variant}" in path.name] or files, what)
+    if not shapes:
+        raise UserError(f"{what}: no weights in safetensors in {folder}")
+    check_declared(read_json(folder / "config.json", what), shapes, what)
+
+
+def read_shapes(files: Sequence[Path], what: str) -> dict[str, list[int]]:
+    """Shapes of the tensors in safetensors files, by name, from the files' heads alone.
+
+    Raises:
+        UserError: one cannot be read, or holds weights that are no floating-point numbers.
+    """
     shapes: dict[str, list[int]] = {}
     for path in files:
         with explained(f"{what}: {path.name}"), safe_open(path, "pt") as stream:
@@ -127,22 +138,29 @@ def check_weights(folder: Path, what: str, variant: str = "") -> None:
                 if name.endswith(("weight", "bias")) and not re.match("B?F", tensor.get_dtype()):
                     raise UserError(f"{what}: {name} is stored as {tensor.get_dtype()}, expected floating point")
                 shapes[name] = tensor.get_shape()
-    if not shapes:
-        raise UserError(f"{what}: no weights in safetensors in {folder}")
+    return shapes
+
+
+def check_declared(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], what: str) -> None:
+    """Raise UserError where a config counts more layers than there are tensors, or beyond the largest of them.
+
+    Args:
+        shapes: of the tensors beside it, by name.
+    """
     most = max(2**16, *(math.prod(shape) for shape in shapes.values()))
-    _check_declared(read_json(folder / "config.json", what), len(shapes), most, what)
 
+    def check(key: str, value: Any) -> None:
+        largest = len(shapes) if "layers" in key else math.isqrt(most) if key == "pos_embed_max_size" else most
+        if isinstance(value, int | float) and abs(value) > largest:
+            raise UserError(f"{what}: {key} = {shown(value)} in its config, which is more than its weights hold")
+        if isinstance(value, list) and len(value) > max(64, len(shapes)):
+            raise UserError(f"{what}: {key} in its config has {len(value)} entries, more than its weights have tensors")
+        for name, inner in value.items() if isinstance(value, dict) else ():
+            check(name, inner)
+        for inner in value if isinstance(value, list) else ():
+            check(key, inner)
 
-def _check_declared(value: Any, tensors: int, most: int, what: str, key: str = "config.json") -> None:
-    """Raise UserError where a config counts more layers than there are tensors, or beyond the largest of them."""
-    largest = tensors if "layers" in key else math.isqrt(most) if key == "pos_embed_max_size" else most
-    if isinstance(value, int | float) and abs(value) > largest:
-        raise UserError(f"{what}: {key} = {shown(value)} in config.json, which is more than its weights hold")
-    if isinstance(value, list) and len(value) > max(64, tensors):
-        raise UserError(f"{what}: {key} in config.json has {len(value)} entries, more than its weights have tensors")
-    inner = value.items() if isinstance(value, dict) else [(key, x) for x in value] if isinstance(value, list) else []
-    for name, one in inner:
-        _check_declared(one, tensors, most, what, name)
+    check("config", config)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from workbench.cli import (
     silence_transformers,
     study_name,
     this_python,
+    writable_folder,
 )
 
 DEFAULT = Path(__file__).parent.parent / "experiments" / "claims.toml"
@@ -65,6 +66,7 @@ def main(
     from workbench.config import merge, parse_override, read, resolve
     from workbench.evidence import Evidence
 
+    folder = writable_folder("--out", out / name)
     settings = read(experiment or DEFAULT) | {"sweep.trials": 0}  # the arms alone
     if quick:
         settings = merge(tuning.without(settings, "sweep.tuning"), QUICK)
@@ -92,8 +94,6 @@ def main(
         row["link"] = links.get(row["number"]) or tracking.ui_link(client, f"{name}-checks")
     tuned = studies.tuned_values(settings, name) if planned else {}
     text = claims_table.markdown(rows, tuned, config)
-    folder = out / name
-    folder.mkdir(parents=True, exist_ok=True)
     data = json.dumps(rows, indent=2, allow_nan=False) + "\n"
     written = [_write(folder / "claims.md", text), _write(folder / "claims.json", data)]
     if any(written):

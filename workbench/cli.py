@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import click
 
-from workbench.errors import Failure, UserError, memory_explained, on_one_line
+from workbench.errors import Failure, UserError, memory_explained, on_one_line, shown
 from workbench.places import hide_passwords
 
 
@@ -182,8 +183,53 @@ def checked_name(option: str, text: str) -> str:
         UserError: it could not be.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
-        shown = text if len(text) <= 100 else text[:100] + "..."
         raise UserError(
-            f"{option} {shown!r}: use up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit"
+            f"{option} {shown(text)}: use up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit"
         )
     return text
+
+
+def run_name(option: str, text: str) -> str:
+    """A name for a run, checked.
+
+    Raises:
+        UserError: a tracking store or a table would not show it as it is.
+    """
+    from workbench.sections import RUN_NAME
+
+    if not RUN_NAME.fullmatch(text):
+        raise UserError(
+            f"{option} {shown(text)}: use up to 200 letters, digits, blanks and . , : = + - _, starting with a "
+            "letter or digit"
+        )
+    return text
+
+
+def writable_folder(option: str, folder: Path) -> Path:
+    """A folder that files can be written to, made where it is missing; better found out now than after the work.
+
+    Raises:
+        UserError: there cannot be one.
+    """
+    from workbench.sections import is_place
+
+    if not is_place(str(folder)):
+        raise UserError(f"{option} {shown(str(folder))}: no folder has such a name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".probe").touch()
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"{option} {folder}: cannot be written ({error.strerror})") from None
+    return folder
+
+
+class Finite(click.FloatRange):
+    """A number in a range, which may have no end but is never beyond all numbers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number", param, ctx)
+        return number

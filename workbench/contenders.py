@@ -11,8 +11,9 @@ from torch import nn
 from workbench import backends, tracking
 from workbench.backends import Backend
 from workbench.cache import digest
-from workbench.checkpoints import digest_of
+from workbench.checkpoints import digest_of, read_shapes
 from workbench.errors import Failure, UserError
+from workbench.sections import is_place
 from workbench.tracking import Client
 
 #: What a folder of trained weights alone holds.
@@ -63,6 +64,8 @@ def find(client: Client, name: str, source: str, base: str, variant: str) -> Con
         params, folder = tracking.kept_model(client, source.removeprefix("runs:/"))
         path, revision, family, own = (params.get(f"model.{k}", "") for k in ("path", "revision", "family", "variant"))
         return Contender(name, source, f"{path}@{revision}" if revision else path, family or "auto", own, folder)
+    if not is_place(source):
+        raise UserError(f"--model {name}={source}: no file or folder has such a name")
     folder = Path(source)
     if (folder / "model_index.json").is_file() or not any((folder / part).exists() for part in WEIGHTS):
         return Contender(name, source, source, variant=variant)
@@ -103,7 +106,9 @@ def open_model(model: Contender, device: torch.device, sampling: Mapping[str, An
 def describe(model: Contender, device: torch.device, sampling: Mapping[str, Any]) -> dict[str, Any]:
     """What an evaluation's settings say of a model: all that decides its samples."""
     backend = open_backend(model, device, sampling)
+    backend.require_steps(sampling["steps"])
     own = sorted(path for path in model.folder.rglob("*") if path.is_file()) if model.folder else []
+    read_shapes([path for path in own if path.suffix == ".safetensors"], f"--model {model.name}={model.source}")
     return {
         "source": model.source,
         "base": model.base if model.folder else "",

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from workbench import contenders, gallery, prompt_sets, scorers
+from workbench.cli import run_name, writable_folder
 from workbench.contenders import Contender
 from workbench.errors import UserError
-from workbench.gallery import Record, Shard
+from workbench.gallery import OF_PROMPTS, Record, Shard
 from workbench.prompt_sets import PromptSet
 from workbench.scorers import Files
 from workbench.tracking import Client
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}")
-OF_PROMPTS = ("seeds", "limit")  # each prompt set has its own
 SAMPLING = ("steps", "guidance", "dtype", "resolution")
 
 
@@ -66,7 +66,9 @@ def plan(client: Client, device: torch.device, options: Mapping[str, Any]) -> Jo
     Raises:
         UserError, Failure: something is wrong with an option, or does not fit the output folder.
     """
-    output, sampling = options["output"], {key: options[key] for key in SAMPLING}
+    output, sampling = writable_folder("--output", options["output"]), {key: options[key] for key in SAMPLING}
+    if options["name"]:
+        run_name("--name", options["name"])
     had = gallery.recorded(output, sampling)
     prompts, prompts_known = _prompts(had["prompts"], options)
     lacking = _lacking(_shards(output, had["models"], prompts, prompts_known), ["image", *had["scorers"]])

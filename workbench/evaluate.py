@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli import command, silence_transformers
+from workbench.cli import Finite, command, silence_transformers
 from workbench.errors import Failure
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ FROM_0, FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
 )
 @click.option(
     "--guidance",
-    type=click.FloatRange(min=1),
+    type=Finite(min=1),
     default=3.0,
     show_default=True,
     help="Classifier-free guidance; 7.5 is usual for SD1.5.",

@@ -33,6 +33,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TEXT = ("model", "prompts", "prompt", "category")
 
 #: "sampling" -> setting -> value; the others -> name -> source, digest and more
+OF_PROMPTS = ("seeds", "limit")  # each prompt set has its own
 KINDS = ("sampling", "prompts", "models", "scorers")
 Record = dict[str, dict[str, Any]]
 
@@ -167,8 +168,10 @@ def recorded(folder: Path, sampling: Mapping[str, Any]) -> Record:
         return {kind: {} for kind in KINDS}
     try:
         had: Record = json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f"--output {folder}: its {SETTINGS} is damaged; choose another folder") from None
+    except (ValueError, RecursionError):
+        had = {}
+    if not _is_record(had, sampling):
+        raise UserError(f"--output {folder}: its {SETTINGS} is damaged; choose another folder")
     made = _made(folder)
     had |= {kind: {name: e for name, e in had[kind].items() if name in made[kind]} for kind in made}
     for key, old in had["sampling"].items():
@@ -176,6 +179,21 @@ def recorded(folder: Path, sampling: Mapping[str, Any]) -> Record:
             option = f"--{key} {old}, not {sampling[key]}"
             raise UserError(f"--output {folder}: its samples were drawn with {option}; choose another folder")
     return had
+
+
+def _is_record(found: Any, sampling: Mapping[str, Any]) -> bool:
+    """Whether this is what `agree` writes."""
+    texts = dict.fromkeys(KINDS[1:], ("source", "digest")) | {"models": ("source", "digest", "base", "variant")}
+    numbers = {"prompts": OF_PROMPTS}
+    if not isinstance(found, dict) or not all(isinstance(found.get(kind), dict) for kind in KINDS):
+        return False
+    entries = [(kind, entry) for kind in KINDS[1:] for entry in found[kind].values()]
+    return found["sampling"].keys() <= sampling.keys() and all(
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), str) for key in texts[kind])
+        and all(isinstance(entry.get(key), int) for key in numbers.get(kind, ()))
+        for kind, entry in entries
+    )
 
 
 def _made(folder: Path) -> dict[str, set[str]]:

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from workbench.cache import digest
 from workbench.data import read_prompts
 from workbench.errors import UserError, one_line
+from workbench.sections import is_place
 
 #: HPDv2's benchmark files, in the order in which its package reads them.
 HPD_STYLES = ("anime", "concept-art", "paintings", "photo")
@@ -66,6 +69,8 @@ def read(source: str, name: str = "") -> PromptSet:
     if source in ("embedded", "validation"):
         prompts = list(read_prompts(source))
         return PromptSet(name or source, source, prompts, [""] * len(prompts))
+    if not is_place(source):
+        raise UserError(f"--prompts {source}: no file or folder has such a name")
     path = Path(source)
     reader = READERS.get("folder" if path.is_dir() else path.suffix.lower())
     if reader is None or not path.exists():
@@ -75,7 +80,7 @@ def read(source: str, name: str = "") -> PromptSet:
         rows = [(prompt.strip(), category) for prompt, category in reader(path) if prompt and prompt.strip()]
     except UserError as error:
         raise UserError(f"--prompts {source}: {error}") from None
-    except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, RecursionError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise UserError(f"--prompts {source}: cannot be read ({one_line(error)})") from None
     if not rows:
         raise UserError(f"--prompts {source}: no prompt in it")
@@ -87,14 +92,17 @@ def _text(path: Path) -> Rows:
 
 
 def _pick_a_pic(path: Path) -> Rows:
-    shards = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    scan = pl.scan_parquet(shards, glob=False)
-    columns = scan.collect_schema()
-    if "caption" not in columns:
-        raise UserError(f"no column 'caption' (Pick-a-Pic's), only {', '.join(columns)}")
-    if columns["caption"] != pl.String:
-        raise UserError(f"its column 'caption' holds {columns['caption']}, not texts")
-    return [(caption, "") for caption in scan.select("caption").collect()["caption"].unique(maintain_order=True)]
+    captions: dict[str, str] = {}
+    for shard in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+        with pq.ParquetFile(shard) as file:  # where polars would panic over a damaged one, pyarrow raises
+            names = file.schema_arrow.names
+            if "caption" not in names:
+                raise UserError(f"no column 'caption' (Pick-a-Pic's), only {', '.join(names)}")
+            column = file.read(["caption"])["caption"]
+        if column.type not in (pa.string(), pa.large_string()):
+            raise UserError(f"its column 'caption' holds {column.type}, not texts")
+        captions |= dict.fromkeys(column.to_pylist(), "")
+    return list(captions.items())
 
 
 def _parti(path: Path) -> Rows:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli import command
+from workbench.cli import command, study_name, writable_folder
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -55,11 +55,10 @@ def main(study: str | None, chosen: tuple[str, ...], out: Path, parameters: tupl
     if study is None and not studies:
         raise UserError("no study yet; run python -m workbench.sweep first")
     study = study or next((name for name in studies if not name.endswith(HELPERS)), studies[0])
-    tracking.require_study(client, study)
-    folder = out / study
-    folder.mkdir(parents=True, exist_ok=True)
+    tracking.require_study(client, study_name(study))
     plan = {name: path for name, path in available.items() if not chosen or name in chosen}
     known = known_parameters(plan, given)
+    folder = writable_folder("--out", out / study)
     own = {"study": study, "out": str(folder.resolve())}
     executed: dict[str, NotebookNode] = {}
     skipped: dict[str, str] = {}

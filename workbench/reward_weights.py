@@ -4,7 +4,6 @@ Sources of the layouts: open_clip's CLIP (HPSv2), BLIP and the head in the `imag
 `improved-aesthetic-predictor` repository (LAION-Aesthetics).
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from workbench.checkpoints import check_declared, explained, read_json, require_finite
 from workbench.errors import UserError, one_line
 
 State = dict[str, Tensor]
@@ -33,16 +32,15 @@ def read_state(path: Path) -> State:
     Raises:
         UserError: damaged, or more than tensors in it: such a file could run code when it is read.
     """
-    try:
+    with explained(f"{path}: as weights it"):
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        raise UserError(f"{path}: holds more than tensors, which is not read; save its state dict alone") from None
-    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as weights ({one_line(error)})") from None
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError:
+            raise UserError(f"{path}: holds more than tensors, which is not read; save its state dict alone") from None
     found = found.get("state_dict", found) if isinstance(found, Mapping) else {}
-    return {name.removeprefix("module."): value for name, value in found.items() if isinstance(value, Tensor)}
+    return {str(name).removeprefix("module."): value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def linear_head(state: Mapping[str, Tensor], prefix: str, path: Path) -> Any:
@@ -61,6 +59,7 @@ def linear_head(state: Mapping[str, Tensor], prefix: str, path: Path) -> Any:
         linear = nn.Linear(weight.shape[1], weight.shape[0])
         linear.load_state_dict({"weight": weight, "bias": bias})
         head.append(linear)
+    require_finite(head, str(path))
     return head
 
 
@@ -81,11 +80,16 @@ def _load(model: nn.Module, state: State, path: Path) -> Any:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{path}: not the expected weights ({' '.join(str(error).split())[:200]})") from None
+    require_finite(model, str(path))
     return model
 
 
 def _depth(state: Mapping[str, Tensor], pattern: str) -> int:
-    return 1 + max(int(match[1]) for name in state if (match := re.match(pattern, name)))
+    """How many layers there are, each with a tensor at least; its names may say otherwise."""
+    found = {int(match[1]) for name in state if (match := re.match(pattern, name))}
+    if found != set(range(len(found))):
+        raise KeyError(f"layer {next(i for i in range(len(found)) if i not in found)} of {pattern}")
+    return len(found)
 
 
 # --- open_clip -----------------------------------------------------------------------------------------------
@@ -204,7 +208,7 @@ def blip_from_imagereward(path: Path, config: Path) -> tuple[Any, Any, Any]:
 
     state = read_state(path)
     try:
-        med = json.loads(config.read_text())
+        med = read_json(config, str(config.parent))
         patches = state["blip.visual_encoder.patch_embed.proj.weight"]
         grid = round((state["blip.visual_encoder.pos_embed"].shape[1] - 1) ** 0.5)
         vision = BlipVisionModel(
@@ -218,6 +222,7 @@ def blip_from_imagereward(path: Path, config: Path) -> tuple[Any, Any, Any]:
                 layer_norm_eps=1e-6,  # as BLIP's own encoder; transformers' default is another
             )
         )
+        check_declared(med, {name: x.shape for name, x in state.items()}, str(config))
         text = BlipTextModel(
             BlipTextConfig(
                 **{key: med[key] for key in _MED},
@@ -228,7 +233,9 @@ def blip_from_imagereward(path: Path, config: Path) -> tuple[Any, Any, Any]:
             ),
             add_pooling_layer=False,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path}: not ImageReward's weights with its med_config.json ({one_line(error)})") from None
     _load(vision, _renamed(state, "blip.visual_encoder.", _BLIP_VISION), path)
     words = _renamed(state, "blip.text_encoder.", {})

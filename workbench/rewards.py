@@ -36,7 +36,9 @@ class ImageModel:
         from transformers import AutoModelForImageClassification
 
         self.device = torch.device(device)
-        self.model = AutoModelForImageClassification.from_pretrained(path, torch_dtype=torch.float32)
+        self.model = AutoModelForImageClassification.from_pretrained(
+            path, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
         self.model.to(self.device).eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -26,11 +26,20 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from workbench.checkpoints import ASSETS, HUB_ID, digest_of
+from workbench.checkpoints import (
+    ASSETS,
+    HUB_ID,
+    check_weights,
+    digest_of,
+    explained,
+    load_network,
+    require_finite,
+)
 from workbench.errors import Failure, UserError, one_line
 from workbench.prompts import parse
 from workbench.reward_weights import blip_from_imagereward, clip_from_open_clip, linear_head, read_state
 from workbench.rewards import Reward
+from workbench.sections import is_place
 
 #: Images as an array (N, H, W, 3), uint8, or as a sequence of pictures.
 Images = NDArray[np.uint8] | Sequence[Image.Image]
@@ -106,17 +115,14 @@ class Batched:
 def _clip(files: Sequence[Path]) -> Any:
     from transformers import CLIPModel
 
-    folder = files[0].parent
-    try:
-        return CLIPModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a CLIP model ({one_line(error)})") from None
+    return load_network(CLIPModel, files[0].parent, f"{files[0].parent}: the CLIP model", torch_dtype=torch.float32)
 
 
 def _clip_tokenizer(files: Sequence[Path]) -> Any:
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(files[0].parent)
+    with explained(f"{files[0].parent}: the tokenizer"):
+        return CLIPTokenizer.from_pretrained(files[0].parent, local_files_only=True)
 
 
 def embed_images(model: Any, pixels: Tensor) -> Tensor:
@@ -150,13 +156,17 @@ def _clip_score(files: Files, device: torch.device, batch_size: int) -> Scorer:
 def _hpsv2(files: Files, device: torch.device, batch_size: int) -> Scorer:
     tokenizer = _clip_tokenizer(files["tokenizer"])
     official = files["model"][0].suffix == ".pt"
-    model = clip_from_open_clip(_only(files["model"]), tokenizer.eos_token_id) if official else _clip(files["model"])
+    with explained(str(files["model"][0])):
+        model = (
+            clip_from_open_clip(_only(files["model"]), tokenizer.eos_token_id) if official else _clip(files["model"])
+        )
     return _cosine_scorer(model, tokenizer, 100.0, device, batch_size)
 
 
 def _aesthetic(files: Files, device: torch.device, batch_size: int) -> Scorer:
     weights = _only(files["head"])
-    clip, head = _clip(files["clip"]), linear_head(read_state(weights), "", weights)
+    with explained(str(weights)):
+        clip, head = _clip(files["clip"]), linear_head(read_state(weights), "", weights)
     made, taken = clip.config.projection_dim, head[0].in_features
     if made != taken:
         raise UserError(f"{weights}: takes {taken} numbers, the CLIP in {files['clip'][0].parent} makes {made}")
@@ -171,9 +181,12 @@ def _aesthetic(files: Files, device: torch.device, batch_size: int) -> Scorer:
 def _imagereward(files: Files, device: torch.device, batch_size: int) -> Scorer:
     from transformers import BertTokenizer
 
-    tokenizer = BertTokenizer.from_pretrained(files["tokenizer"][0].parent)
+    words = files["tokenizer"][0].parent
+    with explained(f"{words}: the tokenizer"):
+        tokenizer = BertTokenizer.from_pretrained(words, local_files_only=True)
     config, *weights = files["model"]
-    vision, text, head = blip_from_imagereward(_only(weights), config)
+    with explained(str(weights[0])):
+        vision, text, head = blip_from_imagereward(_only(weights), config)
 
     def score(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         tokens = tokenizer(
@@ -187,7 +200,13 @@ def _imagereward(files: Files, device: torch.device, batch_size: int) -> Scorer:
 
 
 def _small_reward(files: Files, device: torch.device, batch_size: int) -> Scorer:
-    reward = Reward(files["scorer"][0].parent.parent, device)
+    folder = files["scorer"][0].parent.parent
+    for part in ("scorer", "critic"):
+        check_weights(folder / part, str(folder / part))
+    with explained(str(folder)):
+        reward = Reward(folder, device)
+    require_finite(reward.scorer.model, f"{folder}: scorer")
+    require_finite(reward.critic.model, f"{folder}: critic")
 
     def score(images: Images, prompts: Sequence[str]) -> NDArray[np.float64]:
         return reward(np.stack([np.asarray(image) for image in images]), prompts)
@@ -324,6 +343,8 @@ def locate(name: str, source: str = "") -> dict[str, list[Path]]:
         raise UserError(f"--scorer {name!r}: expected one of {', '.join(SCORERS)}")
     option = f"--scorer {name}={source}" if source else f"--scorer {name}"
     source = source or (str(ASSETS) if name == "reward" else "")
+    if not is_place(source):
+        raise UserError(f"{option}: no file or folder has such a name")
     if source and not Path(source).is_dir() and not HUB_ID.fullmatch(source):
         raise UserError(f"{option}: no such folder, and not a hub id")
     local = Path(source) if source and Path(source).is_dir() else None

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli import command, default_workers, one_process, silence_transformers, study_name
+from workbench.cli import (
+    command,
+    default_workers,
+    one_process,
+    silence_transformers,
+    study_name,
+    writable_folder,
+)
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -195,13 +202,9 @@ def export(name: str, out: Path | None) -> None:
 
     from workbench import storage, studies, tracking
     from workbench.cache import partial_of
-    from workbench.errors import UserError
 
     study = studies.require_study(study_name(name), storage.storage_url())
-    folder = out or Path("reports") / name / "export"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder}: not a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = writable_folder("--out", out or Path("reports") / name / "export")
     frame = study.trials_dataframe(multi_index=False)
     for column in frame.columns:  # nested attributes, which a table has no place for
         if frame[column].map(lambda value: isinstance(value, dict | list)).any():

@@ -1,5 +1,6 @@
 """`python -m workbench.train`: one tracked run."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from workbench.cli import (
     settings_option,
     silence_transformers,
     study_name,
+    writable_folder,
 )
 
 if TYPE_CHECKING:
@@ -62,8 +64,8 @@ def main(
     config = load(experiment, dict(parse_override(text) for text in overrides))
     if resume and not name:
         raise UserError("--resume: say with --name which run")
-    name = checked_name("--name", name) if name else None
-    study = study_name(study) if study else None
+    name = checked_name("--name", name) if name is not None else None
+    study = study_name(study) if study is not None else None
     if output is not None:
         _require_empty(output)
 
@@ -75,7 +77,8 @@ def main(
 
     silence_transformers()
     # On several processes only runs with a name have snapshots: each would call itself by its own time.
-    label = name or f"{experiment.stem if experiment else 'train'}-{time.strftime('%m%d-%H%M%S')}"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", experiment.stem)[:60] if experiment else "train"
+    label = name or f"{stem}-{time.strftime('%m%d-%H%M%S')}"
     snapshots = None
     if name or processes.world() == 1:
         snapshots = Snapshots(places.state("runs", label), config.snapshots.interval, config.snapshots.keep)
@@ -101,14 +104,8 @@ def _require_empty(output: Path) -> None:
     """Better now than after the training."""
     from workbench.errors import UserError
 
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if any(writable_folder("--output", output).iterdir()):
         raise UserError(f"--output {output}: not an empty folder; choose a new one")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / ".probe").touch()
-        (output / ".probe").unlink()
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror})") from None
 
 
 def _tracked(

@@ -259,6 +259,8 @@ class Backend(ABC):
         return self.checkpoint.number(self.DENOISER, "sample_size", None, 1, EDGE // edge) * edge
 
     def _checked(self, resolution: int) -> int:
+        if resolution > EDGE:
+            raise UserError(f"model.resolution = {resolution}: expected at most {EDGE}")
         patch = self.checkpoint.number(self.DENOISER, "patch_size", 1, 1, 64)
         step = max(8, self._pixels_a_latent() * patch * 2 ** checks.halvings(self.checkpoint, self.DENOISER))
         if resolution % step:
@@ -301,6 +303,11 @@ class Backend(ABC):
         self._awake()
         return self._embed(list(captions))
 
+    def require_steps(self, steps: int) -> None:
+        """Raise UserError where a sampler cannot take so many."""
+        if steps > self.timesteps:
+            raise UserError(f"{steps} steps of the sampler: {self.checkpoint.name} has {self.timesteps} timesteps")
+
     @torch.no_grad()
     def sample(
         self,
@@ -319,8 +326,7 @@ class Backend(ABC):
         Raises:
             UserError: more steps than the model was trained with.
         """
-        if steps > self.timesteps:
-            raise UserError(f"{steps} steps of the sampler: {self.checkpoint.name} has {self.timesteps} timesteps")
+        self.require_steps(steps)
         assert self._fits
         self._awake()
         images = []

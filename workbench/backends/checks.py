@@ -71,5 +71,5 @@ def require_tokens(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:
         if len(tokenizer) > config.vocab_size:
             raise UserError(f"{checkpoint.name}: {name} has {config.vocab_size} tokens, its tokenizer {len(tokenizer)}")
         longest, asked = getattr(config, "max_position_embeddings", None), tokenizer.model_max_length
-        if longest is not None and asked > longest:
+        if not isinstance(asked, int) or asked < 2 or (longest is not None and asked > longest):
             raise UserError(f"{checkpoint.name}: {name} takes {longest} tokens, its tokenizer makes {shown(asked)}")
