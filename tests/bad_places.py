@@ -78,6 +78,20 @@ def _weights_alone(place: Place) -> list[str]:
     return ["evaluate", "--model", "a=lora", "--base", str(place.settings["model.path"]), "--output", "out"]
 
 
+def _encode(output: str) -> Callable[[Place], list[str]]:
+    def make(place: Place) -> list[str]:
+        _written(place)
+        return ["encode", "--split", "train", "--output", output, *place.given()]
+
+    return make
+
+
+#: Where pairs cannot be encoded to: the folder, what the line must name, and the code, 1 where it may be the disk.
+STORES = {
+    "a file": ("file", "file/train: cannot be written", 1),
+    "where nothing can be made": ("/proc/x", "/proc/x/train: cannot be written", 1),
+    "a folder of 5000 characters": (LONG, "xxx/train: no folder has such a name", 2),
+}
 NO = "use up to 100 letters, digits"
 PLACES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "output: a file": (_train("--output", "file"), "--output file: "),
@@ -88,11 +102,17 @@ PLACES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "output: where nothing can be made": (_train("--output", "/proc/x"), "--output /proc/x: cannot be written"),
     "output: of 5000 characters": (_train("--output", LONG), "--output 'xxx"),
     "resume: without a name": (_train("--resume"), "--resume: say with --name which run"),
-    "encoding: a file": (lambda p: _train()(p) and ["encode", "--output", "file", *p.given()], "file"),
-    "encoding: where nothing can be made": (lambda p: ["encode", "--output", "/proc/x", *p.given()], "/proc/x"),
     "encoding: no workers": (lambda p: ["encode", "--workers", "0", *p.given()], "--workers"),
     "encoding: too few to estimate": (lambda p: ["encode", "--estimate", "1", *p.given()], "--estimate"),
     "study: no trials": (_command("sweep", "--trials", "0"), "--trials"),
+    "study: a word for a sampler's number": (
+        _command("sweep", "--set", 'sweep.sampler_options={n_startup_trials="x"}'),
+        "sweep.sampler = 'TPESampler' with {",
+    ),
+    "study: too few at once for a sampler": (
+        _command("sweep", "--set", "sweep.sampler=NSGAIISampler", "--set", "sweep.sampler_options={population_size=1}"),
+        "sweep.sampler_options = {'population_size': 1}",
+    ),
     "study: no such file": (_command("sweep", "nowhere.toml"), "nowhere"),
     "study: a word for workers": (_command("sweep", "--workers", "many"), "--workers"),
     "report: a file": (_command("report", "--study", "made", "--out", "file"), "--out file"),
@@ -143,6 +163,7 @@ PLACES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "evaluation: a name of 5000 characters": (_evaluate("--name", LONG), "--name 'xxx"),
     "evaluation: a file for its folder": (_evaluate("--output", "file"), "--output file"),
     "evaluation: somebody's folder": (_evaluate("--output", "full"), "--output full: neither empty nor"),
+    "evaluation: a folder of 5000 characters": (_evaluate("--output", LONG), "--output xxx"),
     "evaluation: below a file": (_evaluate("--output", "file/x"), "--output file/x"),
     "evaluation: where nothing can be made": (_evaluate("--output", "/proc/x"), "--output /proc/x"),
     "evaluation: settings that are no JSON": (_settings("{"), "--output out: its settings.json is damaged"),
@@ -158,6 +179,7 @@ PLACES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
 def cases() -> list[Bad]:
     """All of them."""
     found = [Bad(name, make, (says,)) for name, (make, says) in PLACES.items()]
+    found += [Bad(f"encoding: {name}", _encode(output), (says,), code) for name, (output, says, code) in STORES.items()]
     for name, text in NAMES.items():
         if text:
             found.append(Bad(f"run's name: {name}", _train("--name", text), ("--name", NO)))

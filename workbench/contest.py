@@ -15,6 +15,7 @@ from workbench.errors import UserError
 from workbench.gallery import OF_PROMPTS, Record, Shard
 from workbench.prompt_sets import PromptSet
 from workbench.scorers import Files
+from workbench.sections import is_place
 from workbench.tracking import Client
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}")
@@ -66,7 +67,9 @@ def plan(client: Client, device: torch.device, options: Mapping[str, Any]) -> Jo
     Raises:
         UserError, Failure: something is wrong with an option, or does not fit the output folder.
     """
-    output, sampling = writable_folder("--output", options["output"]), {key: options[key] for key in SAMPLING}
+    output, sampling = options["output"], {key: options[key] for key in SAMPLING}
+    if not is_place(str(output)):
+        raise UserError(f"--output {output}: no folder has such a name")
     if options["name"]:
         run_name("--name", options["name"])
     had = gallery.recorded(output, sampling)
@@ -91,7 +94,7 @@ def plan(client: Client, device: torch.device, options: Mapping[str, Any]) -> Jo
         "models": {name: contenders.describe(model, device, sampling) for name, model in found.items()},
         "scorers": {n: {"source": sources[n], "digest": scorers.digest(files)} for n, files in judges.items()},
     }
-    record = gallery.agree(output, had, wanted)
+    record = gallery.agree(writable_folder("--output", output), had, wanted)
     return Job(output, device, record, found, prompts, judges, options["batch_size"], ours)
 
 

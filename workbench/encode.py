@@ -12,7 +12,6 @@ from workbench.cli import (
     set_option,
     settings_option,
     silence_transformers,
-    writable_folder,
 )
 
 if TYPE_CHECKING:
@@ -67,8 +66,6 @@ def main(
     from workbench.preparation import encoding_of, open_backend
 
     config = load(experiment, dict(parse_override(text) for text in overrides))
-    if output is not None:
-        writable_folder("--output", output)
     silence_transformers()
     wanted = splits or ("train", "validation")
     rows = {split: open_rows(getattr(config.data, split), split) for split in wanted}  # columns first, weights later

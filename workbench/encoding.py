@@ -30,6 +30,7 @@ from workbench.cache import digest, folder, partial_of
 from workbench.data import Pair, Rows, decode, kind_of, report
 from workbench.errors import Failure, UserError, one_line
 from workbench.pairs import EncodedPairs
+from workbench.sections import is_place
 from workbench.stores import FORMAT, INDEX, Header, open_store, require_fit, sha256, verify
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ def encode(
         UserError: the folder holds other data, a file is damaged, or no row counts.
         Failure: the disk is full, or the hub does not answer.
     """
+    if into and not is_place(str(into)):
+        raise UserError(f"{into}: no folder has such a name")
     key = key_of(rows, backend, encoding)
     place = into or folder() / f"pairs-{key[:32]}"
     if check and (place / INDEX).is_file():

@@ -22,6 +22,7 @@ from workbench.errors import Failure, UserError, one_line
 
 log = logging.getLogger(__name__)
 SUFFIX = ".snapshot"
+PATTERN = "[0-9]" * 8 + f"-*{SUFFIX}"
 
 
 class Snapshot(NamedTuple):
@@ -98,7 +99,7 @@ class Snapshots:
 
     def _paths(self, *others: Path) -> list[Path]:
         """Files, newest first."""
-        found = [path for folder in (self.folder, *others) for path in folder.glob(f"*{SUFFIX}")]
+        found = [path for folder in (self.folder, *others) for path in folder.glob(PATTERN)]
         return sorted(found, key=lambda path: path.name, reverse=True)
 
 

@@ -97,15 +97,18 @@ def read_sampler(config: Config, offset: int = 0) -> samplers.BaseSampler:
         raise UserError(f"sweep.sampler = {name!r}: no such class in optuna.samplers (e.g. TPESampler, RandomSampler)")
     if name == "TPESampler":  # running trials count as bad guesses; dimensions that exist together go together
         options = {"multivariate": True, "group": True, "constant_liar": True, "n_startup_trials": 4} | options
+    seed = (config.sweep.seed + offset) % 2**32  # numpy takes no larger one
     try:
-        tried, sampler = (found(**options, seed=config.sweep.seed + offset) for _ in range(2))  # type: ignore[call-arg]
-    except TypeError as error:
+        tried, sampler = (found(**options, seed=seed) for _ in range(2))  # type: ignore[call-arg]
+    except Exception as error:  # each sampler looks at its options in its own way
         raise UserError(f"sweep.sampler_options = {options}: {error}") from None
     try:
         study = create_study(directions=[*config.sweep.objectives.values()], sampler=tried)
         study.ask({dimension.name: dimension.distribution for dimension in read_space(config)})
-    except (ValueError, ImportError) as error:
-        raise UserError(f"sweep.sampler = {name!r}: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # or at the first trial
+        raise UserError(f"sweep.sampler = {name!r} with {options}: {error}") from None
     return sampler
 
 

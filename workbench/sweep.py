@@ -50,7 +50,7 @@ def main(
     optuna.db here).
     """
     path = experiment or DEFAULT
-    name = study_name(study or path.stem)
+    name = study_name(path.stem if study is None else study)
     one_process()
     from workbench.config import merge, parse_override, read, resolve
 
