@@ -14,7 +14,8 @@ from families import make
 
 from workbench import backends
 from workbench.config import known_names, load, merge, read, resolve
-from workbench.run import Silence, execute
+from workbench.listeners import Silence
+from workbench.run import execute
 from workbench.space import arms_of
 from workbench.tuning import settle
 
