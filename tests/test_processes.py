@@ -24,7 +24,7 @@ def run(settings, folder, count, *last):
         env=os.environ | {"PYTHONPATH": str(ROOT), "WORKBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0 or last, done.stderr[-3000:]  # who dies last may do so of the others' silence
     return [] if last else [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 

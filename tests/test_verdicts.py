@@ -167,7 +167,7 @@ def test_there_are_thirteen_claims_each_stated_and_documented_and_its_arms_are_d
 
 
 def test_the_table_states_counts_effects_and_reasons_and_no_text_breaks_it():
-    arms = {"ours": {}, "gamma|9": {"like": "ours"}}
+    arms = {"ours": {}, "gamma 9": {"like": "ours"}}
     config = resolve({"sweep.seeds": [0, 1, 2], "sweep.arms": arms, "sweep.tuning": {"factors": {"train.lr": [1.0]}}})
     e = rewards(
         **{"frozen": [2.0, 2.1, 2.2], "timestep-aware": [1.0] * 3, "threshold-8": [1.0, 1.0], "ours": [2.0] * 3}
@@ -181,7 +181,7 @@ def test_the_table_states_counts_effects_and_reasons_and_no_text_breaks_it():
     assert "**+1.1** (+1 to +1.2): reward, Diffusion-DPO minus timestep-aware alone" in text
     assert "ours minus thresholded updates alone (2 of 3 seeds ended)" in text
     assert "arm 'lr-high': the study has no finished run" in text
-    assert "| ours | train.lr = 3e-05 |" in text and "gamma|9 like ours" in text
+    assert "| ours | train.lr = 3e-05 |" in text and "gamma 9 like ours" in text
     table = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in table} == {7, 3}
     assert claims_table.plain(rows).count("\n") >= 4
