@@ -221,7 +221,8 @@ def begin(uri, folder, start, results):
         results.put(str(error))
 
 
-@pytest.mark.parametrize("kind", ["postgres", pytest.param("sqlite", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_survival.py has whole commands
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
 def test_an_empty_database_may_be_met_by_many_at_once(kind, postgres, place):  # noqa: F811
     uri = postgres.create() if kind == "postgres" else f"sqlite:///{place / 'mlflow.db'}"
     context = multiprocessing.get_context("forkserver")

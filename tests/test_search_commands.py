@@ -75,6 +75,7 @@ def test_a_study_of_two_objectives_has_a_front_goes_on_and_is_drawn(experiment, 
     assert "importance needs 8 complete trials" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_that_none_keeps_to_leaves_no_best_trial(experiment, workplace):
     one = ('sweep.objective="eval/reward"', 'sweep.direction="maximize"', "sweep.constraints.divergence/policy=-1000.0")
     done = sweep(experiment, workplace, *one)
@@ -88,6 +89,7 @@ def test_a_budget_that_none_keeps_to_leaves_no_best_trial(experiment, workplace)
     assert "no trial of the study is within divergence/policy &lt;= -1000" in page
 
 
+@pytest.mark.slow
 def test_a_trial_that_collapses_is_stopped_with_several_objectives_too(experiment, workplace):
     done = sweep(experiment, workplace, "sweep.prune.above=-1000.0", "sweep.trials=2")
     assert done.returncode == 0, done.stderr

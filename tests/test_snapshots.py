@@ -90,10 +90,10 @@ VARIANTS = [
     pytest.param({}, id="reinit"),
     pytest.param({"reference.rate": 0.5, "reference.on_exceed": "freeze", "reference.delta": 1.0}, id="mixture"),
     pytest.param({"lora.rank": 2, "train.lr": 1e-2}, id="lora"),
-    pytest.param({"train.optimizer": "adafactor", "data.flip": True}, id="adafactor"),
+    pytest.param({"train.optimizer": "adafactor", "data.flip": True}, id="adafactor", marks=pytest.mark.slow),
     pytest.param({"data.cache": False}, id="streamed"),
-    pytest.param({"model.dtype": "float16"}, id="float16"),
-    pytest.param({"objective.loss": "kto", "timesteps.density": "discounted"}, id="kto"),
+    pytest.param({"model.dtype": "float16"}, id="float16", marks=pytest.mark.slow),
+    pytest.param({"objective.loss": "kto", "timesteps.density": "discounted"}, id="kto", marks=pytest.mark.slow),
 ]
 
 
