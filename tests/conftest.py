@@ -163,6 +163,15 @@ def workbench(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedPro
     )
 
 
+def as_toml(settings: dict) -> str:
+    """Settings as an experiment file."""
+    tables: dict[str, list[str]] = {}
+    for name, value in settings.items():
+        section, key = name.split(".")
+        tables.setdefault(section, []).append(f"{key} = {value!r}".replace("'", '"'))
+    return "\n".join(f"[{section}]\n" + "\n".join(lines) for section, lines in tables.items())
+
+
 def overrides(settings: dict) -> list[str]:
     """Settings as --set options."""
     return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]

@@ -12,7 +12,7 @@ import mlflow
 import optuna
 import polars as pl
 import pytest
-from conftest import ROOT, overrides, pair_rows, workbench
+from conftest import ROOT, as_toml, overrides, pair_rows, workbench
 from diffusers import StableDiffusionPipeline
 
 from workbench import tracking
@@ -32,13 +32,8 @@ update = { "reference.policy" = "update" }
 @pytest.fixture
 def experiment(tiny, workplace):
     """An experiment file of the tiny run, with a small study."""
-    tables: dict[str, list[str]] = {}
-    for name, value in tiny.items():
-        section, key = name.split(".")
-        tables.setdefault(section, []).append(f"{key} = {value!r}".replace("'", '"'))
-    body = "\n".join(f"[{section}]\n" + "\n".join(lines) for section, lines in tables.items())
     path = workplace / "tiny.toml"
-    path.write_text(f"{body}\n[sweep]\ntrials = 4\n{SPACE}")
+    path.write_text(f"{as_toml(tiny)}\n[sweep]\ntrials = 4\n{SPACE}")
     return path
 
 

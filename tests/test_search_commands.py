@@ -3,7 +3,7 @@
 import mlflow
 import optuna
 import pytest
-from conftest import workbench
+from conftest import as_toml, workbench
 
 SWEEP = """
 [sweep]
@@ -22,12 +22,8 @@ frozen = { "reference.policy" = "frozen" }
 
 @pytest.fixture
 def experiment(tiny, workplace):
-    tables: dict[str, list[str]] = {}
-    for name, value in tiny.items():
-        section, key = name.split(".")
-        tables.setdefault(section, []).append(f"{key} = {value!r}".replace("'", '"'))
     path = workplace / "tiny.toml"
-    path.write_text("\n".join(f"[{name}]\n" + "\n".join(lines) for name, lines in tables.items()) + SWEEP)
+    path.write_text(as_toml(tiny) + SWEEP)
     return path
 
 

@@ -71,6 +71,7 @@ def test_a_worker_does_what_is_asked_and_no_more(declared):
     workers._work(told, Line(), lambda: False)
     workers._work(told, Line(), lambda: False)
     assert ended(study, client, told) == ["complete", "complete"]
+    assert [t.user_attrs["snapshot"] for t in study.get_trials()] == [8, 8]  # none at the end, so none is claimed
     assert not recovery.leftovers(study) and not any(places.state("outbox").glob("*"))
 
 

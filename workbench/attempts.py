@@ -22,10 +22,9 @@ from workbench.provenance import datasets, describe, provenance
 from workbench.run import execute, prepare
 from workbench.snapshots import Snapshots
 from workbench.space import constrain, outcome, read_space, settings_of
-from workbench.trials import counts, state_of
+from workbench.trials import SHOWN, SPAN, counts, state_of
 
 SIGN_OF_LIFE = 10.0  # seconds between two
-SHOWN = ("eval/reward", "eval/win_rate_low", "eval/win_rate_high", "divergence/policy", "divergence/reference")
 
 
 class LostError(RuntimeError):
@@ -98,9 +97,10 @@ class Attempt:
 
     def _run(self, trial: Trial) -> float | tuple[float, ...]:
         config = resolve(settings_of(trial, self.settings, read_space(self.config)))
-        attempts = [recovery.snapshots_of(self.study, number) for number in recovery.chain(self.study, trial.number)]
+        trials = self.study.get_trials(deepcopy=False)
+        attempts = [recovery.snapshots_of(self.study, number) for number in recovery.chain(trials, trial.number)]
         kept = config.snapshots
-        self._snapshots = Snapshots(attempts[0], kept.interval, kept.keep, attempts[1:])
+        self._snapshots = snapshots = Snapshots(attempts[0], kept.interval, kept.keep, attempts[1:])
         self._tracker = self._track(trial, config)
         trial.set_user_attr("run_id", self._tracker.run_id)
         last: dict[str, float] = {}
@@ -108,15 +108,15 @@ class Attempt:
         def on_step(step: int, news: Mapping[str, float]) -> None:
             last.update(news)
             self.on_step(step)
-            if news and kept.interval and step % kept.interval == 0:  # no news: it only goes on from there
+            if news and snapshots.due(step) and step < config.train.steps:  # no news: it only goes on from there
                 self._say(trial, "snapshot", step)
             if time.monotonic() - self._alive > SIGN_OF_LIFE:
                 self._say(trial, "progress", {"step": step, "of": config.train.steps, "time": time.time()})
                 self._alive = time.monotonic()
             self._stop_if_collapsed(trial, step, news, last)
 
-        final = execute(config, self._tracker, on_step=on_step, snapshots=self._snapshots, stopping=self.stopping)
-        for metric in SHOWN:
+        final = execute(config, self._tracker, on_step=on_step, snapshots=snapshots, stopping=self.stopping)
+        for metric in (*SHOWN, *SPAN):
             if metric in final and math.isfinite(final[metric]):
                 self._say(trial, metric, final[metric])
         values = outcome(trial, self.config.sweep, final)

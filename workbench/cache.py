@@ -3,7 +3,9 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -32,6 +34,21 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid4().hex}.partial")
 
 
+@contextmanager
+def in_place(path: Path) -> Iterator[Path]:
+    """Where to write a file, or a folder, that then takes its place, whole or not at all; a folder there is empty."""
+    partial = partial_of(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:  # of a failure alone something is left
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
 def cached(kind: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What `compute` returns, from disk where it was computed before; written atomically, recomputed if damaged.
 
@@ -46,12 +63,10 @@ def cached(kind: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dic
         return found
     tensors = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(path)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        os.replace(partial, path)
+        with in_place(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise Failure(f"{path.parent}: cannot be written ({error}); free some space or set WORKBENCH_CACHE") from None
     return tensors
 

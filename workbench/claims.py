@@ -1,7 +1,6 @@
 """`python -m workbench.claims`: every claim of the paper, measured, with an interval and a verdict."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +106,12 @@ def main(
 
 def _write(path: Path, text: str) -> bool:
     """Write a file where its content changes; whether it did."""
+    from workbench.cache import in_place
+
     if path.is_file() and path.read_text() == text:
         return False
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with in_place(path) as partial:
+        partial.write_text(text)
     return True
 
 

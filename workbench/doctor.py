@@ -49,14 +49,12 @@ def examine(study: Study, client: tracking.Client, url: str, *, look_only: bool)
         yield Finding(f"study {study.study_name} has no run in the tracking store", None)
         return
     parent = run.info.run_id
-    yield from treat(
-        tracking.agree(client, parent, studies.states_of(study), look_only=True),
-        lambda: tracking.agree(client, parent, studies.states_of(study)),
-    )
+    for what in tracking.agree(client, parent, studies.states_of(study), look_only=look_only):
+        yield Finding(what, not look_only)
     yield from _artifacts(study, client, parent, treat)
     states = studies.states_of(study).values()
-    if run.info.status == "RUNNING" and "running" not in states and not look_only:
-        yield Finding("the study's run: is RUNNING, nobody works on it", True)
+    if run.info.status == "RUNNING" and "running" not in states:
+        yield Finding("the study's run: is RUNNING, nobody works on it", not look_only)
     yield from treat(
         [f"snapshots of trial {int(path.name)}: nobody will go on from them" for path in recovery.leftovers(study)],
         lambda: recovery.clear(study),

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from workbench import processes
 from workbench.backends import Backend
-from workbench.cache import digest, folder, partial_of
+from workbench.cache import digest, folder, in_place
 from workbench.data import Pair, Rows, decode, kind_of, report
 from workbench.errors import Failure, UserError, one_line
 from workbench.pairs import EncodedPairs
@@ -153,9 +153,8 @@ def _build(
         "counts": dict(progress.counts),
         "shards": progress.shards,
     }
-    partial = partial_of(place / INDEX)
-    partial.write_text(json.dumps(index, indent=1))
-    os.replace(partial, place / INDEX)
+    with in_place(place / INDEX) as partial:
+        partial.write_text(json.dumps(index, indent=1))
 
 
 def _entry(path: Path, pairs: int) -> dict[str, Any]:
@@ -164,12 +163,8 @@ def _entry(path: Path, pairs: int) -> dict[str, Any]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    partial = partial_of(path)
-    try:
+    with in_place(path) as partial:
         save_file({name: x.contiguous() for name, x in tensors.items()}, partial, metadata=header)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _resumed(place: Path, key: str) -> _Progress:

@@ -18,7 +18,7 @@ from sqlalchemy import make_url
 from workbench.errors import UserError
 from workbench.searches import Search
 from workbench.sections import Sweep
-from workbench.storage import open_storage, storage_url
+from workbench.storage import find_study, open_storage, storage_url
 from workbench.trials import counts, feasible, measured, state_of
 
 #: Fewest trials that importance is worked out from.
@@ -35,10 +35,7 @@ def open_search(name: str) -> Study:
     file = make_url(url).database if url.startswith("sqlite") else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that heartbeats are experimental
-        storage = None if file and not Path(file).exists() else open_storage(url)
-    study = None
-    if storage is not None and name in optuna.get_all_study_names(storage):
-        study = optuna.load_study(study_name=name, storage=storage)
+        study = None if file and not Path(file).exists() else find_study(name, open_storage(url))
     if study is None or "definition" not in study.user_attrs:
         place = file or "the study storage"
         raise UserError(f"study {name!r}: not in {place}; WORKBENCH_STORAGE says where studies lie")

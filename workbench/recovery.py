@@ -6,7 +6,7 @@ study's lock (`places.exclusive`), so that one process at a time looks and acts.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,10 @@ def orphans(study: Study) -> list[str]:
     gone = {t.number for t in trials if died(t)}
     stale_ids = set(study._storage._get_stale_trial_ids(study._study_id))  # type: ignore[attr-defined]
     stale = {t.number for t in trials if t._trial_id in stale_ids} - gone
-    taken_up = {t.user_attrs.get("retry_of") for t in trials}
-    lost = [t.number for t in trials if t.state == TrialState.FAIL and not counts(t) and t.number not in taken_up]
     return [
         *(f"trial {number}: its worker is gone" for number in sorted(gone)),
         *(f"trial {number}: no sign of life from its worker" for number in sorted(stale)),
-        *(f"trial {number}: was cut short and is not in the queue" for number in lost),
+        *(f"trial {t.number}: was cut short and is not in the queue" for t in _open(trials) if _failed(t)),
     ]
 
 
@@ -54,11 +52,18 @@ def mend(study: Study) -> None:
         if died(trial):
             study.tell(trial.number, state=TrialState.FAIL)
     optuna.storages.fail_stale_trials(study)
-    trials = study.get_trials(deepcopy=False)
+    for trial in filter(_failed, _open(study.get_trials(deepcopy=False))):
+        _requeue(study, trial)
+
+
+def _open(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The last attempts at trials that have not come to an end of their own."""
     taken_up = {t.user_attrs.get("retry_of") for t in trials}
-    for trial in trials:
-        if trial.state == TrialState.FAIL and not counts(trial) and trial.number not in taken_up:
-            _requeue(study, trial)
+    return [t for t in trials if not counts(t) and t.number not in taken_up]
+
+
+def _failed(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL
 
 
 def _requeue(study: Study, trial: FrozenTrial) -> None:
@@ -69,21 +74,22 @@ def _requeue(study: Study, trial: FrozenTrial) -> None:
     )
 
 
-def chain(study: Study, number: int) -> Iterator[int]:
-    """The attempts at a trial, from the given one back to the first."""
-    attributes = {t.number: t.user_attrs for t in study.get_trials(deepcopy=False)}
+def chain(trials: Sequence[FrozenTrial], number: int) -> Iterator[int]:
+    """The attempts at a trial, from the given one back to the first.
+
+    Args:
+        trials: all of the study, by number.
+    """
     found: int | None = number
     while found is not None:
         yield found
-        found = attributes[found].get("retry_of")
+        found = trials[found].user_attrs.get("retry_of")
 
 
 def leftovers(study: Study) -> list[Path]:
     """Folders of snapshots that nobody will go on from."""
     trials = study.get_trials(deepcopy=False)
-    taken_up = {t.user_attrs.get("retry_of") for t in trials}
-    last = (t.number for t in trials if not counts(t) and t.number not in taken_up)  # queued again or about to be
-    wanted = {attempt for number in last for attempt in chain(study, number)}
+    wanted = {attempt for last in _open(trials) for attempt in chain(trials, last.number)}  # or queued again soon
     folders = (path for path in snapshots_of(study, 0).parent.glob("*") if path.name.isdigit())
     return sorted(path for path in folders if int(path.name) in range(len(trials)) and int(path.name) not in wanted)
 

@@ -2,8 +2,6 @@
 
 import inspect
 import itertools
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +17,7 @@ from torch import Generator, Tensor, nn
 from workbench import evaluation, optimizers, processes, reward_scale
 from workbench.adapters import adapt
 from workbench.backends import Backend
-from workbench.cache import partial_of
+from workbench.cache import in_place
 from workbench.config import Config
 from workbench.errors import Failure, UserError, memory_explained
 from workbench.evaluation import BucketDiagnostics, Probe
@@ -325,12 +323,10 @@ def _save(backend: Backend, started: Started, folder: Path, whole: bool) -> None
             policy = backend.denoiser(device="cpu")
             policy.load_state_dict(weights)
     if processes.is_main():
-        partial = partial_of(folder)
         try:
-            backend.save(policy, partial, whole)
-            os.replace(partial, folder)  # which is empty, or not there
+            with in_place(folder) as partial:
+                backend.save(policy, partial, whole)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
             raise Failure(f"{folder}: the trained model cannot be written ({error})") from None
 
 

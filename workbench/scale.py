@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -83,10 +84,10 @@ def _compared(few: "list[FrozenTrial]", many: "list[FrozenTrial]", workers: int)
         "trials_a_minute_of_one_worker": rates[0],
         "trials_a_minute": rates[1],
         "speedup": rates[1] / rates[0],
-        "seconds_between_trials_from_the_5th": _median(early),
-        "seconds_between_trials_at_the_end": _median(late),
-        "seconds_a_trial_from_the_5th": _median(_durations(many)[5 : 5 + WINDOW]),
-        "seconds_a_trial_at_the_end": _median(_durations(many)[-WINDOW:]),
+        "seconds_between_trials_from_the_5th": median(early),
+        "seconds_between_trials_at_the_end": median(late),
+        "seconds_a_trial_from_the_5th": median(_durations(many)[5 : 5 + WINDOW]),
+        "seconds_a_trial_at_the_end": median(_durations(many)[-WINDOW:]),
     }
 
 
@@ -111,12 +112,6 @@ def _between(trials: "list[FrozenTrial]") -> list[float]:
 
 def _durations(trials: "list[FrozenTrial]") -> list[float]:
     return [trial.duration.total_seconds() for trial in trials if trial.duration]
-
-
-def _median(values: list[float]) -> float:
-    import statistics
-
-    return statistics.median(values)
 
 
 def _sizes(place: Path, trials: int) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def read_sampler(config: Config, offset: int = 0) -> samplers.BaseSampler:
     except UserError:
         raise
     except Exception as error:  # or at the first trial
-        raise UserError(f"sweep.sampler = {name!r} with {options}: {error}") from None
+        chosen = f"{name!r} with {options}" if options else repr(name)
+        raise UserError(f"sweep.sampler = {chosen}: {error}") from None
     return sampler
 
 

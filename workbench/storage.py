@@ -68,6 +68,11 @@ def open_storage(url: str) -> RDBStorage:
     return storage
 
 
+def find_study(name: str, storage: RDBStorage) -> optuna.Study | None:
+    """The study of that name, if there is one."""
+    return optuna.load_study(study_name=name, storage=storage) if name in optuna.get_all_study_names(storage) else None
+
+
 def _one_writer(engine: Engine) -> None:
     """Begin every sqlite transaction with the write lock, or two workers can read that a trial waits and both take it.
 

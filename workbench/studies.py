@@ -21,17 +21,11 @@ from workbench.config import Config, resolve
 from workbench.errors import Failure, UserError
 from workbench.recovery import clear, mend
 from workbench.space import arms_of, read_sampler
-from workbench.storage import PATIENCE, locked, open_storage, storage_url
+from workbench.storage import PATIENCE, find_study, locked, open_storage, storage_url
 from workbench.trials import state_of, summary, summary_metrics
 from workbench.workers import Worker, missing, supervise
 
 Queue = list[tuple[dict[str, Any], dict[str, Any]]]
-
-
-def find_study(name: str, url: str) -> Study | None:
-    """The study of that name, if there is one. Hold the storage's lock where it may be empty."""
-    storage = open_storage(url)
-    return optuna.load_study(study_name=name, storage=storage) if name in optuna.get_all_study_names(storage) else None
 
 
 def names(url: str) -> list[str]:
@@ -47,7 +41,7 @@ def require_study(name: str, url: str) -> Study:
         UserError: there is none; names those there are.
     """
     with locked(url):
-        study = find_study(name, url)
+        study = find_study(name, open_storage(url))
     if study is None:
         raise UserError(f"study {name!r}: not found; there are: {', '.join(names(url)) or 'none yet'}")
     return study
@@ -61,21 +55,20 @@ def open_study(config: Config, settings: dict[str, Any], queued: Queue, name: st
     Raises:
         UserError: a study of that name exists with another space, other arms or other settings.
     """
-    study, defined = find_study(name, url), _definition(config)
+    storage, defined = open_storage(url), _definition(config)
+    study = find_study(name, storage)
+    if study is not None and "definition" not in study.user_attrs:
+        optuna.delete_study(study_name=name, storage=storage)
+        study = None
     if study is None:
-        study = optuna.create_study(
-            study_name=name, storage=open_storage(url), directions=[*config.sweep.objectives.values()]
-        )
+        study = optuna.create_study(study_name=name, storage=storage, directions=[*config.sweep.objectives.values()])
         study.set_user_attr("token", digest(name, time.time_ns())[:12])
         _note(study, config, settings, queued)
         for point, attributes in queued:
             study.enqueue_trial(point, user_attrs=attributes)
         study.set_user_attr("definition", defined)  # last: a study without it was cut short while it was made
         return study
-    stored = study.user_attrs.get("definition")
-    if stored is None:
-        optuna.delete_study(study_name=name, storage=open_storage(url))
-        return open_study(config, settings, queued, name, url)
+    stored = study.user_attrs["definition"]
     differing = sorted(k for k in stored.keys() | defined.keys() if stored.get(k) != defined.get(k))
     if differing:
         key = differing[0]
@@ -141,7 +134,7 @@ def _run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
     read_sampler(config)
     client = tracking.connect()
     with locked(url), tracking.reaching():
-        done = find_study(name, url)
+        done = find_study(name, open_storage(url))
         if done is not None and not missing(done, asked, running=False) and tracking.is_complete(client, name):
             open_study(config, settings, queued, name, url)  # is it the same study?
             tqdm.write(f"Study {name}: all {asked} trials are there.")

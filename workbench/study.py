@@ -1,7 +1,6 @@
 """`python -m workbench.study`: how a study stands, going on with it, putting it right, taking it elsewhere."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,10 +197,8 @@ def export(name: str, out: Path | None) -> None:
     `trials.csv` and `trials.parquet` hold every attempt as Optuna has it, `runs.parquet` the parameters and last
     metrics of ended runs, `history.parquet` every metric at every step, `settings.json` what the study was made with.
     """
-    import polars as pl
-
     from workbench import storage, studies, tracking
-    from workbench.cache import partial_of
+    from workbench.cache import in_place
 
     study = studies.require_study(study_name(name), storage.storage_url())
     folder = writable_folder("--out", out or Path("reports") / name / "export")
@@ -217,11 +214,9 @@ def export(name: str, out: Path | None) -> None:
         "history.parquet": lambda path: tracking.load_history(runs).sort("run_id", "step").write_parquet(path),
         "settings.json": lambda path: path.write_text(json.dumps(study.user_attrs.get("settings"), indent=2)),
     }
-    assert isinstance(runs, pl.DataFrame)
     for file, write in parts.items():
-        partial = partial_of(folder / file)
-        write(partial)
-        os.replace(partial, folder / file)
+        with in_place(folder / file) as partial:
+            write(partial)
         click.echo(f"Written: {folder / file}")
 
 

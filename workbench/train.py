@@ -70,7 +70,7 @@ def main(
         _require_empty(output)
 
     from workbench import places, processes
-    from workbench.interrupts import asked_to_stop
+    from workbench.interrupts import PATIENCE, asked_to_stop
     from workbench.listeners import Silence
     from workbench.run import check, execute
     from workbench.snapshots import Snapshots
@@ -92,7 +92,7 @@ def main(
                     "--resume, or choose another name"
                 )
         check(config)
-        patience = 15.0 if processes.world() == 1 else 25.0  # several ask each other less often
+        patience = PATIENCE + (10 if processes.world() > 1 else 0)  # several ask each other less often
         stopping = stack.enter_context(asked_to_stop("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
         if processes.is_main():
             _tracked(config, label, study, snapshots, stopping, output)
@@ -160,13 +160,10 @@ def _tracked(
                 err=True,
             )
         raise
-    except FloatingPointError as error:
-        reason = str(error)
-        if snapshots:  # it would end there again
-            snapshots.discard()
-        raise
     except Exception as error:
         reason = str(error)
+        if snapshots and isinstance(error, FloatingPointError):  # it would end there again
+            snapshots.discard()
         raise
     finally:
         bar.close()

@@ -12,6 +12,7 @@ from workbench.sections import Sweep
 
 #: Metrics that the closing table shows beside the objectives and what is constrained.
 SHOWN = ("eval/reward", "divergence/policy", "divergence/reference")
+SPAN = ("eval/win_rate_low", "eval/win_rate_high")  #: of the win rate's interval
 BEYOND = "beyond a constraint"
 
 
@@ -92,7 +93,7 @@ def summary(study: Study, config: Config) -> str:
         ended, found, a = trial.state == TrialState.COMPLETE, measured(trial, sweep), trial.user_attrs
         cells = [f"{found[metric]:.4f}" if metric in found else "" for metric in shown]
         if spans:
-            low, high = a.get("eval/win_rate_low"), a.get("eval/win_rate_high")
+            low, high = map(a.get, SPAN)
             cells.insert(len(sweep.objectives), "" if low is None else f"{low:.3f} to {high:.3f}")
         mark = f", {BEYOND}" if ended and not feasible(trial) else ""
         if len(sweep.objectives) > 1 and trial.number in front:

@@ -99,35 +99,34 @@ def _work(told: Worker, line: Connection, asked: Callable[[], bool]) -> None:
     prepare(config)  # before a trial is taken, since it may take long
     study = optuna.load_study(study_name=told.study, storage=open_storage(told.url))
     study.sampler = read_sampler(config, told.index + 1000 * len(study.get_trials(deepcopy=False)) + _place())
-    if not tracking.wait_until_reachable(stopping):
-        return
-    client = tracking.connect()
-    while not stopping() and tracking.wait_until_reachable(stopping):
-        with ExitStack() as lock:
-            lock.enter_context(locked(told.url, PATIENCE))
-            mend(study)
-            if not missing(study, told.asked, running=True):
-                return
-            attempt = Attempt(
-                study,
-                told.settings,
-                client,
-                told.parent,
-                taken=lock.close,
-                on_step=lambda step: say("step", step),
-                stopping=stopping,
-            )
-            try:
-                study.optimize(attempt, n_trials=1, catch=(FloatingPointError,))
-            except Exception as error:
-                if not attempt.lost(error):
-                    raise
-            finally:
-                lock.close()
-                attempt.settle()
-                with locked(told.url, PATIENCE):
-                    mend(study)  # what this attempt leaves undone is for whoever comes next
-        say("trial", None)
+    try:
+        while not stopping() and (client := tracking.wait_until_reachable(stopping)):
+            with ExitStack() as lock:
+                lock.enter_context(locked(told.url, PATIENCE))
+                mend(study)
+                if not missing(study, told.asked, running=True):
+                    return
+                attempt = Attempt(
+                    study,
+                    told.settings,
+                    client,
+                    told.parent,
+                    taken=lock.close,
+                    on_step=lambda step: say("step", step),
+                    stopping=stopping,
+                )
+                try:
+                    study.optimize(attempt, n_trials=1, catch=(FloatingPointError,))
+                except Exception as error:
+                    if not attempt.lost(error):
+                        raise
+                finally:
+                    lock.close()
+                    attempt.settle()
+            say("trial", None)
+    finally:
+        with locked(told.url, PATIENCE):
+            mend(study)  # what this worker leaves undone is for whoever comes next
 
 
 def _place() -> int:

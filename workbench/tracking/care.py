@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from workbench.places import is_gone
+from workbench.tracking.delivery import end_run
 from workbench.tracking.store import STATUS, children, experiment, find_study
 from workbench.tracking.writer import HISTORY, history
 
@@ -23,7 +24,7 @@ def finished(client: MlflowClient, study: str) -> dict[str, dict[str, str]]:
     runs = children(client, parent)
     for run in runs:
         if run.info.status == "RUNNING":
-            _end(client, run, "interrupted")
+            end_run(client, run.info.run_id, {"workbench.state": "interrupted"})
     complete = (run for run in runs if run.data.tags.get("workbench.state") == "complete")
     return {str(run.info.run_name): run.data.params for run in complete}
 
@@ -48,7 +49,7 @@ def agree(client: MlflowClient, parent: str, states: Mapping[int, str], *, look_
         if was != (STATUS.get(state, "KILLED"), state):
             done.append(f"run of trial {number}: is {was[0]} ({was[1] or 'no state'}), its trial {state}")
             if not look_only:
-                _end(client, run, state)
+                end_run(client, run.info.run_id, {"workbench.state": state})
     return done
 
 
@@ -65,7 +66,7 @@ def bury_dead(client: MlflowClient, *, look_only: bool = False) -> list[str]:
         if process and is_gone(process):
             done.append(f"run {run.info.run_name}: is RUNNING, its process is gone")
             if not look_only:
-                _end(client, run, "interrupted")
+                end_run(client, run.info.run_id, {"workbench.state": "interrupted"})
     return done
 
 
@@ -97,8 +98,3 @@ def restore_history(client: MlflowClient, run: Run) -> None:
         path = Path(folder) / HISTORY
         history(rows).write_parquet(path)
         client.log_artifact(run.info.run_id, str(path))
-
-
-def _end(client: MlflowClient, run: Run, state: str) -> None:
-    client.set_tag(run.info.run_id, "workbench.state", state)
-    client.set_terminated(run.info.run_id, STATUS.get(state, "KILLED"))

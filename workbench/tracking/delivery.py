@@ -195,19 +195,21 @@ def reaching() -> Iterator[None]:
         raise
 
 
-def wait_until_reachable(stopping: Callable[[], bool] = lambda: False, seconds: float = float("inf")) -> bool:
-    """Wait while the tracking store is away, and say so once.
+def wait_until_reachable(
+    stopping: Callable[[], bool] = lambda: False, seconds: float = float("inf")
+) -> MlflowClient | None:
+    """Connect to the tracking store; wait while it is away, and say so once.
 
     Returns:
-        Whether it is there; False where `stopping` says so, or after `seconds`.
+        None where `stopping` says so, or after `seconds`.
     """
     pause, warned, begin = 1.0, False, time.monotonic()
     while True:
         try:
-            connect()
+            client = connect()
             if warned:
                 log.warning("the tracking store is back")
-            return True
+            return client
         except Failure as error:
             if not warned:
                 log.warning("%s; waiting until it is back", error)
@@ -215,6 +217,6 @@ def wait_until_reachable(stopping: Callable[[], bool] = lambda: False, seconds: 
         again = time.monotonic() + pause
         while time.monotonic() < again:
             if stopping() or time.monotonic() - begin > seconds:
-                return False
+                return None
             time.sleep(0.1)
         pause = min(2 * pause, 30.0)
