@@ -5,8 +5,7 @@ The models, the optimizer and the loop are those of `run.start`; only weights, l
 
 import gc
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ from workbench.reference import Divergence, Reference, Rule
 from workbench.run import Started, start
 from workbench.schedules import ForwardProcess
 from workbench.shapes import Shape, random_backend
+from workbench.timing import seconds
 from workbench.trainer import as_floats, pair_errors
 
 WARM = 5  # steps that are not timed: kernels are chosen, memory is taken
@@ -52,21 +52,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large square matrix product, the best of many: what this machine can reach."""
     size = 8192 if device.type == "cuda" else 512
     a, b = torch.randn(2, size, size, device=device).to(dtype)
-    times = [_seconds(lambda: torch.matmul(a, b), device) for _ in range(30 if device.type == "cuda" else 5)]
+    times = [seconds(lambda: torch.matmul(a, b), device) for _ in range(30 if device.type == "cuda" else 5)]
     return 2 * size**3 / min(times[2:])
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    begin = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def random_pairs(shape: Shape, resolution: int, count: int = PAIRS) -> EncodedPairs:
@@ -130,7 +117,7 @@ def _measure(config: Config, shape: Shape, device: torch.device) -> Measured:
     started = start(config, Prepared(backend, pairs, pairs, probe, probe, none, [], None, None))
     times, last = [], []
     for _ in range(config.train.steps):
-        times.append(_seconds(lambda: last.append(next(started.records)), device))
+        times.append(seconds(lambda: last.append(next(started.records)), device))
     as_floats(last[-1:])
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     exact = _exact_zero(started, backend, pairs, process, device, size)

@@ -73,9 +73,9 @@ def pair_errors(
         process: forward process and target, on the device.
     """
     x_t, t, condition, target = noised(batch, t, eps, process)
-    predicted = denoise(policy, x_t, t, condition)
-    with torch.no_grad():
+    with torch.no_grad():  # before the policy's, whose activations wait for the backward pass
         predicted_reference = denoise(reference, x_t, t, condition)
+    predicted = denoise(policy, x_t, t, condition)
     distance_w = squared_error(predicted.chunk(2)[0], predicted_reference.chunk(2)[0])
     policy_w, policy_l = squared_error(predicted, target).chunk(2)
     reference_w, reference_l = squared_error(predicted_reference, target).chunk(2)
