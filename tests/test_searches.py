@@ -12,7 +12,7 @@ from searched import BOTH, REWARD, SPACE, grown, study, trial
 from workbench import findings, search_figures, searches
 from workbench.config import resolve
 from workbench.errors import UserError, said
-from workbench.space import constrain, outcome, read_sampler
+from workbench.space import constrain, outcome, read_pruner, read_sampler
 from workbench.trials import feasible, line_of, summary, summary_metrics
 
 BOUND = {"sweep.constraints": {"divergence/policy": 0.02}}
@@ -362,3 +362,26 @@ def test_importance_is_drawn_as_far_as_it_can_be_predicted():
     ]  # fmt: skip
     with pytest.raises(UserError, match="from the settings of 12 trials nothing can be predicted"):
         search_figures.importance(shares.with_columns(predicted=pl.lit(0.0)))
+
+
+# --- the pruner ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sweep.pruner": "Nobody"}, "sweep.pruner = 'Nobody': no such class in optuna.pruners"),
+        ({"sweep.pruner": "PercentilePruner"}, "sweep.pruner_options = {}"),
+        ({"sweep.pruner": "MedianPruner", "sweep.pruner_options": {"n": 1}}, "sweep.pruner_options = {'n': 1}"),
+        (BOTH | {"sweep.pruner": "MedianPruner"}, "sweep.pruner = 'MedianPruner': Optuna prunes for one objective"),
+    ],
+)
+def test_a_pruner_that_cannot_be_is_one_line(settings, message):
+    with pytest.raises(UserError) as error:
+        read_pruner(resolve(settings))
+    assert message in str(error.value)
+
+
+def test_what_a_pruner_sees_is_among_what_a_study_needs_only_where_there_is_one():
+    assert ("pruner_metric", "samples/reward_gain") in resolve({"sweep.pruner": "MedianPruner"}).sweep.metrics
+    assert "pruner_metric" not in dict(resolve({}).sweep.metrics)

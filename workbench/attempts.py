@@ -98,22 +98,31 @@ class Attempt:
     def _run(self, trial: Trial) -> float | tuple[float, ...]:
         config = resolve(settings_of(trial, self.settings, read_space(self.config)))
         trials = self.study.get_trials(deepcopy=False)
-        attempts = [recovery.snapshots_of(self.study, number) for number in recovery.chain(trials, trial.number)]
+        chain = [*recovery.chain(trials, trial.number)]
+        attempts = [recovery.snapshots_of(self.study, number) for number in chain]
         kept = config.snapshots
         self._snapshots = snapshots = Snapshots(attempts[0], kept.interval, kept.keep, attempts[1:])
         self._tracker = self._track(trial, config)
         trial.set_user_attr("run_id", self._tracker.run_id)
         last: dict[str, float] = {}
+        earlier = [(s, v) for n in chain[1:] for s, v in trials[n].intermediate_values.items()]
 
         def on_step(step: int, news: Mapping[str, float]) -> None:
             last.update(news)
+            if not news:  # a pruner has to know what the attempt that this one goes on from has told
+                for told, value in sorted(earlier):
+                    if told <= step:
+                        trial.report(value, told)
             self.on_step(step)
             if news and snapshots.due(step) and step < config.train.steps:  # no news: it only goes on from there
                 self._say(trial, "snapshot", step)
-            if time.monotonic() - self._alive > SIGN_OF_LIFE:
+            reason = self._collapsed(step, news) or self._beaten(trial, step, news)
+            if reason or time.monotonic() - self._alive > SIGN_OF_LIFE:
                 self._say(trial, "progress", {"step": step, "of": config.train.steps, "time": time.time()})
                 self._alive = time.monotonic()
-            self._stop_if_collapsed(trial, step, news, last)
+            if reason:
+                constrain(trial, self.config.sweep, last)
+                raise TrialPruned(reason)
 
         final = execute(config, self._tracker, on_step=on_step, snapshots=snapshots, stopping=self.stopping)
         for metric in (*SHOWN, *SPAN):
@@ -149,14 +158,21 @@ class Attempt:
         except UpdateFinishedTrialError:
             raise LostError(f"trial {trial.number} was taken by another worker") from None
 
-    def _stop_if_collapsed(self, trial: Trial, step: int, news: Mapping[str, float], last: Mapping[str, float]) -> None:
+    def _collapsed(self, step: int, news: Mapping[str, float]) -> str:
+        """Why the trial is not worth going on with, if it is not."""
         watched = self.config.sweep.prune
-        if watched.metric not in news:
-            return
-        found = news[watched.metric]
-        if found > watched.above:  # not told as an intermediate value: samplers would take it for the objective's
-            constrain(trial, self.config.sweep, last)
-            raise TrialPruned(f"{watched.metric} = {found:.4g} above {watched.above} at step {step}")
+        found = news.get(watched.metric, -math.inf)
+        return f"{watched.metric} = {found:.4g} above {watched.above} at step {step}" if found > watched.above else ""
+
+    def _beaten(self, trial: Trial, step: int, news: Mapping[str, float]) -> str:
+        """The same where others did better; arms are what they are compared with and run to their end."""
+        sweep = self.config.sweep
+        if not sweep.prunes or sweep.pruner_metric not in news:
+            return ""
+        found = news[sweep.pruner_metric]
+        trial.report(found, step)
+        beaten = "arm" not in trial.user_attrs and trial.should_prune()
+        return f"{sweep.pruner_metric} = {found:.4g} at step {step} does not keep up" if beaten else ""
 
     def lost(self, error: BaseException) -> bool:
         """Whether what Optuna raised means that the trial ended without this process."""

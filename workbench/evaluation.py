@@ -208,6 +208,12 @@ class Samples:
     rewards: NDArray[np.float64]
     judged: NDArray[np.float64]
 
+    def part(self, places: Sequence[int]) -> "Samples":
+        """Some of them, by index."""
+        chosen = list(places)
+        captions, seeds = [self.captions[i] for i in chosen], [self.seeds[i] for i in chosen]
+        return Samples(captions, seeds, self.images[chosen], self.rewards[chosen], self.judged[chosen])
+
 
 #: What `compare` measures, as `eval/NAME`.
 COMPARED = ("reward", "reward_gain", "judge", "judge_gain", "win_rate", "win_rate_low", "win_rate_high")
@@ -228,6 +234,19 @@ def compare(ours: Samples, theirs: Samples) -> dict[str, float]:
         "eval/win_rate": float(won["won"].mean()),  # type: ignore[arg-type]
         "eval/win_rate_low": low,
         "eval/win_rate_high": high,
+    }
+
+
+#: What `progress` measures, as `samples/NAME`.
+PROGRESS = ("reward", "reward_gain", "win_rate")
+
+
+def progress(ours: Samples, theirs: Samples) -> dict[str, float]:
+    """The same of the few images that are drawn while a model trains."""
+    return {
+        "samples/reward": float(ours.rewards.mean()),
+        "samples/reward_gain": float((ours.rewards - theirs.rewards).mean()),
+        "samples/win_rate": float(wins(ours.rewards, theirs.rewards).mean()),
     }
 
 

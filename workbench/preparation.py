@@ -1,6 +1,6 @@
 """What all runs on the same model, data and measurements share: weights, encoded pairs, fixed draws, a baseline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,12 @@ from workbench.streaming import StreamedPairs
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all runs on the same model, data and measurements share; computed once a process."""
+    """What all runs on the same model, data and measurements share; computed once a process.
+
+    Attributes:
+        scorer: judges images, given where in the `plan` of the evaluation each is.
+        baseline: the pretrained model's images of the whole plan.
+    """
 
     backend: Backend
     train: EncodedPairs | StreamedPairs
@@ -32,7 +37,7 @@ class Prepared:
     unseen: Probe
     diagnostics: BucketDiagnostics
     captions: list[str]
-    scorer: Callable[[np.ndarray], Samples] | None
+    scorer: Callable[[np.ndarray, Sequence[int]], Samples] | None
     baseline: Samples | None
 
 
@@ -76,20 +81,21 @@ def _prepare(model: Model, source: Data, diagnostics: Diagnostics, asked: Evalua
         device=device,
         batch_size=diagnostics.batch_size,
     )
-    scorer: Callable[[np.ndarray], Samples] | None = None
+    scorer: Callable[[np.ndarray, Sequence[int]], Samples] | None = None
     baseline = None
     if asked.seeds:
         reward, judge = Reward(backends.ASSETS, device), ImageModel(backends.ASSETS / "judge", device)
         names, seeds = plan(captions, asked.seeds)
 
-        def score(images: np.ndarray) -> Samples:
-            return Samples(names, seeds, images, reward(images, names), concept_likelihood(judge, images, names))
+        def score(images: np.ndarray, places: Sequence[int]) -> Samples:
+            told, drawn = [names[i] for i in places], [seeds[i] for i in places]
+            return Samples(told, drawn, images, reward(images, told), concept_likelihood(judge, images, told))
 
         key = cache.digest("samples-1", backend.digest(*backend.parts), captions, asked.model_dump_json())
         images = cache.cached(
             "samples", key, lambda: {"images": torch.from_numpy(draw(backend, pretrained, names, seeds, asked))}
         )["images"].numpy()
-        scorer, baseline = score, score(images)
+        scorer, baseline = score, score(images, range(len(names)))
     return Prepared(backend, train_pairs, validation_pairs, probe, unseen, buckets, captions, scorer, baseline)
 
 

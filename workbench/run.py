@@ -20,7 +20,7 @@ from workbench.backends import Backend
 from workbench.cache import in_place
 from workbench.config import Config
 from workbench.errors import Failure, UserError, memory_explained
-from workbench.evaluation import BucketDiagnostics, Probe
+from workbench.evaluation import BucketDiagnostics, Probe, Samples
 from workbench.listeners import Listener, Told
 from workbench.pairs import Batch
 from workbench.preparation import Prepared, draw, open_backend, plan, prepare
@@ -237,7 +237,9 @@ def execute(
                 news |= evaluation.bucket_means(started.lam, config.diagnostics.buckets) if final else {}
                 news |= ready.diagnostics(policy, full=final)
                 if config.evaluation.grid and not (final and config.evaluation.seeds):
-                    told.image("samples", step, _grid(config, ready, policy))
+                    images, gained = _grid(config, ready, policy)
+                    told.image("samples", step, images)
+                    news |= gained
             if final and reference.rule.interval:
                 news["divergence/reference_unseen"] = ready.unseen(reference.model).error_difference
             kept = snapshots is not None and snapshots.due(step) and not final
@@ -261,8 +263,8 @@ def execute(
     if ready.scorer is not None and ready.baseline is not None:
         drawn = plan(ready.captions, config.evaluation.seeds)
         images = draw(ready.backend, policy, *drawn, config.evaluation)
-        ours = ready.scorer(images)
-        told.log(settings.steps, evaluation.compare(ours, ready.baseline))
+        ours = ready.scorer(images, range(len(images)))
+        told.log(settings.steps, evaluation.compare(ours, ready.baseline) | _gained(ours, config, ready))
         listener.picture(
             "pretrained.png", evaluation.contact_sheet(ready.baseline.images, columns=len(ready.captions), zoom=1)
         )
@@ -350,11 +352,24 @@ def _sheet(images: np.ndarray, config: Config, ready: Prepared) -> np.ndarray:
     return evaluation.contact_sheet(images[_grid_rows(config, ready)], columns=8)
 
 
-def _grid(config: Config, ready: Prepared, policy: nn.Module) -> np.ndarray:
-    captions = [ready.captions[i] for i in _grid_rows(config, ready)]
+def _grid(config: Config, ready: Prepared, policy: nn.Module) -> tuple[np.ndarray, dict[str, float]]:
+    """The sample grid, and what the true reward makes of it, where there is one."""
+    rows = _grid_rows(config, ready)
+    captions = [ready.captions[i] for i in rows]
     images = draw(ready.backend, policy, captions, [0] * len(captions), config.evaluation)
     ready.backend.rest()
-    return evaluation.contact_sheet(images, columns=8)
+    gained = {}
+    if ready.scorer is not None and ready.baseline is not None:
+        gained = evaluation.progress(ready.scorer(images, rows), ready.baseline.part(rows))
+    return evaluation.contact_sheet(images, columns=8), gained
+
+
+def _gained(ours: Samples, config: Config, ready: Prepared) -> dict[str, float]:
+    """The same at the end, of the same prompts and noise among all evaluated images."""
+    if not config.evaluation.grid or ready.baseline is None:
+        return {}
+    rows = _grid_rows(config, ready)
+    return evaluation.progress(ours.part(rows), ready.baseline.part(rows))
 
 
 def check(config: Config) -> None:
@@ -378,6 +393,7 @@ def metric_names(config: Config) -> set[str]:
     names |= {f"validation/{name}" for name in BucketDiagnostics.MEANS}
     if config.evaluation.seeds:
         names |= {f"eval/{name}" for name in evaluation.COMPARED}
+        names |= {f"samples/{name}" for name in evaluation.PROGRESS} if config.evaluation.grid else set()
     buckets = bucket_names(config.diagnostics.buckets, open_backend(config.model).timesteps)
     quantities = ("loss", "reward", "reward_size", "margin", "accuracy", "divergence", "count", "lambda")
     return names | {f"timestep_{quantity}/{bucket}" for quantity in quantities for bucket in buckets}

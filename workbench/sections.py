@@ -137,6 +137,11 @@ class Sweep(Section):
     sampler: str = Field("TPESampler", description="a class of optuna.samplers")
     sampler_options: dict[str, Any] = Field({}, description="keyword arguments of the sampler")
     seed: NotNegative = Field(0, description="of the sampler")
+    pruner: str = Field("NopPruner", description="a class of optuna.pruners, which stops sampled trials, never arms")
+    pruner_options: dict[str, Any] = Field({}, description="keyword arguments of the pruner")
+    pruner_metric: str = Field(
+        "samples/reward_gain", description="what the pruner sees at every diagnostics pass; the objective's direction"
+    )
     prune: Pruning = Field(Pruning(), description="stop a trial as collapsed when `metric` exceeds `above`")
     space: dict[str, Dimension] = Field({}, description="setting -> Optuna distribution")
     arms: dict[RunName, Arm] = Field({}, description="name -> settings of the first trials")
@@ -158,7 +163,13 @@ class Sweep(Section):
             *(("objective", name) for name in self.objectives),
             *(("constraints", name) for name in self.constraints),
         ]
-        return [*named, ("prune.metric", self.prune.metric)]
+        watched = [("pruner_metric", self.pruner_metric)] if self.prunes else []
+        return [*named, *watched, ("prune.metric", self.prune.metric)]
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials are stopped that do not keep up with others."""
+        return self.pruner != "NopPruner"
 
     @field_validator("objective")
     @classmethod

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from optuna import Trial, create_study, distributions, samplers
+from optuna import Trial, create_study, distributions, pruners, samplers
 
 from workbench.config import CHOICES, Config, known_names, merge, resolve
 from workbench.errors import UserError
@@ -111,6 +111,24 @@ def read_sampler(config: Config, offset: int = 0) -> samplers.BaseSampler:
         chosen = f"{name!r} with {options}" if options else repr(name)
         raise UserError(f"sweep.sampler = {chosen}: {error}") from None
     return sampler
+
+
+def read_pruner(config: Config) -> pruners.BasePruner:
+    """The declared pruner.
+
+    Raises:
+        UserError: no such pruner, it does not take these options, or there are several objectives.
+    """
+    name, options = config.sweep.pruner, dict(config.sweep.pruner_options)
+    found = getattr(pruners, name, None)
+    if not (isinstance(found, type) and issubclass(found, pruners.BasePruner)):
+        raise UserError(f"sweep.pruner = {name!r}: no such class in optuna.pruners (e.g. PercentilePruner)")
+    if config.sweep.prunes and len(config.sweep.objectives) > 1:
+        raise UserError(f"sweep.pruner = {name!r}: Optuna prunes for one objective alone; leave it at 'NopPruner'")
+    try:
+        return found(**options)
+    except Exception as error:  # each pruner looks at its options in its own way
+        raise UserError(f"sweep.pruner_options = {options}: {error}") from None
 
 
 def arm_point(settings: Mapping[str, Any], space: list[Dimension]) -> dict[str, Any]:

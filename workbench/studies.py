@@ -20,7 +20,7 @@ from workbench.cache import digest
 from workbench.config import Config, resolve
 from workbench.errors import Failure, UserError
 from workbench.recovery import clear, mend
-from workbench.space import arms_of, read_sampler
+from workbench.space import arms_of, read_pruner, read_sampler
 from workbench.storage import PATIENCE, find_study, locked, open_storage, storage_url
 from workbench.trials import state_of, summary, summary_metrics
 from workbench.workers import Worker, missing, supervise
@@ -132,6 +132,7 @@ def _run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
     if not asked:
         raise UserError("sweep.trials = 0: the study declares no arms; give a number of trials")
     read_sampler(config)
+    read_pruner(config)
     client = tracking.connect()
     with locked(url), tracking.reaching():
         done = find_study(name, open_storage(url))

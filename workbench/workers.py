@@ -25,7 +25,7 @@ from workbench.config import resolve
 from workbench.errors import Failure, UserError
 from workbench.interrupts import asked_to_stop
 from workbench.recovery import mend
-from workbench.space import read_sampler
+from workbench.space import read_pruner, read_sampler
 from workbench.storage import PATIENCE, locked, open_storage
 from workbench.trials import counts, line_of
 
@@ -98,6 +98,7 @@ def _work(told: Worker, line: Connection, asked: Callable[[], bool]) -> None:
     config = resolve(told.settings)
     prepare(config)  # before a trial is taken, since it may take long
     study = optuna.load_study(study_name=told.study, storage=open_storage(told.url))
+    study.pruner = read_pruner(config)
     study.sampler = read_sampler(config, told.index + 1000 * len(study.get_trials(deepcopy=False)) + _place())
     try:
         while not stopping() and (client := tracking.wait_until_reachable(stopping)):
