@@ -85,6 +85,17 @@ SHAPES = {
         vae=VAE | {"latent_channels": 16},
         scheduler={"shift": 3.0},
     ),
+    # ours: sd15 with a fifth of its channels and a quarter of its resolution, 34 M weights, for a CPU with patience
+    "sd34m": Shape(
+        "sd",
+        {
+            "in_channels": 4, "out_channels": 4, "sample_size": 16, "block_out_channels": [64, 128, 256, 256],
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+            "attention_head_dim": 8, "cross_attention_dim": 128,
+        },
+        {"text": (77, 128)},
+    ),
     # ours: so small that a CPU measures it in seconds
     "tiny": Shape(
         "sd",
