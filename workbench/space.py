@@ -120,10 +120,12 @@ def read_pruner(config: Config) -> pruners.BasePruner:
         UserError: no such pruner, it does not take these options, or there are several objectives.
     """
     name, options = config.sweep.pruner, dict(config.sweep.pruner_options)
+    if not config.sweep.prunes:  # whatever the options of the one that was switched off
+        return pruners.NopPruner()
     found = getattr(pruners, name, None)
     if not (isinstance(found, type) and issubclass(found, pruners.BasePruner)):
         raise UserError(f"sweep.pruner = {name!r}: no such class in optuna.pruners (e.g. PercentilePruner)")
-    if config.sweep.prunes and len(config.sweep.objectives) > 1:
+    if len(config.sweep.objectives) > 1:
         raise UserError(f"sweep.pruner = {name!r}: Optuna prunes for one objective alone; leave it at 'NopPruner'")
     try:
         return found(**options)
