@@ -276,7 +276,7 @@ def _execute(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> 
     plt.close("all")
 
 
-def invent(study: str, runs: int) -> None:
+def invent(study: str, runs: int, steps: int = 128) -> None:
     """A study of the claims' arms, each with some seeds, and of sampled trials: with all that runs keep, untrained."""
     settings = read(HOME / "experiments" / "claims.toml")
     space = read(HOME / "experiments" / "default.toml")["sweep.space"]
@@ -299,7 +299,7 @@ def invent(study: str, runs: int) -> None:
         tracker = tracking.Tracker(
             client, name, params=own.flat(), tags=tags | {"workbench.arm": arm}, parent=parent, flush=10**9
         )
-        last = _tell(tracker, own, rng)
+        last = _tell(tracker, own, steps, rng)
         for metric in SHOWN:
             trial.set_user_attr(metric, last[metric])
         search.tell(trial, [last[metric] for metric in config.sweep.objectives])
@@ -307,15 +307,15 @@ def invent(study: str, runs: int) -> None:
     tracking.finish_study(client, parent, {}, "", "complete")
 
 
-def _tell(tracker: tracking.Tracker, config: Config, rng: np.random.Generator) -> dict[str, float]:
+def _tell(tracker: tracking.Tracker, config: Config, steps: int, rng: np.random.Generator) -> dict[str, float]:
     """Tell what a run tells: metrics of all steps, samples and their scores, what the reference did."""
     names = sorted(metric_names(config))
     last: dict[str, float] = {}
     rare = [name for name in names if name.startswith(("validation/", "divergence/policy", "kl/policy"))]
     final = [name for name in names if name.startswith(("timestep_", "eval/", "divergence/reference_unseen"))]
     often = sorted({*names} - {*rare, *final})
-    for step in range(1, 129):
-        told = often + (rare if step % 16 == 0 else []) + (final if step == 128 else [])
+    for step in range(1, steps + 1):
+        told = often + (rare if step % 16 == 0 else []) + (final if step == steps else [])
         last |= dict(zip(told, rng.uniform(0.01, 1, len(told)).tolist(), strict=True))
         tracker.log(step, {name: last[name] for name in told})
     captions, draws = list(read_prompts("embedded")), config.evaluation.seeds
@@ -323,7 +323,7 @@ def _tell(tracker: tracking.Tracker, config: Config, rng: np.random.Generator) -
     columns: dict[str, list] = {"caption": captions * draws, "seed": [seed for seed in range(draws) for _ in captions]}
     kinds = ("reward", "pretrained_reward", "judge", "pretrained_judge")
     tracker.table("samples.json", columns | dict(zip(kinds, scores, strict=True)))
-    tracker.table("reference_audit.json", {"step": list(range(8, 129, 8)), "moved": [1.0] * 16})
+    tracker.table("reference_audit.json", {"step": list(range(8, 8 * 16 + 1, 8)), "moved": [1.0] * 16})
     for file in ("samples.png", "pretrained.png"):
         tracker.picture(file, rng.integers(0, 256, (32 * draws, 32 * len(captions), 3), dtype=np.uint8))
     return last
