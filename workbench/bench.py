@@ -1,116 +1,101 @@
-"""`python -m workbench.bench`: what a training step costs against what it must cost, on this machine."""
+"""`python -m workbench.bench`: what the workbench costs against what it must cost, on the machine at hand."""
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli import command, silence_transformers
+from workbench.cli import command, one_process, silence_transformers, writable_folder
+
+if TYPE_CHECKING:
+    from workbench.benches.figure import Figure
+
+#: In the order of measuring: name -> (module of benches, function).
+GROUPS = {
+    "step": ("step", "steps"),
+    "machinery": ("step", "machinery"),
+    "diagnostics": ("sides", "diagnostics"),
+    "encode": ("sides", "encode"),
+    "start": ("sides", "start"),
+    "memory": ("memory", "peak"),
+    "report": ("sides", "report"),
+    "tracking": ("tracked", "tracking"),
+    "quality": ("studies", "quality"),
+    "workers": ("studies", "workers"),
+    "pruning": ("studies", "pruning"),
+}
+SLOW = ("quality", "workers", "pruning")
+GROWTH = "growth"
 
 
-@click.option("--repeats", type=click.IntRange(5), default=15, show_default=True, help="Measurements of each figure.")
-@click.option("--model", default="embedded", show_default=True, help="Checkpoint folder to measure.")
-@click.option("--device", default="auto", show_default=True)
+@click.option(
+    "--only", "chosen", multiple=True, metavar="GROUP", type=click.Choice([*GROUPS, GROWTH]), help="Only this group."
+)
+@click.option("--quick", is_flag=True, help=f"Leave out what takes longest: {', '.join(SLOW)}.")
+@click.option("--repeats", type=click.IntRange(5), default=15, show_default=True, help="Measurements of each ratio.")
+@click.option("--sweeps", type=click.IntRange(1), default=5, show_default=True, help="Repeats of whole sweeps.")
+@click.option("--device", default="auto", show_default=True, help="Of the models.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/bench"), show_default=True)
-def main(repeats: int, model: str, device: str, out: Path) -> None:
-    """Measure the training step against its floor: policy forward and backward and reference forward, nothing else.
+def main(chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, device: str, out: Path) -> None:
+    """Measure the workbench against its goals; writes OUT/bench.md, its figure bench.png, and bench.json.
 
-    Each figure is the median of ratios of measurements taken in turn (A, B, A, B, ...), with the 10th and 90th
-    percentile; the control measures the floor against itself and should be 1. One CPU thread unless
-    OMP_NUM_THREADS says otherwise. Writes OUT/bench.json: a list of objects with name, median, low, high, goal, met.
+    Every figure is the median of measurements with their 10th and 90th percentile. Ratios are of measurements taken
+    in turn (A, B, A, B, ...); a control measures the same against itself and should be 1. One CPU thread unless
+    OMP_NUM_THREADS says otherwise. What was measured before and is not measured now stays in the table.
+
+    \b
+    Groups:
+      step         a training step against its floor: policy forward and backward, reference forward
+      machinery    the moving reference's share of training time
+      diagnostics  diagnostics against the forwards they need
+      encode       the share of encoding not spent in the networks
+      start        the time until --help is there
+      memory       peak memory against the weights that must be there
+      report       all figures of a study of 50 runs
+      tracking     tracking's share of training time
+      growth       how costs grow with batch, resolution, trials, workers, buckets (growth.png, growth.json)
+      quality      steps to frozen Diffusion-DPO's final reward
+      workers      the default sweep by two workers against one
+      pruning      steps that pruning saves the default sweep
+
+    The last three take more than an hour on two cores, --quick, which leaves them out, about 20 minutes. Leave the
+    machine alone meanwhile.
+
+    \b
+    Examples:
+      python -m workbench.bench --quick
+      python -m workbench.bench --only step --only memory
+      python -m workbench.bench --only pruning --sweeps 2
     """
-    import time
-    from collections.abc import Callable, Iterator
-    from functools import partial
-    from typing import Any
-
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-
-    from workbench.backends import load
-    from workbench.objectives import dpo
-    from workbench.pairs import Batch
-    from workbench.processes import pick_device
-    from workbench.reference import Divergence, Reference, Rule
-    from workbench.timesteps import uniform
-    from workbench.trainer import noised, train
-
+    one_process()
+    folder = writable_folder("--out", out)
     silence_transformers()
-    place = pick_device(device)
-    backend = load(model, place)
-    policy, fixed = backend.denoiser().requires_grad_(True), backend.denoiser()
-    config: Any = policy.config
-    shape, process = (config.in_channels, config.sample_size, config.sample_size), backend.process.to(place)
-    told = backend.encode_text(["a fox on a blue background, noto style"])
-    of_pair = backend.pair_condition(backend.resolution, backend.resolution, 0, 0)
-    told |= {name: x[None].to(place) for name, x in of_pair.items()}
+    from importlib import import_module
 
-    def wait() -> None:
-        if place.type == "cuda":
-            torch.cuda.synchronize()
+    from workbench.benches import growth, table
+    from workbench.benches.figure import Options
+    from workbench.processes import pick_device
 
-    def seconds(work: Callable[[], object]) -> float:
-        wait()
-        start = time.perf_counter()
-        work()
-        wait()
-        return time.perf_counter() - start
-
-    def ratios(ours: Callable[[], object], floor: Callable[[], object], name: str) -> np.ndarray:
-        for _ in range(3):
-            ours(), floor()
-        bar = tqdm(range(repeats), desc=name, leave=False)
-        return np.array([seconds(ours) / seconds(floor) for _ in bar])
-
-    figures = []
-
-    def report(name: str, values: np.ndarray, goal: float) -> None:
-        low, median, high = (float(v) for v in np.percentile(values, [10, 50, 90]))
-        figures.append({"name": name, "median": median, "low": low, "high": high, "goal": goal, "met": median <= goal})
-        click.echo(f"{name:48s} {median:.3f}  ({low:.3f} to {high:.3f})  goal {goal:.2f}")
-
-    for size in (4, 16):
-        x_w, x_l = torch.randn(2, size, *shape, device=place)
-        batch = Batch(x_w, x_l, {name: x.expand(size, *x.shape[1:]) for name, x in told.items()})
-
-        def endless(batch: Batch = batch) -> Iterator[Batch]:
-            while True:
-                yield batch
-
-        t = torch.randint(backend.timesteps, (size,), device=place)
-        inputs = noised(batch, t, torch.randn(size, *shape, device=place), process)[:3]
-
-        def floor(inputs: Any = inputs) -> None:
-            policy.zero_grad(set_to_none=True)
-            backend.denoise(policy, *inputs).square().mean().backward()
-            with torch.no_grad():
-                backend.denoise(fixed, *inputs)
-
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
-        loop = train(
-            policy,
-            Reference(fixed, Rule(), lambda m: Divergence(0.0, 0.0), dict),
-            endless(),
-            denoise=backend.denoise,
-            objective=dpo,
-            process=process,
-            density=uniform(process.abar),
-            lam=torch.ones(backend.timesteps, device=place),
-            optimizer=optimizer,
-            schedule=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-            scaler=torch.amp.GradScaler(enabled=False),
-            steps=10_000,
-            accumulation=1,
-            clip=1.0,
-            generator=torch.Generator().manual_seed(0),
-            check_every=1 if place.type == "cpu" else 16,
-        )
-        report(f"control: floor against itself, {size} pairs", ratios(floor, floor, "control"), 1.02)
-        report(f"training step against its floor, {size} pairs", ratios(partial(next, loop), floor, "step"), 1.15)
-        click.echo(f"  the floor is {1e3 * np.median([seconds(floor) for _ in range(5)]):.1f} ms")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "bench.json").write_text(json.dumps(figures, indent=2))
+    options = Options(repeats, pick_device(device), (folder / "work").resolve(), sweeps)
+    options.place.mkdir(exist_ok=True)
+    groups = [name for name in GROUPS if (name in chosen if chosen else not (quick and name in SLOW))]
+    figures = table.load(folder)
+    click.echo(f"{table.machine(options)}\n\n{table.HEAD}")
+    for name in groups:
+        module, function = GROUPS[name]
+        new: list[Figure] = []
+        for figure in getattr(import_module(f"workbench.benches.{module}"), function)(options):
+            click.echo(table.line(figure))
+            new.append(figure)
+        kept = [f for f in figures if f.group != name]
+        figures = sorted([*kept, *new], key=lambda f: [*GROUPS].index(f.group))
+        table.write(figures, folder, options)
+    if not chosen or GROWTH in chosen:
+        series = growth.growth(options)
+        growth.draw(series, folder / "growth.png")
+        (folder / "growth.json").write_text(json.dumps([one.as_dict() for one in series], indent=1) + "\n")
+    click.echo(f"\nWritten: {folder}")
 
 
 main = command(main)

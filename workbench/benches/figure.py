@@ -18,11 +18,13 @@ class Options:
         repeats: measurements of each ratio.
         device: of the models.
         place: a folder for what is made on the way, kept from one call of the command to the next.
+        sweeps: measurements of what takes minutes: whole sweeps and runs.
     """
 
     repeats: int
     device: torch.device
     place: Path
+    sweeps: int = 5
 
 
 @dataclass(frozen=True)
