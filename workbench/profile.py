@@ -1,0 +1,117 @@
+"""`python -m workbench.profile`: where a training step's time goes, beside its floor's, operator by operator."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from workbench.cli import command, silence_transformers, writable_folder
+
+if TYPE_CHECKING:
+    import torch
+
+PYTHON = "Python between operators"
+
+
+@click.option("--model", default="embedded", show_default=True, help="embedded, or a shape: sd34m, sd15, tiny, ...")
+@click.option("--pairs", type=click.IntRange(1), default=4, show_default=True, help="Of a step.")
+@click.option("--lora", "rank", type=click.IntRange(0), default=0, show_default=True, help="Rank; 0 = full fine-tune.")
+@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Profiled ones.")
+@click.option("--rows", type=click.IntRange(1), default=25, show_default=True, help="Of the table that is printed.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/profile"), show_default=True)
+def main(model: str, pairs: int, rank: int, steps: int, rows: int, device: str, out: Path) -> None:
+    """Profile the training step against its floor: two forward passes and a backward pass of the same batch.
+
+    Each operator's own milliseconds in a step and in the floor, the largest difference first. The profiler makes small
+    operators slower; the line above the table has the times without it.
+
+    Writes OUT/profile.md, with all operators, and OUT/trace.json, one step with its Python calls, for
+    https://ui.perfetto.dev.
+
+    \b
+    Examples:
+      python -m workbench.profile
+      python -m workbench.profile --model sd34m --pairs 16 --lora 8 --steps 3
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is there: it tells of every start of the profiler
+    import numpy as np
+
+    from workbench.benches.step import loop
+    from workbench.errors import UserError
+    from workbench.markdown import markdown_table
+    from workbench.processes import pick_device
+    from workbench.shapes import SHAPES
+    from workbench.timing import in_turn
+
+    silence_transformers()
+    if model != "embedded" and model not in SHAPES:
+        raise UserError(f"--model {model}: expected embedded, {', '.join(SHAPES)}")
+    writable_folder("--out", out)
+    place = pick_device(device)
+    made = loop(model, pairs=pairs, rank=rank, device=place)
+    step, floor = 1e3 * np.median(in_turn(made.step, made.floor, repeats=steps, device=place), axis=1)
+    ours, least = (operators(work, steps, place) for work in (made.step, made.floor))
+    trace(made.step, place, out / "trace.json")
+
+    def row(name: str, a: float, b: float, calls: object, of_floor: object) -> list[object]:
+        return [name, f"{a:.2f}", f"{b:.2f}", f"{a - b:+.2f}", calls, of_floor]
+
+    none = (0.0, 0.0)
+    both = {name: (*ours.get(name, none), *least.get(name, none)) for name in ours | least}
+    ordered = sorted(both.items(), key=lambda item: item[1][2] - item[1][0])
+    table = [row(name, a, b, f"{m:g}", f"{n:g}") for name, (a, m, b, n) in ordered]
+    total = row("**total**", sum(a for a, _ in ours.values()), sum(b for b, _ in least.values()), None, None)
+    head = ["operator", "step, ms", "floor, ms", "difference, ms", "calls a step", "calls a floor"]
+    variant = f"LoRA {rank}" if rank else "full"
+    title = (
+        f"{model}, {variant}, {pairs} pairs, {place.type}: a step takes {step:.1f} ms, its floor {floor:.1f} ms "
+        f"({step / floor:.3f} x), without the profiler\n"
+    )
+    (out / "profile.md").write_text("\n".join([title, markdown_table(head, [total, *table]), ""]))
+    click.echo(f"{title}\n{markdown_table(head, [total, *table[:rows]])}\n")
+    click.echo(f"{len(table)} operators: {out / 'profile.md'}; a step on a time line: {out / 'trace.json'}")
+
+
+def operators(work: Callable[[], object], calls: int, device: "torch.device") -> dict[str, tuple[float, float]]:
+    """Each operator's own milliseconds, of the device, and calls in one call of the work."""
+    from torch.autograd.profiler import record_function
+    from torch.profiler import profile
+
+    from workbench.timing import wait
+
+    work()
+    with profile(activities=_activities(device), acc_events=True) as profiler:
+        for _ in range(calls):
+            with record_function(PYTHON):
+                work()
+        wait(device)
+    time = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    found = {event.key: (getattr(event, time) / 1e3 / calls, event.count / calls) for event in profiler.key_averages()}
+    return {name: (spent, count) for name, (spent, count) in found.items() if spent or device.type == "cpu"}
+
+
+def trace(work: Callable[[], object], device: "torch.device", place: Path) -> None:
+    """Write one call of the work as a Chrome trace, with the Python functions that its operators are called from."""
+    from torch.profiler import profile
+
+    from workbench.timing import wait
+
+    with profile(activities=_activities(device), with_stack=True) as profiler:
+        work()
+        wait(device)
+    profiler.export_chrome_trace(str(place))
+
+
+def _activities(device: "torch.device") -> "list[torch.profiler.ProfilerActivity]":
+    from torch.profiler import ProfilerActivity
+
+    return [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+
+
+main = command(main)
+
+if __name__ == "__main__":
+    main()
