@@ -84,7 +84,8 @@ def batches(device: torch.device, sizes: Sequence[int], repeats: int, model: str
     backend, shape = (random_backend(SHAPES[model], device), SHAPES[model]) if model in SHAPES else small(device)
     runs = [training(backend, shape, size) for size in sizes]
     took = in_turn(*(partial(next, run) for run in runs), repeats=repeats, device=device, name="batch")
-    return series("training step", "ms a pair", "pairs a step", sizes, 1e3 * took / np.array(sizes)[:, None])
+    name = f"training step, {'small model' if model == 'embedded' else model}"
+    return series(name, "ms a pair", "pairs a step", sizes, 1e3 * took / np.array(sizes)[:, None])
 
 
 def resolutions(device: torch.device, edges: Sequence[int], repeats: int) -> Series:
@@ -110,14 +111,13 @@ def trials(place: Path, counts: Sequence[int], repeats: int) -> Series:
     from workbench.timing import in_turn
 
     config, settings = load(DEFAULT), read(DEFAULT)
-    found = []
     with folder(place) as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nobody shows signs of life
-        for count in counts:
-            url = f"sqlite:///{name}/{count}.db"
-            take = partial(_take, _searched(config, settings, url, count), config, settings, url)
-            found.append(in_turn(take, repeats=repeats, warm=1, name=f"{count} trials")[0])
-    return series("next trial of a study", "ms", "finished trials", counts, 1e3 * np.array(found))
+        urls = {count: f"sqlite:///{name}/{count}.db" for count in counts}
+        studies = {url: _searched(config, settings, url, count) for count, url in urls.items()}
+        takes = [partial(_take, study, config, settings, url) for url, study in studies.items()]
+        found = in_turn(*takes, repeats=repeats, warm=1, name="trials")
+    return series("next trial of a study", "ms", "finished trials", counts, 1e3 * found)
 
 
 def _searched(config: Config, settings: dict[str, Any], url: str, count: int) -> Study:
@@ -175,8 +175,8 @@ def passes(
         by_buckets = measure(*(work(max(pairs), edges) for edges in buckets))
         by_pairs = measure(*(work(count) for count in pairs))
     return [
-        series(f"diagnostics, {max(pairs)} pairs", "s", "buckets", buckets, by_buckets),
-        series("diagnostics, 10 buckets", "s", "pairs", pairs, by_pairs),
+        series(f"diagnostics, {max(pairs)} pairs", "s a full pass", "buckets", buckets, by_buckets),
+        series("diagnostics, 10 buckets", "s a full pass", "pairs", pairs, by_pairs),
     ]
 
 
@@ -187,7 +187,7 @@ def draw(found: Sequence[Series], path: Path, *, others: Sequence[Series] = ()) 
         others: measured elsewhere, shown after these.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, ScalarFormatter
 
     shown = [*found, *others]
     columns = min(3, len(shown))
@@ -205,6 +205,9 @@ def draw(found: Sequence[Series], path: Path, *, others: Sequence[Series] = ()) 
         axes.xaxis.set_major_formatter(ScalarFormatter())
         if max(high) >= 5 * min(low) > 0:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.set_ylim(0, 1.15 * max(high))
         axes.set(title=one.name, xlabel=one.x_name, ylabel=one.unit)
