@@ -9,7 +9,7 @@ import requests
 import torch
 
 from workbench import backends, tracking
-from workbench.benches import growth, sides, tracked
+from workbench.benches import growth, sides, step, tracked
 from workbench.benches.figure import Options
 from workbench.data import open_rows
 from workbench.encoding import encode
@@ -29,7 +29,7 @@ def tiny_backend():
 
 
 def test_a_tracked_chunk_delivers_all_that_it_was_told(workplace, tiny_backend):
-    client, records = tracking.connect(), tracked.training(tiny_backend, SHAPES["tiny"], 2)
+    client, records = tracking.connect(), step.loop(tiny_backend, SHAPES["tiny"], pairs=2).started.records
     chunk = tracked.tracked(client, records, 10, 2, CPU)
     assert 0 < chunk.logging < chunk.wall and chunk.around > 0 and chunk.delivering >= 0
     (run,) = client.search_runs([tracking.experiment(client).experiment_id])
@@ -139,5 +139,5 @@ def test_costs_that_grow_are_measured_drawn_and_kept(options):
     again = [growth.Series.from_dict(one) for one in json.loads(json.dumps([one.as_dict() for one in found]))]
     assert again == found
     path = options.place / "reports" / "growth.png"
-    growth.draw(found, path, others=found[:1])
+    growth.draw(found, path)
     assert path.stat().st_size > 10_000

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: In the order of measuring: name -> (module of benches, function).
 GROUPS = {
     "step": ("step", "steps"),
-    "machinery": ("step", "machinery"),
+    "reference": ("step", "machinery"),
     "diagnostics": ("sides", "diagnostics"),
     "encode": ("sides", "encode"),
     "start": ("sides", "start"),
@@ -47,7 +47,7 @@ def main(chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, device
     \b
     Groups:
       step         a training step against its floor: policy forward and backward, reference forward
-      machinery    the moving reference's share of training time
+      reference    the moving reference's share of training time
       diagnostics  diagnostics against the forwards they need
       encode       the share of encoding not spent in the networks
       start        the time until --help is there

@@ -39,7 +39,7 @@ def main(model: str, pairs: int, rank: int, steps: int, rows: int, device: str, 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is there: it tells of every start of the profiler
     import numpy as np
 
-    from workbench.benches.step import loop
+    from workbench.benches.step import loop, open_model
     from workbench.errors import UserError
     from workbench.markdown import markdown_table
     from workbench.processes import pick_device
@@ -51,7 +51,7 @@ def main(model: str, pairs: int, rank: int, steps: int, rows: int, device: str, 
         raise UserError(f"--model {model}: expected embedded, {', '.join(SHAPES)}")
     writable_folder("--out", out)
     place = pick_device(device)
-    made = loop(model, pairs=pairs, rank=rank, device=place)
+    made = loop(*open_model(model, place), pairs=pairs, rank=rank)
     step, floor = 1e3 * np.median(in_turn(made.step, made.floor, repeats=steps, device=place), axis=1)
     ours, least = (operators(work, steps, place) for work in (made.step, made.floor))
     trace(made.step, place, out / "trace.json")

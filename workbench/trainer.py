@@ -120,7 +120,6 @@ def train(
     unchecked: list[StepRecord] = []
     weights = processes.bare(policy)
     for step in range(done + 1, steps + 1):
-        optimizer.zero_grad(set_to_none=True)
         seen = []
         for micro_step in range(1, accumulation + 1):
             batch = next(batches)
@@ -136,6 +135,7 @@ def train(
         scaler.step(optimizer)  # float16: a step whose gradients overflow is left out and the scale halved
         scaler.update()
         schedule.step()
+        optimizer.zero_grad(set_to_none=True)  # here, so that what is measured between steps has their memory
         loss_mean, *rest = processes.mean(torch.stack(seen).mean(0))
         record = StepRecord(step, torch.stack([loss_mean, grad_norm.detach(), *rest]), lr)
         unchecked.append(record)

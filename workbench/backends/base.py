@@ -62,6 +62,7 @@ class Backend(ABC):
         self.process = self._process()
         checks.require_noise(checkpoint, self.process.abar)
         checks.require_sizes(checkpoint, self.DENOISER)
+        self._taken: set[tuple] = set()  # shapes that the denoiser takes, as far as they were tried
         self.resolution = self._checked(resolution) if resolution else self._own_resolution()
 
     @property
@@ -159,7 +160,10 @@ class Backend(ABC):
             return self._call(denoiser, x_t, self._time[t], condition)
 
     def require_fit(self, latents: Tensor, condition: Condition) -> None:
-        """Raise UserError unless the denoiser takes such latents and embeddings; tried on shapes alone."""
+        """Raise UserError unless the denoiser takes such latents and embeddings; tried on shapes alone, once each."""
+        tried = (latents.shape, *sorted((name, x.shape) for name, x in condition.items()))
+        if tried in self._taken:
+            return
         shapes = {name: x.to("meta", torch.float32) for name, x in condition.items()}
         try:
             self._call(
@@ -168,6 +172,7 @@ class Backend(ABC):
         except (RuntimeError, ValueError, TypeError) as error:
             parts = f"its {self.DENOISER} does not take what its autoencoder and text encoders make"
             raise UserError(f"{self.checkpoint.name}: {parts} ({one_line(error)})") from None
+        self._taken.add(tried)
 
     @cached_property
     def _fits(self) -> bool:

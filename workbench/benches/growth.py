@@ -1,28 +1,38 @@
 """How costs grow: with the batch, the resolution, the trials of a study, and the diagnostics' buckets and pairs."""
 
-from __future__ import annotations
-
+import multiprocessing
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import optuna
+import torch
+from numpy.typing import NDArray
+from optuna import Study
 
-if TYPE_CHECKING:
-    import torch
-    from numpy.typing import NDArray
-    from optuna import Study
-
-    from workbench.benches.figure import Options
-    from workbench.config import Config
+from workbench.benches import sides
+from workbench.benches.commands import EXPERIMENTS
+from workbench.benches.figure import Options
+from workbench.benches.step import loop, open_model
+from workbench.benches.tracked import folder, workplace
+from workbench.config import Config, load, read
+from workbench.recovery import mend
+from workbench.shapes import SHAPES, random_backend
+from workbench.space import read_sampler, read_space, settings_of
+from workbench.storage import locked, open_storage
+from workbench.timing import in_turn
+from workbench.workers import missing
 
 BATCHES, LATENTS, TRIALS = (1, 2, 4, 8, 16, 32), (8, 16, 32, 64), (5, 50, 200, 500)
 BUCKETS, PAIRS = (5, 10, 20, 50), (50, 100, 200, 400)
 AT_ONCE = 4  # pairs of a step where the resolution grows
-DEFAULT = Path(__file__).parent.parent.parent / "experiments" / "default.toml"
+WORKERS, LASTING = (1, 2, 3, 4), 8.0  # seconds that they train side by side
+DEFAULT = EXPERIMENTS / "default.toml"
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Series:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> Series:
+    def from_dict(cls, found: dict[str, Any]) -> "Series":
         """What `as_dict` made, also after it was JSON."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
         return cls(**values)
@@ -61,13 +71,14 @@ def series(name: str, unit: str, x_name: str, x: Sequence[float], values: NDArra
 
 
 def growth(options: Options) -> list[Series]:
-    """Every series that one process measures."""
+    """Every series."""
     few = max(3, options.repeats // 5)
     return [
         batches(options.device, BATCHES, options.repeats),
         resolutions(options.device, LATENTS, max(3, options.repeats // 2)),
         trials(options.place, TRIALS, options.repeats),
         *passes(options, BUCKETS, PAIRS, few),
+        workers(options.device, WORKERS, few),
     ]
 
 
@@ -77,26 +88,19 @@ def batches(device: torch.device, sizes: Sequence[int], repeats: int, model: str
     Args:
         model: "embedded", or the name of a shape.
     """
-    from workbench.benches.tracked import small, training
-    from workbench.shapes import SHAPES, random_backend
-    from workbench.timing import in_turn
 
-    backend, shape = (random_backend(SHAPES[model], device), SHAPES[model]) if model in SHAPES else small(device)
-    runs = [training(backend, shape, size) for size in sizes]
-    took = in_turn(*(partial(next, run) for run in runs), repeats=repeats, device=device, name="batch")
+    runs = [loop(*open_model(model, device), pairs=size) for size in sizes]
+    took = in_turn(*(run.step for run in runs), repeats=repeats, device=device, name="batch")
     name = f"training step, {'small model' if model == 'embedded' else model}"
     return series(name, "ms a pair", "pairs a step", sizes, 1e3 * took / np.array(sizes)[:, None])
 
 
 def resolutions(device: torch.device, edges: Sequence[int], repeats: int) -> Series:
     """Milliseconds a pair of a training step of the smallest shape, by the edge of its latents."""
-    from workbench.benches.tracked import training
-    from workbench.shapes import SHAPES, random_backend
-    from workbench.timing import in_turn
 
     shapes = [replace(SHAPES["tiny"], denoiser={**SHAPES["tiny"].denoiser, "sample_size": edge}) for edge in edges]
-    runs = [training(random_backend(shape, device), shape, AT_ONCE) for shape in shapes]
-    took = in_turn(*(partial(next, run) for run in runs), repeats=repeats, device=device, name="resolution")
+    runs = [loop(random_backend(shape, device), shape, pairs=AT_ONCE) for shape in shapes]
+    took = in_turn(*(run.step for run in runs), repeats=repeats, device=device, name="resolution")
     name = f"training step, untrained UNet, {AT_ONCE} pairs"
     return series(name, "ms a pair", "edge of the latents", edges, 1e3 * took / AT_ONCE)
 
@@ -106,9 +110,6 @@ def trials(place: Path, counts: Sequence[int], repeats: int) -> Series:
 
     The lock of the database, a look for workers that are gone, the sampler's choice of all settings.
     """
-    from workbench.benches.tracked import folder
-    from workbench.config import load, read
-    from workbench.timing import in_turn
 
     config, settings = load(DEFAULT), read(DEFAULT)
     with folder(place) as name, warnings.catch_warnings():
@@ -122,10 +123,6 @@ def trials(place: Path, counts: Sequence[int], repeats: int) -> Series:
 
 def _searched(config: Config, settings: dict[str, Any], url: str, count: int) -> Study:
     """A study with so many finished trials, drawn at random."""
-    import optuna
-
-    from workbench.space import read_sampler, read_space, settings_of
-    from workbench.storage import locked, open_storage
 
     drawn = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
     for i in range(count):
@@ -142,10 +139,6 @@ def _searched(config: Config, settings: dict[str, Any], url: str, count: int) ->
 
 def _take(study: Study, config: Config, settings: dict[str, Any], url: str) -> None:
     """As a worker takes its next trial; it ends at once."""
-    from workbench.recovery import mend
-    from workbench.space import read_space, settings_of
-    from workbench.storage import locked
-    from workbench.workers import missing
 
     with locked(url):
         mend(study)
@@ -159,13 +152,8 @@ def passes(
     options: Options, buckets: Sequence[int], pairs: Sequence[int], repeats: int, model: str = "embedded"
 ) -> list[Series]:
     """Seconds of a full pass of the diagnostics, by buckets (all pairs) and by pairs (10 buckets)."""
-    from workbench.benches import sides
-    from workbench.benches.tracked import folder, small, workplace
-    from workbench.shapes import SHAPES, random_backend
-    from workbench.timing import in_turn
 
-    shape = SHAPES.get(model)
-    backend, shape = (random_backend(shape, options.device), shape) if shape else small(options.device)
+    backend, shape = open_model(model, options.device)
     with folder(options.place) as name, workplace(Path(name)):
 
         def work(count: int, edges: int = 10) -> Callable:
@@ -180,20 +168,44 @@ def passes(
     ]
 
 
-def draw(found: Sequence[Series], path: Path, *, others: Sequence[Series] = ()) -> None:
-    """One figure, a panel a series: medians, and bars from the 10th to the 90th percentile.
+def workers(device: torch.device, counts: Sequence[int], repeats: int, model: str = "embedded") -> Series:
+    """Training steps a second of processes that train side by side, each on its own, all together."""
+    context, found = multiprocessing.get_context("spawn"), []
+    for count in counts:
+        ready, lines = context.Barrier(count), [context.Pipe(duplex=False) for _ in range(count)]
+        crew = [context.Process(target=_train, args=(model, device, ready, repeats, line)) for _, line in lines]
+        for process in crew:
+            process.start()
+        found.append(np.sum([reader.recv() for reader, _ in lines], axis=0))
+        for process in crew:
+            process.join()
+    return series("training, 8 pairs a step", "steps a second, all workers", "workers", counts, np.array(found))
 
-    Args:
-        others: measured elsewhere, shown after these.
-    """
+
+def _train(model: str, device: torch.device, ready: Any, repeats: int, line: Any) -> None:
+    """Tell how many steps a second this process makes, beginning each time with the others."""
+    torch.set_num_threads(1)
+    made, rates = loop(*open_model(model, device), pairs=8), []
+    made.step()
+    for _ in range(repeats):
+        ready.wait()
+        begin, steps = time.perf_counter(), 0
+        while time.perf_counter() - begin < LASTING:
+            made.step()
+            steps += 1
+        rates.append(steps / (time.perf_counter() - begin))
+    line.send(rates)
+
+
+def draw(found: Sequence[Series], path: Path) -> None:
+    """One figure, a panel a series: medians, and bars from the 10th to the 90th percentile."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, ScalarFormatter
 
-    shown = [*found, *others]
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows), layout="constrained")
-    for place, one in enumerate(shown, 1):
+    for place, one in enumerate(found, 1):
         axes: Any = figure.add_subplot(rows, columns, place)
         low, median, high = (np.array(values) for values in (one.low, one.median, one.high))
         bars = np.maximum(0, [median - low, high - median])

@@ -1,10 +1,10 @@
 """Peak memory of training against that of the same arithmetic with as few weights as it can be done with."""
 
 import gc
-import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,15 +12,14 @@ from tqdm import tqdm
 
 from workbench.adapters import adapt
 from workbench.benches.figure import Figure, Options, figure
-from workbench.benches.step import VARIANTS, loop
+from workbench.benches.step import VARIANTS, loop, open_model
 from workbench.optimizers import adamw
 from workbench.shapes import SHAPES, random_backend
 
 MODEL, PAIRS = "sd34m", 4
 STEPS, INTERVAL = 5, 2  # of each run; the reference moves twice
 REPEATS, GOAL = 3, 1.15
-SIDES = ("train", "floor")
-EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # glibc's: above 64 KiB back at once
+AT_ONCE = {"": 2 * PAIRS, ", probe by 64 images": 64}  # images of the probe; the first as a training step's
 
 
 def peak(options: Options) -> Iterator[Figure]:
@@ -30,21 +29,22 @@ def peak(options: Options) -> Iterator[Figure]:
     weights that the method needs, one UNet's or two, does the same forward and backward passes, and has gradients and
     the optimizer's state of what is trained. Both sets of adapters, small against the UNet, are on both sides.
 
-    Each side runs in processes of its own, in turn. What they hold before there is a model is not counted. The goal is
-    for what tensors take: on a CPU the C library is told to give every tensor's memory back at once. What it keeps
-    otherwise, as it likes, is a figure without a goal.
+    Each side runs in processes of its own, in turn. What they hold before there is a model is not counted. On a CPU it
+    is resident memory, with what the C library keeps back. The goal is for a probe that is measured by as many images
+    at once as a step trains on (`diagnostics.batch_size`); the default's 64 are a figure without one.
     """
-    kinds = {"": EXACT} if options.device.type == "cuda" else {"": EXACT, ", as the C library keeps it": {}}
     for variant, (rank, _) in VARIANTS.items():
         weights = (1 if rank else 2) * _weights(MODEL) / 1e6
         note = f"{'one UNet' if rank else 'two UNets'} of {weights:.0f} MB in all"
-        for kind, environment in kinds.items():
-            name = f"{MODEL}, {variant}, {PAIRS} pairs{kind}"
-            rounds = tqdm(range(REPEATS), desc=name, leave=False, disable=None)
-            sides = [[in_new_process(s, MODEL, rank, options.device, environment) for s in SIDES] for _ in rounds]
-            goal = GOAL if environment else None
-            yield figure("memory", f"peak / floor: {name}", [ours / least for ours, least in sides], goal, note=note)
-            yield figure("memory", f"floor: {name}", [least / 1e6 for _, least in sides], None, unit="MB", note=note)
+        name = f"{MODEL}, {variant}, {PAIRS} pairs"
+        rounds = tqdm(range(REPEATS), desc=name, leave=False, disable=None)
+        called = [("floor", 0), *(("train", images) for images in AT_ONCE.values())]
+        found = [[in_new_process(side, MODEL, rank, options.device, images) for side, images in called] for _ in rounds]
+        for place, (kind, images) in enumerate(AT_ONCE.items(), 1):
+            ratios = [sides[place] / sides[0] for sides in found]
+            goal = GOAL if images == 2 * PAIRS else None
+            yield figure("memory", f"peak / floor: {name}{kind}", ratios, goal, note=note)
+        yield figure("memory", f"floor: {name}", [sides[0] / 1e6 for sides in found], None, unit="MB", note=note)
 
 
 def _weights(model: str) -> int:
@@ -52,22 +52,23 @@ def _weights(model: str) -> int:
     return sum(4 * p.numel() for p in random_backend(SHAPES[model], torch.device("meta")).denoiser().parameters())
 
 
-def in_new_process(side: str, model: str, rank: int, device: torch.device, environment: Mapping[str, str]) -> int:
+def in_new_process(side: str, model: str, rank: int, device: torch.device, images: int) -> int:
     """Peak memory of `train` or `floor`, bytes.
 
     Args:
-        environment: what it is told beyond this process's.
+        images: of the probe, at once.
     """
-    call = f"measured({side!r}, {model!r}, {rank}, {str(device)!r})"
+    call = f"measured({side!r}, {model!r}, {rank}, {str(device)!r}, {images})"
     program = f"from workbench.benches.memory import measured; print({call})"
     told = [sys.executable, "-W", "ignore", "-c", program]
-    done = subprocess.run(told, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(told, stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
-def measured(side: str, model: str, rank: int, name: str) -> int:
+def measured(side: str, model: str, rank: int, name: str, images: int) -> int:
     """Peak memory of this process, bytes; the tiny shape first, as what is imported once is no part of a model."""
-    device, work = torch.device(name), {"train": train, "floor": floor}[side]
+    device = torch.device(name)
+    work = partial(train, images=images) if side == "train" else floor
     work("tiny", rank, device)
     gc.collect()
     if device.type == "cuda":
@@ -88,10 +89,11 @@ def _resident(name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def train(model: str, rank: int, device: torch.device) -> None:
+def train(model: str, rank: int, device: torch.device, images: int) -> None:
     """A few steps of a run."""
     moves = {"reference.policy": "update", "reference.interval": INTERVAL, "diagnostics.probe": 256}
-    made = loop(model, pairs=PAIRS, rank=rank, device=device, settings=moves)
+    moves |= {"diagnostics.batch_size": images}
+    made = loop(*open_model(model, device), pairs=PAIRS, rank=rank, settings=moves)
     for _ in range(STEPS):
         made.step()
     assert made.started.reference.updates == STEPS // INTERVAL
@@ -112,8 +114,8 @@ def floor(model: str, rank: int, device: torch.device) -> None:
     t = torch.randint(backend.timesteps, (images,), device=device)
     condition = {name: torch.randn(images, *size, device=device) for name, size in told.items()}
     for _ in range(STEPS):
-        optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             gradient = backend.denoise(fixed, x_t, t, condition)
         backend.denoise(policy, x_t, t, condition).backward(gradient)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)

@@ -22,7 +22,8 @@ from PIL import Image
 from workbench import backends, findings, studies, tracking
 from workbench.backends import Backend
 from workbench.benches.figure import Figure, Options, control, figure
-from workbench.benches.tracked import folder, small, workplace
+from workbench.benches.step import open_model
+from workbench.benches.tracked import folder, workplace
 from workbench.checkpoints import ASSETS, fetch
 from workbench.config import Config, read, resolve
 from workbench.data import open_rows, read_prompts
@@ -79,7 +80,7 @@ def diagnostics(
 ) -> Iterator[Figure]:
     """A full pass of the bucket diagnostics against the same calls of the denoiser, on inputs made beforehand."""
     if backend is None or shape is None:
-        backend, shape = small(options.device)
+        backend, shape = open_model("embedded", options.device)
     with folder(options.place) as name, workplace(Path(name)):
         work, forwards = passes(backend, shape, pairs)
         name = f"diagnostics over 10 buckets, {pairs} pairs"

@@ -23,6 +23,7 @@ from workbench.trainer import Noised, StepRecord, draw_noise, noised
 SMALL, LARGE = MODELS = ("embedded", "sd34m")
 VARIANTS = {"full": (0, 1.05), "LoRA": (8, 1.10)}  # name -> rank of the adapters, goal
 SIZES = (4, 16)  # pairs a step
+SUBSET = 32  # images
 INTERVALS = {64: 2.0, 16: 6.0}  # steps between moves of the reference -> goal, % of the time they take
 
 
@@ -53,19 +54,21 @@ class Loop:
         """
         x_t, t, condition, _ = self.inputs
         policy, reference = self.started.policy, self.started.reference.model
-        policy.zero_grad(set_to_none=True)
         with torch.no_grad():
             fixed = self.backend.denoise(reference, x_t, t, condition)
         predicted = self.backend.denoise(policy, x_t, t, condition)
         predicted.backward(fixed)
+        policy.zero_grad(set_to_none=True)
         return predicted.detach(), fixed
 
 
-def loop(model: str, *, pairs: int, rank: int, device: torch.device, settings: Mapping[str, Any] | None = None) -> Loop:
+def loop(
+    backend: Backend, shape: Shape, *, pairs: int, rank: int = 0, settings: Mapping[str, Any] | None = None
+) -> Loop:
     """A run as `run.start` makes it, on random pairs, with the default settings but for its models.
 
     Args:
-        model: "embedded", the small model that comes with the workbench, or the name of a shape in SHAPES.
+        backend, shape: the model, as `open_model` returns it.
         pairs: of a step.
         rank: of the adapters; 0 = full fine-tune.
         settings: others by dotted name; without any the reference stays where it is and its probe is one image.
@@ -75,8 +78,8 @@ def loop(model: str, *, pairs: int, rank: int, device: torch.device, settings: M
         | {"reference.policy": "frozen", "diagnostics.probe": 1}
         | dict(settings or {})
     )
-    backend, shape = _model(model, device)
-    process, measured = backend.process.to(device), config.diagnostics
+    device, measured = backend.device, config.diagnostics
+    process = backend.process.to(device)
     data = random_pairs(shape, backend.resolution, max(PAIRS, pairs, measured.probe))
     probe = Probe(
         backend.denoise,
@@ -96,14 +99,18 @@ def loop(model: str, *, pairs: int, rank: int, device: torch.device, settings: M
     return Loop(backend, started, noised(batch, t, eps, process))
 
 
-def _model(name: str, device: torch.device) -> tuple[Backend, Shape]:
+def open_model(name: str, device: torch.device) -> tuple[Backend, Shape]:
+    """A model and its shape.
+
+    Args:
+        name: "embedded", the small model that comes with the workbench, or a shape in SHAPES, untrained.
+    """
     if name in SHAPES:
         return random_backend(SHAPES[name], device), SHAPES[name]
     backend = backends.load(name, device)
-    denoiser: Any = backend.denoiser(device="cpu")
     told = {key: tuple(x.shape[1:]) for key, x in backend.encode_text([""]).items()}
     backend.rest()
-    return backend, Shape("sd", dict(denoiser.config), told)
+    return backend, Shape("sd", backend.checkpoint.config(backend.DENOISER), told)
 
 
 def steps(options: Options) -> Iterator[Figure]:
@@ -111,7 +118,7 @@ def steps(options: Options) -> Iterator[Figure]:
     for model in MODELS:
         for variant, (rank, goal) in VARIANTS.items():
             for pairs in SIZES:
-                made = loop(model, pairs=pairs, rank=rank, device=options.device)
+                made = loop(*open_model(model, options.device), pairs=pairs, rank=rank)
                 yield from against_floor(f"{model}, {variant}, {pairs} pairs", made, goal, _repeats(model, options))
                 del made
                 free(options.device)
@@ -128,16 +135,21 @@ def against_floor(name: str, made: Loop, goal: float, repeats: int) -> Iterator[
 
 
 def machinery(options: Options) -> Iterator[Figure]:
-    """An accepted update of the reference against the steps from one to the next: full, at the default batch."""
+    """An accepted update of the reference against the steps from one to the next: full, at the default batch.
+
+    With a probe of 32 images, which is what a subset of a batch has, and with the default's, which is larger as its
+    own noise is part of what is compared with delta.
+    """
     config = resolve({})
-    pairs, probe = config.train.batch_size, config.diagnostics.probe
+    pairs = config.train.batch_size
     for model in MODELS:
-        # the run itself never comes to its first update: each is asked for
-        settings = {"reference.policy": "update", "reference.interval": LARGEST, "diagnostics.probe": probe}
-        made = loop(model, pairs=pairs, rank=0, device=options.device, settings=settings)
-        yield from updates(f"{model}, {pairs} pairs", made, _repeats(model, options))
-        del made
-        free(options.device)
+        for probe in (SUBSET, config.diagnostics.probe):
+            # the run itself never comes to its first update: each is asked for
+            settings = {"reference.policy": "update", "reference.interval": LARGEST, "diagnostics.probe": probe}
+            made = loop(*open_model(model, options.device), pairs=pairs, settings=settings)
+            yield from updates(f"{model}, {pairs} pairs, probe of {probe}", made, _repeats(model, options))
+            del made
+            free(options.device)
 
 
 def updates(name: str, made: Loop, repeats: int) -> Iterator[Figure]:
@@ -152,11 +164,10 @@ def updates(name: str, made: Loop, repeats: int) -> Iterator[Figure]:
         name=name,
     )
     assert reference.updates == repeats + 2, "an update was not accepted"
-    note = f"{reference.measure.size} probe images"  # type: ignore[attr-defined]
     for interval, goal in INTERVALS.items():
         share = 100 * update / (interval * step)
-        yield figure("reference", f"moving it every {interval} steps: {name}", share, goal, unit="%", note=note)
-    yield figure("reference", f"one update: {name}", 1e3 * update, None, unit="ms", note=note)
+        yield figure("reference", f"moving it every {interval} steps: {name}", share, goal, unit="%")
+    yield figure("reference", f"one update: {name}", 1e3 * update, None, unit="ms")
 
 
 def _repeats(model: str, options: Options) -> int:

@@ -13,20 +13,16 @@ from contextlib import ExitStack, chdir, contextmanager
 from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import requests
 import torch
 
-from workbench import backends, timing
+from workbench import timing
 from workbench.backends import Backend
 from workbench.benches.figure import Figure, Options, control, figure
-from workbench.config import resolve
-from workbench.evaluation import Probe
-from workbench.measure import PAIRS, random_pairs
-from workbench.preparation import Prepared
-from workbench.run import start
+from workbench.benches.step import loop, open_model
 from workbench.schedules import bucket_names
 from workbench.shapes import Shape
 from workbench.tracking import Client, Tracker, connect
@@ -64,8 +60,9 @@ def tracking(
         backend, shape: of another model.
     """
     if backend is None or shape is None:
-        backend, shape = small(options.device)
-    records = training(backend, shape, 8)
+        backend, shape = open_model("embedded", options.device)
+    made = loop(backend, shape, pairs=8)
+    records = made.started.records
     steps = _steps_in(records, seconds, options.device)
     with ExitStack() as stack:
         place = Path(stack.enter_context(folder(options.place)))
@@ -153,27 +150,6 @@ def _steps_in(records: Iterator[StepRecord], seconds: float, device: torch.devic
 
 
 # What other benches need too
-
-
-def small(device: torch.device) -> tuple[Backend, Shape]:
-    """The model that comes with the workbench, and what its denoiser takes."""
-    backend = backends.load("embedded", device)
-    told = {name: tuple(x.shape[1:]) for name, x in backend.encode_text([""]).items()}
-    return backend, Shape("sd", backend.checkpoint.config(backend.DENOISER), told)
-
-
-def training(backend: Backend, shape: Shape, batch_size: int) -> Iterator[StepRecord]:
-    """Endless steps of the real loop on random pairs, taken as they are read; a frozen reference.
-
-    Args:
-        batch_size: pairs a step.
-    """
-    size, process = max(PAIRS, batch_size), backend.process.to(backend.device)
-    settings = {"train.batch_size": batch_size, "train.steps": 2**31, "reference.policy": "frozen"}
-    pairs, pretrained = random_pairs(shape, backend.resolution, size), backend.denoiser(half=True)
-    probe = Probe(backend.denoise, pretrained, pairs, process, size=2, device=backend.device)
-    none = cast(Any, None)  # no diagnostics and no samples: `start` asks for neither
-    return start(resolve(settings), Prepared(backend, pairs, pairs, probe, probe, none, [], None, None)).records
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The tracking store: the connection to it, its studies, and links into its UI."""
 
+import gc
 import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -209,12 +210,25 @@ def children(client: MlflowClient, parent: Run) -> list[Run]:
     query, order = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'", ["attributes.start_time ASC"]
     runs: list[Run] = []
     token = None
-    while True:
-        page = client.search_runs([parent.info.experiment_id], query, order_by=order, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
+    with _uncollected():
+        while True:
+            page = client.search_runs([parent.info.experiment_id], query, order_by=order, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """For what makes many objects at once: each collection meanwhile would go through all that a notebook holds."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def is_complete(client: MlflowClient, study: str) -> bool:
