@@ -89,8 +89,8 @@ def test_diagnostics_are_set_against_their_own_forwards(workplace, tiny_backend)
 
 def test_the_timed_encoding_is_the_encoding(tiny_model, tmp_path):
     backend, file = backends.load(str(tiny_model), CPU), sides.pairs_file(tmp_path / "pairs.parquet", 12)
-    shares, checks = sides.encoding_shares(backend, file, 2)
-    assert len(shares) == 2 and all(0 < share < 100 for share in shares) and all(check > 0 for check in checks)
+    shares = sides.encoding_shares(backend, file, 2)
+    assert len(shares) == 2 and all(0 < share < 100 for share in shares)
     plain = encode(open_rows(str(file), "train"), backend, into=tmp_path / "plain")
     with sides.timed(backend, "encode_images", "encode_text"):
         counted = encode(open_rows(str(file), "train"), backend, into=tmp_path / "timed")

@@ -133,32 +133,25 @@ def encode(options: Options, pairs: int = 2000, large: int = 2) -> Iterator[Figu
         place, backend = Path(name), backends.load("embedded", options.device)
         file = pairs_file(place / "small.parquet", pairs)
         encode_once(backend, file)  # models are loaded and warm
-        shares, checks = encoding_shares(backend, file, max(5, options.repeats // 3))
+        shares = encoding_shares(backend, file, max(5, options.repeats // 3))
         note = f"{pairs} pairs of 32 px"
         yield figure("encode", f"encoding for the small model, {what}", shares, 10.0, unit="%", note=note)
-        once = "however many pairs there are"
-        yield figure("encode", "does the denoiser take what was encoded?", checks, None, unit="s", note=once)
         if large:
             file = pairs_file(place / "large.parquet", large, edge=768)
             backend = with_large_autoencoder(place / "model", options.device)
-            shares, _ = encoding_shares(backend, file, 1)
+            shares = encoding_shares(backend, file, 1)
             note = f"{large} pairs of 768 px, random weights"
             yield figure("encode", f"encoding at 512 px, {what}", shares, 10.0, unit="%", note=note)
 
 
-def encoding_shares(backend: Backend, file: Path, repeats: int) -> tuple[list[float], list[float]]:
-    """That share, in %, of encodings of a parquet file's pairs, each into a fresh folder.
-
-    Returns:
-        Shares, and the seconds in which the denoiser was shown what was encoded, which are outside too.
-    """
-    shares, checks = [], []
+def encoding_shares(backend: Backend, file: Path, repeats: int) -> list[float]:
+    """That share, in %, of encodings of a parquet file's pairs, each into a fresh folder."""
+    shares = []
     for _ in range(repeats):
-        with timed(backend, "encode_images", "encode_text", "require_fit") as spent:
+        with timed(backend, "encode_images", "encode_text") as spent:
             took = seconds(lambda: encode_once(backend, file), backend.device)
-        checks.append(spent.pop("require_fit"))
         shares.append(100 * (1 - sum(spent.values()) / took))
-    return shares, checks
+    return shares
 
 
 def encode_once(backend: Backend, file: Path) -> None:
