@@ -131,7 +131,7 @@ def test_commands_settings_and_files_that_are_named_exist(path):
 def test_the_gpu_script_runs_all_its_steps_on_a_cpu(tmp_path):
     """The tiny shape in place of the real ones, and commands that only say what they are for the studies."""
     settings = {"SHAPES": "tiny", "VARIANTS": "lora", "DEVICE": "cpu", "STEPS": "4"}
-    settings |= {"STUDY_OPTIONS": "--help", "CLAIMS_OPTIONS": "--help"}
+    settings |= {"STUDY_OPTIONS": "--help", "CLAIMS_OPTIONS": "--help", "BENCH_OPTIONS": "--only start", "COMPILE": ""}
     done = subprocess.run(
         ["bash", ROOT / "experiments" / "gpu.sh", "200"],
         cwd=tmp_path, env=os.environ | settings | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
@@ -139,7 +139,7 @@ def test_the_gpu_script_runs_all_its_steps_on_a_cpu(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     summary = (tmp_path / "reports" / "gpu" / "summary.md").read_text()
-    assert summary.count("| tiny |") == 1 and summary.count("done in") == 3
+    assert summary.count("| tiny |") == 1 and summary.count("done in") == 4 and "workbench.sweep --help" in summary
 
 
 def test_the_gpu_script_says_what_it_had_no_time_for(tmp_path):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: In the order of measuring: name -> (module of benches, function).
 GROUPS = {
+    "limits": ("limits", "limits"),
     "step": ("step", "steps"),
     "reference": ("step", "machinery"),
     "diagnostics": ("sides", "diagnostics"),
@@ -46,6 +47,7 @@ def main(chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, device
 
     \b
     Groups:
+      limits       what the machine can do, arithmetic and memory traffic, and how much of it training uses
       step         a training step against its floor: policy forward and backward, reference forward
       reference    the moving reference's share of training time
       diagnostics  diagnostics against the forwards they need

@@ -119,7 +119,7 @@ def steps(options: Options) -> Iterator[Figure]:
         for variant, (rank, goal) in VARIANTS.items():
             for pairs in SIZES:
                 made = loop(*open_model(model, options.device), pairs=pairs, rank=rank)
-                yield from against_floor(f"{model}, {variant}, {pairs} pairs", made, goal, _repeats(model, options))
+                yield from against_floor(f"{model}, {variant}, {pairs} pairs", made, goal, repeats_of(model, options))
                 del made
                 free(options.device)
 
@@ -147,7 +147,7 @@ def machinery(options: Options) -> Iterator[Figure]:
             # the run itself never comes to its first update: each is asked for
             settings = {"reference.policy": "update", "reference.interval": LARGEST, "diagnostics.probe": probe}
             made = loop(*open_model(model, options.device), pairs=pairs, settings=settings)
-            yield from updates(f"{model}, {pairs} pairs, probe of {probe}", made, _repeats(model, options))
+            yield from updates(f"{model}, {pairs} pairs, probe of {probe}", made, repeats_of(model, options))
             del made
             free(options.device)
 
@@ -170,6 +170,6 @@ def updates(name: str, made: Loop, repeats: int) -> Iterator[Figure]:
     yield figure("reference", f"one update: {name}", 1e3 * update, None, unit="ms")
 
 
-def _repeats(model: str, options: Options) -> int:
+def repeats_of(model: str, options: Options) -> int:
     """Fewer of the large model's, whose steps are long."""
     return max(5, options.repeats // 3) if model == LARGE else options.repeats
