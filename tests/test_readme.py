@@ -10,7 +10,7 @@ import torch
 from workbench import reward_scale
 from workbench.config import CHOICES, catalogue, known_names, read, resolve
 from workbench.run import metric_names
-from workbench.space import arms_of, read_space
+from workbench.space import arms_of, read_pruner, read_space
 from workbench.tuning import settle
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def test_its_choices_are_all_the_choices():
 
 
 def test_its_example_is_a_valid_experiment():
-    _, block, several = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    _, block, pruned, several = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     tree, wanted = tomllib.loads(block), tomllib.loads(several)["sweep"]
     config = resolve(
         {"reference.policy": "threshold", "sweep.space": tree["sweep"]["space"], "sweep.arms": tree["sweep"]["arms"]}
@@ -51,6 +51,8 @@ def test_its_example_is_a_valid_experiment():
     assert len(read_space(config)) == 2
     sweep = resolve({f"sweep.{key}": value for key, value in wanted.items()}).sweep
     assert len(sweep.objectives) == 2 and {name for _, name in sweep.metrics} <= metric_names(config)
+    pruning = resolve({f"sweep.{key}": value for key, value in tomllib.loads(pruned)["sweep"].items()})
+    assert read_pruner(pruning) and {name for _, name in pruning.sweep.metrics} <= metric_names(config)
 
 
 def test_its_worked_example_is_a_shape_and_a_study_in_under_15_lines(tmp_path):
