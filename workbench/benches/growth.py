@@ -29,7 +29,7 @@ from workbench.timing import in_turn
 from workbench.workers import missing
 
 BATCHES, LATENTS, TRIALS = (1, 2, 4, 8, 16, 32), (8, 16, 32, 64), (5, 50, 200, 500)
-BUCKETS, PAIRS = (5, 10, 20, 50), (50, 100, 200, 400)
+BUCKETS, PAIRS = (5, 10, 20, 50), (50, 100, 200)
 AT_ONCE = 4  # pairs of a step where the resolution grows
 WORKERS, LASTING = (1, 2, 3, 4), 8.0  # seconds that they train side by side
 DEFAULT = EXPERIMENTS / "default.toml"

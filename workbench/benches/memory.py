@@ -18,7 +18,7 @@ from workbench.shapes import SHAPES, random_backend
 
 MODEL, PAIRS = "sd34m", 4
 STEPS, INTERVAL = 5, 2  # of each run; the reference moves twice
-REPEATS, GOAL = 3, 1.15
+REPEATS, GOAL = 2, 1.15
 AT_ONCE = {"": 2 * PAIRS, ", probe by 64 images": 64}  # images of the probe; the first as a training step's
 
 
