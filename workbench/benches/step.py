@@ -110,7 +110,8 @@ def open_model(name: str, device: torch.device) -> tuple[Backend, Shape]:
     backend = backends.load(name, device)
     told = {key: tuple(x.shape[1:]) for key, x in backend.encode_text([""]).items()}
     backend.rest()
-    return backend, Shape("sd", backend.checkpoint.config(backend.DENOISER), told)
+    described = backend.checkpoint.config
+    return backend, Shape("sd", described(backend.DENOISER), told, vae=described("vae"))
 
 
 def steps(options: Options) -> Iterator[Figure]:
