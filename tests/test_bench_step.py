@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from workbench import profile
-from workbench.benches import memory, step
+from workbench.benches import limits, memory, step
 from workbench.benches.figure import Options
 from workbench.schedules import squared_error
 from workbench.shapes import SHAPES, random_backend
@@ -70,6 +70,14 @@ def test_the_reference_s_moves_are_shares_of_the_steps_between_them(tiny):
         assert (rarely.goal, often.goal, update.goal) == (2.0, 6.0, None)
         assert often.median == pytest.approx(4 * rarely.median)
         assert all(f.name.endswith(f"tiny, 8 pairs, probe of {probe}") for f in (rarely, often, update))
+
+
+def test_limits_are_rates_and_shares_of_them(tiny, monkeypatch):
+    monkeypatch.setattr(limits, "MODELS", ("tiny",))
+    monkeypatch.setattr(limits, "COPIED", 2**16)
+    found = list(limits.limits(OPTIONS))
+    assert [f.unit for f in found] == ["GFLOP/s", "GB/s", "%", "ms", "%"] and all(f.median > 0 for f in found)
+    assert found[2].median < 100  # nothing multiplies faster than a matrix product
 
 
 @pytest.mark.parametrize("rank", [0, 4])
