@@ -1,7 +1,6 @@
 """One run, told to the tracking store: the training loop writes to a journal, a thread delivers from it."""
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -25,9 +24,6 @@ from workbench.tracking.outbox import METRICS, Outbox
 from workbench.tracking.store import experiment, in_short
 
 HISTORY = "history.parquet"
-#: Seconds after which the delivering thread lets the training go on, which needs the interpreter around every operator;
-#: with Python's 5 ms training all but stands still while it works.
-SWITCH = 2e-4
 FILES = ("artifact", "image", "table")  # kinds of records that may take long to deliver
 
 log = logging.getLogger(__name__)
@@ -80,7 +76,6 @@ class Tracker:
         self._attached = self._settling = self._waited = self._ended = self._over = False
         self._wake, self._tried = threading.Event(), threading.Condition()
         self._wake.set()
-        sys.setswitchinterval(SWITCH)
         self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
         self._thread.start()
 
