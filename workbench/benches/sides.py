@@ -236,8 +236,17 @@ def report(options: Options, runs: int = 50, command: bool = True) -> Iterator[F
             measured = [draw_all("bench", place / "figures")[1:] for _ in range(max(3, options.repeats // 5))]
             took, reading = np.array(measured).T
             note = f"{len(executed)} notebooks, {runs} runs"
-            yield figure("report", "all figures from a warm interpreter", took, 30.0, unit="s", note=note)
-            yield figure("report", "of which reading its data", reading, 1.0, unit="s", note=note)
+            yield figure(
+                "report", f"report of {runs} runs, warm interpreter: all figures", took, 30.0, unit="s", note=note
+            )
+            yield figure(
+                "report",
+                f"report of {runs} runs, warm interpreter: reading its data",
+                reading,
+                1.0,
+                unit="s",
+                note=note,
+            )
             if command:
                 whole = seconds(lambda: _python("workbench.report", "--study", "bench", "--out", str(place / "page")))
                 yield figure(

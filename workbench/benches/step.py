@@ -167,7 +167,7 @@ def updates(name: str, made: Loop, repeats: int) -> Iterator[Figure]:
     assert reference.updates == repeats + 2, "an update was not accepted"
     for interval, goal in INTERVALS.items():
         share = 100 * update / (interval * step)
-        yield figure("reference", f"moving it every {interval} steps: {name}", share, goal, unit="%")
+        yield figure("reference", f"reference moved every {interval} steps: {name}", share, goal, unit="%")
     yield figure("reference", f"one update: {name}", 1e3 * update, None, unit="ms")
 
 
