@@ -12,6 +12,7 @@ from workbench.benches.figure import Figure, Options
 from workbench.cache import in_place
 from workbench.markdown import markdown_table
 
+LEAST = 0.03  # that the figure shows, of a goal
 HEAD = f"{'figure':62s} {'median':>9s}  {'10 % to 90 %':>19s}  {'goal':>9s}"
 
 
@@ -81,20 +82,23 @@ def write(figures: Sequence[Figure], folder: Path, options: Options) -> None:
 
 
 def draw(figures: Sequence[Figure], path: Path) -> None:
-    """Each figure with a goal as a multiple of it: left of 1 is met (its inverse where more is better)."""
+    """Figures with a goal, controls aside, as multiples of it: left of 1 is met (inverted where more is better)."""
     from matplotlib.figure import Figure as Canvas
 
-    shown = [f for f in figures if f.goal][::-1]
-    canvas = Canvas(figsize=(9, 0.8 + 0.27 * max(len(shown), 3)), layout="constrained")
+    shown = [f for f in figures if f.goal and not f.name.startswith("control")][::-1]
+    canvas = Canvas(figsize=(9, 1 + 0.24 * max(len(shown), 3)), layout="constrained")
     axes = canvas.subplots()
     for place, f in enumerate(shown):
         goal = f.goal or 1.0
-        low, median, high = (goal / max(v, 1e-9) if f.at_least else v / goal for v in (f.low, f.median, f.high))
+        low, median, high = (
+            max(LEAST, goal / max(v, 1e-9) if f.at_least else v / goal) for v in (f.low, f.median, f.high)
+        )
         colour = "tab:green" if f.met else "tab:red"
         axes.plot([low, high], [place, place], color=colour, lw=2)
         axes.plot([median], [place], "o", color=colour)
     axes.axvline(1, color="black", lw=0.8)
     axes.set_yticks(range(len(shown)), [f.name for f in shown], fontsize=7)
-    axes.set_xlim(0, max(2.0, *(axes.get_xlim()[1], 0)))
-    axes.set_xlabel("measured / goal (inverted where more is better): left of the line is met; 10 to 90 %")
+    axes.margins(y=0.03)
+    axes.set_xscale("log")
+    axes.set_xlabel("measured / goal, 10 to 90 %; left of the line is met")
     canvas.savefig(path, dpi=150, format="png")
