@@ -91,6 +91,6 @@ def test_pruning_counts_steps_and_compares_the_best(tmp_path, monkeypatch):
 def test_commands_work_in_a_place_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_STORAGE", "sqlite:///mine.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with commands.at(tmp_path):
+    with commands.workplace(tmp_path, **commands.places(tmp_path)):
         assert os.environ["WORKBENCH_STORAGE"] == f"sqlite:///{tmp_path / 'optuna.db'}"
     assert os.environ["WORKBENCH_STORAGE"] == "sqlite:///mine.db" and "MLFLOW_TRACKING_URI" not in os.environ

@@ -121,7 +121,7 @@ def test_an_invented_study_suits_the_notebooks(runs, options, empty_store):
         sides.invent("bench", runs, steps=16)
         assert len(tracking.load_runs("bench")) == runs
         done, took, reading = sides.draw_all("bench", options.place / "figures")
-    every = sorted(path.stem for path in (sides.HOME / "notebooks").glob("*.ipynb"))
+    every = sorted(path.stem for path in (sides.ROOT / "notebooks").glob("*.ipynb"))
     assert done == (every if runs > 20 else ["divergence", "imbalance", "search"])
     assert 0 < reading < took and (options.place / "figures" / "search.png").is_file()
 

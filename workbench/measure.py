@@ -85,6 +85,7 @@ def measure(settings: Mapping[str, Any], shape: Shape, *, steps: int, device: to
         {name: value for name, value in settings.items() if not name.startswith(("reference.", "sweep."))}
         | {"train.steps": WARM + steps, "train.accumulation": 1, "train.warmup": 0, "model.resolution": 0}
         | {"reference.policy": "update", "reference.interval": max(1, steps // 4)}
+        | dict.fromkeys(("diagnostics.probe", "diagnostics.batch_size"), 2 * settings["train.batch_size"])
     )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -106,15 +107,26 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def begin(config: Config, backend: Backend, pairs: EncodedPairs) -> Started:
+    """A run that is ready to train on these pairs, and its probe; without diagnostics and samples."""
+    asked, none = config.diagnostics, cast(Any, None)  # `start` asks for neither
+    probe = Probe(
+        backend.denoise,
+        backend.denoiser(half=True),
+        pairs,
+        backend.process.to(backend.device),
+        size=asked.probe,
+        device=backend.device,
+        batch_size=asked.batch_size,
+    )
+    return start(config, Prepared(backend, pairs, pairs, probe, probe, none, [], None, None))
+
+
 def _measure(config: Config, shape: Shape, device: torch.device) -> Measured:
     backend = random_backend(shape, device, getattr(torch, config.model.dtype))
     size, process = config.train.batch_size, backend.process.to(device)
     pairs = random_pairs(shape, backend.resolution, max(PAIRS, size))
-    pretrained = backend.denoiser(half=True)
-    probe = Probe(backend.denoise, pretrained, pairs, process, size=2 * size, device=device, batch_size=2 * size)
-    del pretrained
-    none = cast(Any, None)  # no diagnostics and no samples: `start` asks for neither
-    started = start(config, Prepared(backend, pairs, pairs, probe, probe, none, [], None, None))
+    started = begin(config, backend, pairs)
     times, last = [], []
     for _ in range(config.train.steps):
         times.append(seconds(lambda: last.append(next(started.records)), device))

@@ -5,6 +5,7 @@ Knows Optuna's vocabulary.
 
 import math
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from optuna import Trial, create_study, distributions, pruners, samplers
@@ -85,6 +86,14 @@ def read_space(config: Config) -> list[Dimension]:
     return space
 
 
+def _class_of(room: ModuleType, base: Any, key: str, name: str, examples: str) -> Any:
+    """One of Optuna's classes by its name."""
+    found = getattr(room, name, None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{key} = {name!r}: no such class in {room.__name__} (e.g. {examples})")
+    return found
+
+
 def read_sampler(config: Config, offset: int = 0) -> samplers.BaseSampler:
     """The declared sampler; the offset to its seed keeps workers and resumed sessions from drawing alike.
 
@@ -92,9 +101,7 @@ def read_sampler(config: Config, offset: int = 0) -> samplers.BaseSampler:
         UserError: no such sampler, or it does not take these options, this space or several objectives.
     """
     name, options = config.sweep.sampler, dict(config.sweep.sampler_options)
-    found = getattr(samplers, name, None)
-    if not (isinstance(found, type) and issubclass(found, samplers.BaseSampler)):
-        raise UserError(f"sweep.sampler = {name!r}: no such class in optuna.samplers (e.g. TPESampler, RandomSampler)")
+    found = _class_of(samplers, samplers.BaseSampler, "sweep.sampler", name, "TPESampler, RandomSampler")
     if name == "TPESampler":  # running trials count as bad guesses; dimensions that exist together go together
         options = {"multivariate": True, "group": True, "constant_liar": True, "n_startup_trials": 4} | options
     seed = (config.sweep.seed + offset) % 2**32  # numpy takes no larger one
@@ -122,9 +129,7 @@ def read_pruner(config: Config) -> pruners.BasePruner:
     name, options = config.sweep.pruner, dict(config.sweep.pruner_options)
     if not config.sweep.prunes:  # whatever the options of the one that was switched off
         return pruners.NopPruner()
-    found = getattr(pruners, name, None)
-    if not (isinstance(found, type) and issubclass(found, pruners.BasePruner)):
-        raise UserError(f"sweep.pruner = {name!r}: no such class in optuna.pruners (e.g. PercentilePruner)")
+    found = _class_of(pruners, pruners.BasePruner, "sweep.pruner", name, "PercentilePruner")
     if len(config.sweep.objectives) > 1:
         raise UserError(f"sweep.pruner = {name!r}: Optuna prunes for one objective alone; leave it at 'NopPruner'")
     try:

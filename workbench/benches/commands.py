@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from workbench import cache
 
@@ -24,18 +25,25 @@ def places(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def at(folder: Path) -> Iterator[None]:
-    """This process reads and writes where commands in that folder do."""
-    before = {name: os.environ.get(name) for name in places(folder)}
-    os.environ.update(places(folder))
+def folder(place: Path) -> Iterator[str]:
+    """A folder that is there for a while."""
+    place.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place.resolve()) as name:
+        yield name
+
+
+@contextmanager
+def workplace(place: Path, **environment: str) -> Iterator[None]:
+    """Work in a folder that holds what is kept on disk; environment and working folder are as before afterwards."""
+    before = dict(os.environ)
+    own = {"WORKBENCH_STATE": str(place / "state"), "WORKBENCH_CACHE": str(place / "cache")}
     try:
-        yield
+        os.environ.update(own | environment)
+        with chdir(place):
+            yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def call(folder: Path, *arguments: str, quiet: bool = False) -> None:

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from optuna import Study
 
 from workbench.benches import sides
-from workbench.benches.commands import EXPERIMENTS
+from workbench.benches.commands import EXPERIMENTS, folder, workplace
 from workbench.benches.figure import Options
 from workbench.benches.step import loop, open_model
-from workbench.benches.tracked import folder, workplace
 from workbench.config import Config, load, read
 from workbench.recovery import mend
 from workbench.shapes import SHAPES, random_backend

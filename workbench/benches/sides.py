@@ -21,9 +21,9 @@ from PIL import Image
 
 from workbench import backends, findings, studies, tracking
 from workbench.backends import Backend
+from workbench.benches.commands import EXPERIMENTS, ROOT, folder, workplace
 from workbench.benches.figure import Figure, Options, control, figure
 from workbench.benches.step import open_model
-from workbench.benches.tracked import folder, workplace
 from workbench.checkpoints import ASSETS, fetch
 from workbench.config import Config, read, resolve
 from workbench.data import open_rows, read_prompts
@@ -39,7 +39,6 @@ from workbench.timing import in_turn, seconds
 from workbench.trials import SHOWN
 from workbench.tuning import settle
 
-HOME = Path(__file__).parent.parent.parent
 Spent = dict[str, float]  # seconds by what they were spent in
 
 
@@ -208,7 +207,7 @@ def start(options: Options, runs: int = 10) -> Iterator[Figure]:
 
 
 def _python(*arguments: str) -> None:
-    paths = [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-m", *arguments], env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -263,7 +262,7 @@ def draw_all(study: str, out: Path) -> tuple[list[str], float, float]:
     begin, done = time.perf_counter(), []
     reads = ("load_runs", "load_history", "load_samples", "load_sheets")
     with timed(tracking, *reads) as runs, timed(findings, "open_search", "read") as search:
-        for path in sorted((HOME / "notebooks").glob("*.ipynb")):
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
             try:
                 _execute(nbformat.read(path, as_version=4), {"study": study, "out": str(out)})
                 done.append(path.stem)
@@ -287,8 +286,8 @@ def _execute(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> 
 
 def invent(study: str, runs: int, steps: int = 128) -> None:
     """A study of the claims' arms, each with some seeds, and of sampled trials: with all that runs keep, untrained."""
-    settings = read(HOME / "experiments" / "claims.toml")
-    space = read(HOME / "experiments" / "default.toml")["sweep.space"]
+    settings = read(EXPERIMENTS / "claims.toml")
+    space = read(EXPERIMENTS / "default.toml")["sweep.space"]
     seeds = list(range(max(1, runs // (len(settings["sweep.arms"]) + 1))))
     settings |= {"sweep.space": space, "sweep.trials": runs, "sweep.seeds": seeds}
     settings = settle(settings, {})

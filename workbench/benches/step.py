@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -11,10 +11,8 @@ from workbench import backends
 from workbench.backends import Backend
 from workbench.benches.figure import Figure, Options, control, figure
 from workbench.config import resolve
-from workbench.evaluation import Probe
-from workbench.measure import PAIRS, free, random_pairs
-from workbench.preparation import Prepared
-from workbench.run import Started, start
+from workbench.measure import PAIRS, begin, free, random_pairs
+from workbench.run import Started
 from workbench.sections import LARGEST
 from workbench.shapes import SHAPES, Shape, random_backend
 from workbench.timing import in_turn
@@ -78,25 +76,14 @@ def loop(
         | {"reference.policy": "frozen", "diagnostics.probe": 1}
         | dict(settings or {})
     )
-    device, measured = backend.device, config.diagnostics
-    process = backend.process.to(device)
-    data = random_pairs(shape, backend.resolution, max(PAIRS, pairs, measured.probe))
-    probe = Probe(
-        backend.denoise,
-        backend.denoiser(half=True),
-        data,
-        process,
-        size=measured.probe,
-        device=device,
-        batch_size=measured.batch_size,
-    )
-    none = cast(Any, None)  # no diagnostics and no samples: `start` asks for neither
-    started = start(config, Prepared(backend, data, data, probe, probe, none, [], None, None))
+    device = backend.device
+    data = random_pairs(shape, backend.resolution, max(PAIRS, pairs, config.diagnostics.probe))
+    started = begin(config, backend, data)
     density, density_settings = config.chosen("timesteps")
     order, draws = (Generator().manual_seed(config.seed * 2 + k) for k in range(2))  # as the run's own
     batch = next(data.batches(pairs, order, device))
     t, eps = draw_noise(batch.x_w, density(backend.process.abar, **density_settings), draws)
-    return Loop(backend, started, noised(batch, t, eps, process))
+    return Loop(backend, started, noised(batch, t, eps, backend.process.to(device)))
 
 
 def open_model(name: str, device: torch.device) -> tuple[Backend, Shape]:

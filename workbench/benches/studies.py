@@ -67,7 +67,7 @@ def quality(options: Options) -> Iterator[Figure]:
     """
     folder = options.place / f"quality-{_state_of('quality.toml')}"
     commands.sweep(folder, "quality", "quality.toml", 2, f"sweep.seeds={list(range(options.sweeps))}")
-    with commands.at(folder):
+    with commands.workplace(folder, **commands.places(folder)):
         runs = tracking.load_runs("quality")
         curves = tracking.load_history(runs).join(runs.select("run_id", pl.col("seed").alias("of_seed")), on="run_id")
     curves = curves.select("arm", "of_seed", "step", "samples/reward").drop_nulls().sort("step")

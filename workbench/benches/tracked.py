@@ -9,10 +9,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 
 from workbench import timing
 from workbench.backends import Backend
+from workbench.benches.commands import folder, workplace
 from workbench.benches.figure import Figure, Options, control, figure
 from workbench.benches.step import loop, open_model
 from workbench.schedules import bucket_names
@@ -147,31 +147,6 @@ def _steps_in(records: Iterator[StepRecord], seconds: float, device: torch.devic
     untracked(records, 5, device)
     one = untracked(records, 10, device).wall / 10
     return next(n for n in count(FLUSH, FLUSH) if n * one >= seconds)
-
-
-# What other benches need too
-
-
-@contextmanager
-def folder(place: Path) -> Iterator[str]:
-    """A folder that is there for a while."""
-    place.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=place.resolve()) as name:
-        yield name
-
-
-@contextmanager
-def workplace(place: Path, **environment: str) -> Iterator[None]:
-    """Work in a folder that holds what is kept on disk; environment and working folder are as before afterwards."""
-    before = dict(os.environ)
-    own = {"WORKBENCH_STATE": str(place / "state"), "WORKBENCH_CACHE": str(place / "cache")}
-    try:
-        os.environ.update(own | environment)
-        with chdir(place):
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextmanager
