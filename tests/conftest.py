@@ -1,37 +1,21 @@
 """Shared fixtures: a tiny random Stable Diffusion folder and tiny preference pairs, made here, no network."""
 
-import io
 import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import hypothesis
-import numpy as np
 import polars as pl
 import pytest
 import torch
-from PIL import Image
+
+from tests.support.helpers import pair_rows, random_text_encoder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
 torch.set_num_threads(1)
-ROOT = Path(__file__).parent.parent
-
-
-def random_text_encoder():
-    """The small model's tokenizer, and an untrained text encoder for it; the same in every session."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from workbench.checkpoints import ASSETS
-
-    torch.manual_seed(0)
-    config = CLIPTextConfig.from_pretrained(ASSETS / "model" / "text_encoder")
-    config.dtype = None
-    return CLIPTokenizer.from_pretrained(ASSETS / "model" / "tokenizer"), CLIPTextModel(config).float()
 
 
 @pytest.fixture(scope="session")
@@ -70,31 +54,6 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
-def picture(rng: np.random.Generator, kind: str = "PNG") -> bytes:
-    """A random image's bytes."""
-    stream = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(stream, kind)
-    return stream.getvalue()
-
-
-def pair_rows(count: int, seed: int = 0) -> list[dict]:
-    """Rows in Pick-a-Pic's columns, labels alternating."""
-    from workbench.prompts import split
-
-    rng, captions = np.random.default_rng(seed), [str(p) for p in split()["train"]]
-    return [
-        {
-            "caption": captions[i % len(captions)],
-            "jpg_0": picture(rng),
-            "jpg_1": picture(rng),
-            "label_0": float(i % 2),
-            "label_1": float(1 - i % 2),
-            "has_label": True,
-        }
-        for i in range(count)
-    ]
-
-
 @pytest.fixture(scope="session")
 def tiny_pairs(tmp_path_factory) -> Path:
     """A parquet file of 24 usable pairs."""
@@ -106,7 +65,7 @@ def tiny_pairs(tmp_path_factory) -> Path:
 @pytest.fixture
 def tiny(tiny_model, tiny_pairs, tmp_path) -> dict:
     """Dotted settings of a run that takes a second."""
-    from workbench.prompts import split
+    from workbench.models.small.prompts import split
 
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(str(p) for p in random.Random(0).sample(split()["test"], 4)))
@@ -149,29 +108,3 @@ def workplace(tmp_path, monkeypatch, empty_store) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path
-
-
-def workbench(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    """Run `python -m workbench.ARGUMENTS` as a user would."""
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def as_toml(settings: dict) -> str:
-    """Settings as an experiment file."""
-    tables: dict[str, list[str]] = {}
-    for name, value in settings.items():
-        section, key = name.split(".")
-        tables.setdefault(section, []).append(f"{key} = {value!r}".replace("'", '"'))
-    return "\n".join(f"[{section}]\n" + "\n".join(lines) for section, lines in tables.items())
-
-
-def overrides(settings: dict) -> list[str]:
-    """Settings as --set options."""
-    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]

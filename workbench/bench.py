@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli import command, one_process, silence_transformers, writable_folder
+from workbench.common.command_line import command, one_process, silence_transformers
+from workbench.common.validation import writable_folder
 
 if TYPE_CHECKING:
-    from workbench.benches.figure import Figure
+    from workbench.benchmarks.figure import Figure
 
-#: In the order of measuring: name -> (module of benches, function).
+#: In the order of measuring: name -> (module of benchmarks, function).
 GROUPS = {
     "limits": ("limits", "limits"),
     "step": ("step", "steps"),
@@ -75,9 +76,9 @@ def main(chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, device
     silence_transformers()
     from importlib import import_module
 
-    from workbench.benches import growth, table
-    from workbench.benches.figure import Options
-    from workbench.processes import pick_device
+    from workbench.benchmarks import growth, table
+    from workbench.benchmarks.figure import Options
+    from workbench.common.distributed import pick_device
 
     options = Options(repeats, pick_device(device), (folder / "work").resolve(), sweeps)
     options.place.mkdir(exist_ok=True)
@@ -87,7 +88,7 @@ def main(chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, device
     for name in groups:
         module, function = GROUPS[name]
         new: list[Figure] = []
-        for figure in getattr(import_module(f"workbench.benches.{module}"), function)(options):
+        for figure in getattr(import_module(f"workbench.benchmarks.{module}"), function)(options):
             click.echo(table.line(figure))
             new.append(figure)
         kept = [f for f in figures if f.group != name]

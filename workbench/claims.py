@@ -6,18 +6,17 @@ from typing import Any
 
 import click
 
-from workbench.cli import (
+from workbench.common.command_line import (
     command,
     default_workers,
     experiment_argument,
     one_process,
     set_option,
-    settings_option,
     silence_transformers,
-    study_name,
     this_python,
-    writable_folder,
 )
+from workbench.common.validation import study_name, writable_folder
+from workbench.training.settings_option import settings_option
 
 DEFAULT = Path(__file__).parent.parent / "experiments" / "claims.toml"
 QUICK: dict[str, Any] = {
@@ -50,7 +49,7 @@ def main(
 
     Three studies, each resumable: STUDY-tuning finds every arm's learning rate and beta, STUDY runs the arms with
     every seed, STUDY-checks those that need no arms. What is there is not run again: Ctrl-C and the same command
-    goes on, and a second run only judges. The rules are in workbench/verdicts.py, the arms in
+    goes on, and a second run only judges. The rules are in workbench/analysis/claims/rules.py, the arms in
     experiments/claims.toml. On two CPU cores the default takes about forty minutes, --quick about six.
 
     \b
@@ -61,9 +60,11 @@ def main(
     """
     name = study_name(study or ("claims-quick" if quick else "claims"))
     one_process()
-    from workbench import checks, claims_table, studies, tracking, tuning, verdicts
-    from workbench.config import merge, parse_override, read, resolve
-    from workbench.evidence import Evidence
+    from workbench import tracking
+    from workbench.analysis.claims import checks, rules, table
+    from workbench.analysis.claims.evidence import Evidence
+    from workbench.studies import lifecycle, tuning
+    from workbench.training.config import merge, parse_override, read, resolve
 
     folder = writable_folder("--out", out / name)
     settings = read(experiment or DEFAULT) | {"sweep.trials": 0}  # the arms alone
@@ -77,7 +78,7 @@ def main(
     arms = len(config.sweep.arms) * max(1, len(config.sweep.seeds))
     click.echo(f"{planned} runs to tune the arms, then {arms} runs of {len(config.sweep.arms)} arms; progress below.")
     try:
-        studies.run_study(settings, name, workers)
+        lifecycle.run_study(settings, name, workers)
         checks.run_checks(settings, f"{name}-checks")
     except KeyboardInterrupt:
         click.echo(f"Stopped; finished runs of study {name!r} are kept. To go on: the same command again.", err=True)
@@ -86,19 +87,19 @@ def main(
     evidence = Evidence(
         runs, tracking.load_history(runs), tracking.load_samples(runs), tracking.load_runs(f"{name}-checks")
     )
-    rows = verdicts.judge(verdicts.CLAIMS, evidence)
+    rows = rules.judge(rules.CLAIMS, evidence)
     client = tracking.connect()
     links = tracking.link_claims(client, name, {row["number"]: row["arms"] for row in rows if row["arms"]})
     for row in rows:
         row["link"] = links.get(row["number"]) or tracking.ui_link(client, f"{name}-checks")
-    tuned = studies.tuned_values(settings, name) if planned else {}
-    text = claims_table.markdown(rows, tuned, config)
+    tuned = lifecycle.tuned_values(settings, name) if planned else {}
+    text = table.markdown(rows, tuned, config)
     data = json.dumps(rows, indent=2, allow_nan=False) + "\n"
     written = [_write(folder / "claims.md", text), _write(folder / "claims.json", data)]
     if any(written):
         tracking.attach(name, folder / "claims.md", "claims")
         tracking.attach(name, folder / "claims.json", "claims")
-    click.echo(claims_table.plain(rows))
+    click.echo(table.plain(rows))
     click.echo(f"\nWritten: {folder / 'claims.md'}, {folder / 'claims.json'}{'' if any(written) else ' (unchanged)'}")
     click.echo(f"Make the figures:  {this_python()} -m workbench.report --study {name}")
     click.echo(f"Open the UI:       {tracking.ui_command()}\n                   {tracking.ui_link(client, name)}")
@@ -106,7 +107,7 @@ def main(
 
 def _write(path: Path, text: str) -> bool:
     """Write a file where its content changes; whether it did."""
-    from workbench.cache import in_place
+    from workbench.common.cache import in_place
 
     if path.is_file() and path.read_text() == text:
         return False

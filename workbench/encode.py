@@ -6,18 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli import (
-    command,
-    experiment_argument,
-    set_option,
-    settings_option,
-    silence_transformers,
-)
+from workbench.common.command_line import command, experiment_argument, set_option, silence_transformers
+from workbench.training.settings_option import settings_option
 
 if TYPE_CHECKING:
-    from workbench.backends import Backend
-    from workbench.data import Rows
-    from workbench.encoding import Encoding
+    from workbench.data.encoding import Encoding
+    from workbench.data.rows import Rows
+    from workbench.models import Backend
 
 #: Rows of Pick-a-Pic v2's training split.
 FULL = 959_040
@@ -60,10 +55,10 @@ def main(
       python -m workbench.encode experiments/sd15.toml --output /data/pickapic-sd15 --workers 16
       python -m workbench.encode experiments/sd15.toml --estimate 64
     """
-    from workbench.config import load, parse_override
-    from workbench.data import open_rows, report
-    from workbench.encoding import encode
-    from workbench.preparation import encoding_of, open_backend
+    from workbench.data.encoding import encode
+    from workbench.data.rows import open_rows, report
+    from workbench.training.config import load, parse_override
+    from workbench.training.preparation import encoding_of, open_backend
 
     config = load(experiment, dict(parse_override(text) for text in overrides))
     silence_transformers()
@@ -98,8 +93,8 @@ def _estimate(rows: "Rows", backend: "Backend", encoding: "Encoding", batch_size
     """A table: what was measured on a sample, and what the data and the whole of Pick-a-Pic v2 would take."""
     import time
 
-    from workbench.encoding import in_memory
-    from workbench.markdown import markdown_table
+    from workbench.common.markdown import markdown_table
+    from workbench.data.encoding import in_memory
 
     in_memory(rows, backend, replace(encoding, limit=1))  # loads the weights
     start = time.perf_counter()

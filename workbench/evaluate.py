@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli import Finite, command, silence_transformers
-from workbench.errors import Failure
+from workbench.common.command_line import command, silence_transformers
+from workbench.common.errors import Failure
+from workbench.common.validation import Finite
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from workbench.contest import Job
-    from workbench.prompt_sets import PromptSet
+    from workbench.evaluation.plan import Job
+    from workbench.evaluation.prompt_sets import PromptSet
     from workbench.tracking import Client
 
 #: The paper's averages to stand beside ours, by what `--paper` is told: name in `workbench.paper`, heading.
@@ -98,8 +99,8 @@ def main(**options: Any) -> None:
     import torch
 
     from workbench import tracking
-    from workbench.contest import plan
-    from workbench.processes import pick_device
+    from workbench.common.distributed import pick_device
+    from workbench.evaluation.plan import plan
 
     client = tracking.connect()
     job = plan(client, pick_device(options["device"]), options)
@@ -122,14 +123,14 @@ def draw(job: "Job") -> None:
     """Draw every shard that is not there."""
     from tqdm import tqdm
 
-    from workbench import contenders, gallery
+    from workbench.evaluation import sample_store, sources
 
     sampling = job.record["sampling"]
-    missing = [shard for shard in job.shards() if "image" not in gallery.columns(shard.path)]
+    missing = [shard for shard in job.shards() if "image" not in sample_store.columns(shard.path)]
     with tqdm(total=sum(len(shard.rows) for shard in missing), desc="draw", unit="image", disable=not missing) as bar:
         for name, shards in groupby(missing, key=lambda shard: shard.model):
             bar.set_postfix_str(name)
-            backend, denoiser = contenders.open_model(job.contenders[name], job.device, sampling)
+            backend, denoiser = sources.open_model(job.contenders[name], job.device, sampling)
             for shard in shards:
                 images = backend.sample(
                     denoiser,
@@ -139,7 +140,7 @@ def draw(job: "Job") -> None:
                     guidance=sampling["guidance"],
                     batch_size=job.batch_size,
                 )
-                gallery.write_images(shard, images)
+                sample_store.write_images(shard, images)
                 bar.update(len(images))
             del backend, denoiser  # before the next one is loaded
 
@@ -153,20 +154,20 @@ def score(job: "Job") -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from workbench import gallery, scorers
+    from workbench.evaluation import reward_models, sample_store
 
     for name, files in job.judges.items():
-        missing = [shard for shard in job.shards() if name not in gallery.columns(shard.path)]
+        missing = [shard for shard in job.shards() if name not in sample_store.columns(shard.path)]
         if not missing:
             continue
-        scorer = scorers.load(name, files, job.device, job.batch_size)
+        scorer = reward_models.load(name, files, job.device, job.batch_size)
         with tqdm(total=sum(len(shard.rows) for shard in missing), desc=f"score {name}", unit="image") as bar:
             for shard in missing:
-                values = scorer(np.stack(gallery.read_images(shard.path)), shard.captions)
+                values = scorer(np.stack(sample_store.read_images(shard.path)), shard.captions)
                 if not np.isfinite(values).all():
                     place = shard.captions[int(np.flatnonzero(~np.isfinite(values))[0])]
                     raise Failure(f"--scorer {name}: not a finite score for {shard.model}'s image of {place!r}")
-                gallery.add_scores(shard, name, values)
+                sample_store.add_scores(shard, name, values)
                 bar.update(len(values))
         del scorer
 
@@ -176,18 +177,20 @@ def score(job: "Job") -> None:
 
 def report(client: "Client", job: "Job", options: Mapping[str, Any]) -> None:
     """Write tables and sheets beside the data, track them, and say what came out."""
-    from workbench import gallery, paper, preferences, tables, tracking
-    from workbench.scorers import SCORERS
+    from workbench import tracking
+    from workbench.analysis import paper, tables, win_rates
+    from workbench.evaluation import sample_store
+    from workbench.evaluation.reward_models import SCORERS
 
     headings = {name: SCORERS[name].heading for name in job.record["scorers"]}
-    scores = gallery.read_scores([shard.path for shard in job.shards()], list(headings))
-    means = preferences.score_means(scores, list(headings))
-    shown = {"scores": preferences.score_table(means, headings)}
+    scores = sample_store.read_scores([shard.path for shard in job.shards()], list(headings))
+    means = win_rates.score_means(scores, list(headings))
+    shown = {"scores": win_rates.score_table(means, headings)}
     numbers = {"scores": means}
     if len(job.record["models"]) > 1:
-        numbers["win-rates"] = preferences.win_rates(scores, job.ours, list(headings))
+        numbers["win-rates"] = win_rates.win_rates(scores, job.ours, list(headings))
         printed, source = PAPERS.get(options["paper"], ("", ""))
-        shown["win-rates"] = preferences.win_table(numbers["win-rates"], headings, getattr(paper, printed, {}), source)
+        shown["win-rates"] = win_rates.win_table(numbers["win-rates"], headings, getattr(paper, printed, {}), source)
     for name, table in numbers.items():
         table.write_csv(job.output / f"{name}.csv")
         tables.save(shown[name], job.output.resolve(), name)
@@ -204,18 +207,19 @@ def report(client: "Client", job: "Job", options: Mapping[str, Any]) -> None:
 def _sheet(job: "Job", prompts: "PromptSet", wanted: int) -> None:
     import polars as pl
 
-    from workbench import gallery, showcase
+    from workbench.analysis import sample_sheet
+    from workbench.evaluation import sample_store
 
-    rows = showcase.rows_shown(len(prompts.prompts), wanted)
+    rows = sample_sheet.rows_shown(len(prompts.prompts), wanted)
     if not rows:
         return
     chosen = pl.col("row").is_in(rows) & (pl.col("seed") == 0)
     images: dict[str, list] = {name: [] for name in job.record["models"]}
     for shard in job.shards():
         if shard.prompts.name == prompts.name and set(rows) & set(shard.rows):
-            images[shard.model] += gallery.read_images(shard.path, chosen)
-    figure = showcase.sheet(images, [prompts.prompts[row] for row in rows])
-    showcase.save(figure, job.output / f"samples-{prompts.name}.png")
+            images[shard.model] += sample_store.read_images(shard.path, chosen)
+    figure = sample_sheet.sheet(images, [prompts.prompts[row] for row in rows])
+    sample_sheet.save(figure, job.output / f"samples-{prompts.name}.png")
 
 
 def track(
@@ -223,8 +227,8 @@ def track(
 ) -> None:
     """Put it all into MLflow as one run, unless the same is there already."""
     from workbench import tracking
-    from workbench.cache import digest
-    from workbench.provenance import provenance
+    from workbench.common.cache import digest
+    from workbench.training.provenance import provenance
 
     name = options["name"] or job.output.resolve().name
     shards = [shard.path for shard in job.shards()]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from workbench.cli import command, silence_transformers
+from workbench.common.command_line import command, silence_transformers
 
 
 def label(difference: float, slope: float, tie: float, uniform: float) -> float:
@@ -68,7 +68,8 @@ def main(
     Writes train.parquet and validation.parquet with Pick-a-Pic v2's columns (images as lossless WebP bytes, and
     each image's reward beside them) and the prompts to draw, test_prompts.txt and
     validation_prompts.txt; the sets share no prompt. The reward is documented in
-    workbench/rewards.py. To replace the pairs that come with the workbench: --out workbench/assets/pairs.
+    workbench/models/small/reward.py. To replace the pairs that come with the workbench:
+    --out workbench/models/small/assets/pairs.
     """
     import hashlib
     import io
@@ -78,10 +79,10 @@ def main(
     from PIL import Image
     from tqdm import tqdm
 
-    from workbench.backends import ASSETS, load
-    from workbench.processes import pick_device
-    from workbench.prompts import split
-    from workbench.rewards import Reward
+    from workbench.common.distributed import pick_device
+    from workbench.models import ASSETS, load
+    from workbench.models.small.prompts import split
+    from workbench.models.small.reward import Reward
 
     silence_transformers()
     place = pick_device(device)

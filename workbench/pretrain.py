@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli import command, silence_transformers
+from workbench.common.command_line import command, silence_transformers
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from workbench.recipes import Loss
+    from workbench.models.small.recipe import Loss
 
 CARD = """---
 license: apache-2.0
@@ -25,7 +25,7 @@ pipeline_tag: text-to-image
 A Stable Diffusion in miniature ({unet:.1f}M-parameter UNet, {vae:.1f}M-parameter KL autoencoder to 8x8x12 latents,
 {text:.2f}M-parameter CLIP text encoder; SD1.5's noise schedule, epsilon prediction), made to study preference
 optimisation on a laptop. `StableDiffusionPipeline.from_pretrained` loads it like SD1.5. It draws "a CONCEPT on a
-COLOUR background, STYLE style"; `workbench/prompts.py` lists the 576 prompts. Not meant for any other use.
+COLOUR background, STYLE style"; `workbench/models/small/prompts.py` lists the 576 prompts. Not meant for any other use.
 
 ## How good it is
 Measured on one sample of each of the 576 prompts ({steps}-step DDIM, guidance {guidance:g}), by
@@ -152,8 +152,8 @@ def save_model(out: Path, vae, text_encoder, tokenizer, unet, scaling_factor: fl
     """Write the diffusers checkpoint folder in half precision."""
     from diffusers import StableDiffusionPipeline
 
-    from workbench.checkpoints import used_in_float32
-    from workbench.recipes import new_scheduler
+    from workbench.models.checkpoints import used_in_float32
+    from workbench.models.small.recipe import new_scheduler
 
     vae.register_to_config(scaling_factor=scaling_factor)
     pipeline: Any = StableDiffusionPipeline(
@@ -179,11 +179,11 @@ def verdict(out: Path, steps: int, guidance: float, made: dict[str, int]) -> Non
     from PIL import Image
     from scipy.stats import binomtest
 
-    from workbench.artwork import PACKAGES
-    from workbench.backends import load
-    from workbench.evaluation import contact_sheet
-    from workbench.prompts import split
-    from workbench.rewards import ImageModel, Reward, names_concept, nearest_colour
+    from workbench.common.contact_sheet import contact_sheet
+    from workbench.models import load
+    from workbench.models.small.artwork import PACKAGES
+    from workbench.models.small.prompts import split
+    from workbench.models.small.reward import ImageModel, Reward, names_concept, nearest_colour
 
     backend = load(str(out / "model"), torch.device("cpu"))
     prompts = [p for part in split().values() for p in part]
@@ -249,13 +249,13 @@ def main(
     `pip install -e .[pretrain]`). Every stage keeps a checkpoint in WORK and resumes from it. About 90 minutes on
     one CPU core; a GPU is used where there is one. Writes to OUT: model/ (a diffusers checkpoint folder in half
     precision, with its card and samples), scorer/, critic/, judge/. To replace what comes with the workbench:
-    --out workbench/assets, then `python -m workbench.prefer --out workbench/assets/pairs`.
+    --out workbench/models/small/assets, then `python -m workbench.prefer --out workbench/models/small/assets/pairs`.
     """
     import torch
     from torch import nn
 
-    from workbench import artwork, recipes
-    from workbench.processes import pick_device
+    from workbench.common.distributed import pick_device
+    from workbench.models.small import artwork, recipe
 
     silence_transformers()
     place = pick_device(device)
@@ -270,15 +270,15 @@ def main(
 
     if "scorers" in wanted:
         for kind in ("scorer", "judge"):
-            classifier = recipes.new_classifier(kind).to(place)
-            loss = recipes.classifier_loss(kind, classifier, art.framed, art.others, place)
+            classifier = recipe.new_classifier(kind).to(place)
+            loss = recipe.classifier_loss(kind, classifier, art.framed, art.others, place)
             fit(kind, classifier, loss, work, steps=scorer_steps, lr=1e-3, ema_decay=0.998)
             classifier.half().save_pretrained(out / kind)
-        critic = recipes.new_critic().to(place)
+        critic = recipe.new_critic().to(place)
         fit(
             "critic",
             critic,
-            recipes.critic_loss(critic, art.framed, place),
+            recipe.critic_loss(critic, art.framed, place),
             work,
             steps=critic_steps,
             lr=1e-3,
@@ -287,21 +287,21 @@ def main(
         critic.half().save_pretrained(out / "critic")
 
     if "autoencoder" in wanted or "denoiser" in wanted:
-        vae = recipes.new_autoencoder().to(place)
-        loss = recipes.autoencoder_loss(vae, art.framed, art.others, place)
+        vae = recipe.new_autoencoder().to(place)
+        loss = recipe.autoencoder_loss(vae, art.framed, art.others, place)
         fit("autoencoder", vae, loss, work, steps=autoencoder_steps, lr=2e-3, ema_decay=0.998)
 
     if "denoiser" in wanted:
-        tokenizer, text_encoder = recipes.new_text_encoder(work / "tokenizer")
-        model = nn.ModuleDict({"unet": recipes.new_unet(), "text_encoder": text_encoder}).to(place)
+        tokenizer, text_encoder = recipe.new_text_encoder(work / "tokenizer")
+        model = nn.ModuleDict({"unet": recipe.new_unet(), "text_encoder": text_encoder}).to(place)
         scaling_factor = 0.0
         for name, drawings, count, lr in (  # first what things look like, then anywhere and of any size
-            ("denoiser-framed", recipes.shifted(art.framed), framed_steps, 1.5e-3),
+            ("denoiser-framed", recipe.shifted(art.framed), framed_steps, 1.5e-3),
             ("denoiser", art.scattered, denoiser_steps, 1e-3),
         ):
-            latents, captions = recipes.all_latents(vae, drawings, place)
+            latents, captions = recipe.all_latents(vae, drawings, place)
             scaling_factor = scaling_factor or 1 / latents.std().item()
-            loss = recipes.denoiser_loss(model, tokenizer, latents * scaling_factor, captions, place)
+            loss = recipe.denoiser_loss(model, tokenizer, latents * scaling_factor, captions, place)
             model.requires_grad_(True)
             fit(name, model, loss, work, steps=count, lr=lr, ema_decay=0.999)
         save_model(out / "model", vae, model["text_encoder"], tokenizer, model["unet"], scaling_factor)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli import command, silence_transformers, writable_folder
+from workbench.common.command_line import command, silence_transformers
+from workbench.common.validation import writable_folder
 
 if TYPE_CHECKING:
     import torch
@@ -39,12 +40,12 @@ def main(model: str, pairs: int, rank: int, steps: int, rows: int, device: str, 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is there: it tells of every start of the profiler
     import numpy as np
 
-    from workbench.benches.step import loop, open_model
-    from workbench.errors import UserError
-    from workbench.markdown import markdown_table
-    from workbench.processes import pick_device
-    from workbench.shapes import SHAPES
-    from workbench.timing import in_turn
+    from workbench.benchmarks.step import loop, open_model
+    from workbench.benchmarks.timing import in_turn
+    from workbench.common.distributed import pick_device
+    from workbench.common.errors import UserError
+    from workbench.common.markdown import markdown_table
+    from workbench.models.random_weights import SHAPES
 
     silence_transformers()
     if model != "embedded" and model not in SHAPES:
@@ -80,7 +81,7 @@ def operators(work: Callable[[], object], calls: int, device: "torch.device") ->
     from torch.autograd.profiler import record_function
     from torch.profiler import profile
 
-    from workbench.timing import wait
+    from workbench.benchmarks.timing import wait
 
     work()
     with profile(activities=_activities(device), acc_events=True) as profiler:
@@ -97,7 +98,7 @@ def trace(work: Callable[[], object], device: "torch.device", place: Path) -> No
     """Write one call of the work as a Chrome trace, with the Python functions that its operators are called from."""
     from torch.profiler import profile
 
-    from workbench.timing import wait
+    from workbench.benchmarks.timing import wait
 
     with profile(activities=_activities(device), with_stack=True) as profiler:
         work()

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli import command, study_name, writable_folder
+from workbench.common.command_line import command
+from workbench.common.validation import study_name, writable_folder
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -39,8 +40,8 @@ def main(study: str | None, chosen: tuple[str, ...], out: Path, parameters: tupl
       python -m workbench.report --study default --notebook divergence -p smoothing=3 -p formats=pdf
     """
     from workbench import tracking
-    from workbench.config import parse_override
-    from workbench.errors import UserError
+    from workbench.common.errors import UserError
+    from workbench.training.config import parse_override
 
     available = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb"), key=_place)}
     unknown = [name for name in chosen if name not in available]
@@ -95,7 +96,7 @@ def known_parameters(plan: dict[str, Path], given: dict[str, Any]) -> dict[str, 
     """
     from papermill import inspect_notebook
 
-    from workbench.errors import UserError
+    from workbench.common.errors import UserError
 
     known = {name: list(inspect_notebook(str(path))) for name, path in plan.items()}
     every = dict.fromkeys(key for keys in known.values() for key in keys)
@@ -115,7 +116,7 @@ def _execute(name: str, path: Path, folder: Path, parameters: dict[str, Any]) ->
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
-    from workbench.errors import Failure, UserError
+    from workbench.common.errors import Failure, UserError
 
     target = folder / f"{name}.ipynb"
     quiet = ["--IPKernelApp.log_level=ERROR"]  # it warns that this machine's own traffic is not encrypted

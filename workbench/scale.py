@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli import command, default_workers, one_process
+from workbench.common.command_line import command, default_workers, one_process
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -34,7 +34,7 @@ def main(trials: int, alone: int, workers: int | None, out: Path) -> None:
     $MLFLOW_TRACKING_URI name. 500 trials take some 15 minutes on two cores.
     """
     one_process()
-    from workbench.markdown import markdown_table
+    from workbench.common.markdown import markdown_table
 
     workers = workers or default_workers("auto")
     with TemporaryDirectory() as folder:

@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli import (
-    command,
-    default_workers,
-    one_process,
-    silence_transformers,
-    study_name,
-    writable_folder,
-)
+from workbench.common.command_line import command, default_workers, one_process, silence_transformers
+from workbench.common.validation import study_name, writable_folder
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -38,11 +32,11 @@ maybe_name_argument = click.argument("name", metavar="[NAME]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(name: str | None, as_json: bool) -> None:
     """Trials by state, the best, who works on it and how long it may take; without a name, all studies."""
-    from workbench import storage, studies
+    from workbench.studies import lifecycle, storage
 
     url = storage.storage_url()
-    wanted = [study_name(name)] if name else studies.names(url)
-    found = [_standing(studies.require_study(each, url)) for each in wanted]
+    wanted = [study_name(name)] if name else lifecycle.names(url)
+    found = [_standing(lifecycle.require_study(each, url)) for each in wanted]
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -54,7 +48,7 @@ def status(name: str | None, as_json: bool) -> None:
 
 def _standing(study: "Study") -> dict[str, Any]:
     """How a study stands, as plain values."""
-    from workbench.trials import counts, state_of
+    from workbench.studies.trials import counts, state_of
 
     trials, several = study.get_trials(deepcopy=False), len(study.directions) > 1
     states = [state_of(trial) for trial in trials]
@@ -80,8 +74,8 @@ def _standing(study: "Study") -> dict[str, Any]:
 
 def _at_work(trial: "FrozenTrial") -> dict[str, Any]:
     """Who runs a trial, and how far it is; `alive` is False where the process is gone or silent for too long."""
-    from workbench.places import is_gone
-    from workbench.storage import grace
+    from workbench.common.processes import is_gone
+    from workbench.studies.storage import grace
 
     process, progress = trial.user_attrs.get("process", ""), trial.user_attrs.get("progress", {})
     gone = is_gone(process) if process else True
@@ -99,14 +93,14 @@ def _at_work(trial: "FrozenTrial") -> dict[str, Any]:
 
 
 def _best(trial: "FrozenTrial") -> dict[str, Any]:
-    from workbench.trials import label_of
+    from workbench.studies.trials import label_of
 
     return {"trial": trial.number, "values": trial.values, "settings": label_of(trial)}
 
 
 def _told(found: dict[str, Any]) -> str:
     """A study's standing in words."""
-    from workbench.markdown import markdown_table
+    from workbench.common.markdown import markdown_table
 
     counted = ", ".join(f"{count} {state}" for state, count in found["trials"].items()) or "none yet"
     alive = [worker for worker in found["workers"] if worker["alive"]]
@@ -143,18 +137,18 @@ def resume(name: str, workers: int | None, trials: int | None) -> None:
     Trials whose workers died go on from their snapshots. On a cluster, every machine may do this at once.
     """
     one_process()
-    from workbench import storage, studies
-    from workbench.config import resolve
-    from workbench.errors import UserError
+    from workbench.common.errors import UserError
+    from workbench.studies import lifecycle, storage
+    from workbench.training.config import resolve
 
     silence_transformers()
-    study = studies.require_study(study_name(name), storage.storage_url())
+    study = lifecycle.require_study(study_name(name), storage.storage_url())
     settings = study.user_attrs.get("settings")
     if settings is None:
         raise UserError(f"study {name!r}: older than `study resume`; go on with the command that made it")
     if trials is not None:
         settings = settings | {"sweep.trials": trials}
-    studies.run_study(settings, name, workers or default_workers(resolve(settings).model.device))
+    lifecycle.run_study(settings, name, workers or default_workers(resolve(settings).model.device))
 
 
 @maybe_name_argument
@@ -167,17 +161,18 @@ def doctor(name: str | None, dry_run: bool) -> None:
     history is written anew from the metrics; snapshots that nobody needs are removed. Living workers are left alone.
     Exit code 1 if something is left that cannot be mended.
     """
-    from workbench import storage, studies, tracking
-    from workbench.doctor import Finding, examine
-    from workbench.errors import Failure
+    from workbench import tracking
+    from workbench.common.errors import Failure
+    from workbench.studies import lifecycle, storage
+    from workbench.studies.doctor import Finding, examine
 
     url, client = storage.storage_url(), tracking.connect()
     left = tracking.undelivered() if dry_run else tracking.deliver(client)
     findings = [Finding(f"run {run}: has not delivered everything it told", False if dry_run else None) for run in left]
     for what in tracking.bury_dead(client, look_only=dry_run):
         findings.append(Finding(what, not dry_run))
-    for each in [study_name(name)] if name else studies.names(url):
-        study = studies.require_study(each, url)
+    for each in [study_name(name)] if name else lifecycle.names(url):
+        study = lifecycle.require_study(each, url)
         for found in examine(study, client, url, look_only=dry_run):
             findings.append(found._replace(what=f"{each}: {found.what}"))
     for finding in findings:
@@ -197,10 +192,11 @@ def export(name: str, out: Path | None) -> None:
     `trials.csv` and `trials.parquet` hold every attempt as Optuna has it, `runs.parquet` the parameters and last
     metrics of ended runs, `history.parquet` every metric at every step, `settings.json` what the study was made with.
     """
-    from workbench import storage, studies, tracking
-    from workbench.cache import in_place
+    from workbench import tracking
+    from workbench.common.cache import in_place
+    from workbench.studies import lifecycle, storage
 
-    study = studies.require_study(study_name(name), storage.storage_url())
+    study = lifecycle.require_study(study_name(name), storage.storage_url())
     folder = writable_folder("--out", out or Path("reports") / name / "export")
     frame = study.trials_dataframe(multi_index=False)
     for column in frame.columns:  # nested attributes, which a table has no place for

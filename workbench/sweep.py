@@ -4,17 +4,17 @@ from pathlib import Path
 
 import click
 
-from workbench.cli import (
+from workbench.common.command_line import (
     command,
     default_workers,
     experiment_argument,
     one_process,
     set_option,
-    settings_option,
     silence_transformers,
-    study_name,
     this_python,
 )
+from workbench.common.validation import study_name
+from workbench.training.settings_option import settings_option
 
 DEFAULT = Path(__file__).parent.parent / "experiments" / "default.toml"
 
@@ -52,7 +52,7 @@ def main(
     path = experiment or DEFAULT
     name = study_name(path.stem if study is None else study)
     one_process()
-    from workbench.config import merge, parse_override, read, resolve
+    from workbench.training.config import merge, parse_override, read, resolve
 
     extra = dict(parse_override(text) for text in overrides)
     if trials is not None:
@@ -61,10 +61,11 @@ def main(
     config = resolve(settings)
     silence_transformers()
     workers = 0 if init else workers or default_workers(config.model.device)
-    from workbench import studies, tracking
+    from workbench import tracking
+    from workbench.studies import lifecycle
 
     try:
-        studies.run_study(settings, name, workers)
+        lifecycle.run_study(settings, name, workers)
     except KeyboardInterrupt:
         click.echo(f"Stopped; finished trials of study {name!r} are kept. To go on: the same command again.", err=True)
         raise

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from workbench.cli import command, silence_transformers
+from workbench.common.command_line import command, silence_transformers
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 REAL = ("sd15", "sdxl", "sd3")
@@ -71,7 +71,7 @@ def main(
 
 def _settings(shape: str, variant: str) -> dict[str, Any]:
     """The resolved settings of a shape's experiment file; the tiny shape trains with the defaults, in bf16."""
-    from workbench.config import load
+    from workbench.training.config import load
 
     if shape == "tiny":
         lora = {"lora.rank": 4} if variant == "lora" else {}
@@ -91,8 +91,8 @@ MEASURED = {
 
 
 def _counted(shapes: tuple[str, ...], variants: tuple[str, ...], utilisation: float) -> Iterator[dict[str, Any]]:
-    from workbench import costs
-    from workbench.shapes import SHAPES
+    from workbench.benchmarks import costs
+    from workbench.models.random_weights import SHAPES
 
     for shape in shapes:
         for variant in variants:
@@ -116,10 +116,10 @@ def _measured(
 ) -> Iterator[dict[str, Any]]:
     import torch
 
-    from workbench import costs
-    from workbench.measure import matrix_rate, measure
-    from workbench.processes import pick_device
-    from workbench.shapes import SHAPES
+    from workbench.benchmarks import costs
+    from workbench.benchmarks.measurement import matrix_rate, measure
+    from workbench.common.distributed import pick_device
+    from workbench.models.random_weights import SHAPES
 
     place = pick_device(device)
     rate = matrix_rate(place, torch.bfloat16)
@@ -149,7 +149,7 @@ def _measured(
 
 def _print(rows: Iterator[dict[str, Any]], head: dict[str, str], place: Path) -> None:
     """Write every row as soon as it is there, so that what was measured stays."""
-    from workbench.markdown import markdown_table
+    from workbench.common.markdown import markdown_table
 
     place.parent.mkdir(parents=True, exist_ok=True)
     kept: list[dict[str, Any]] = []

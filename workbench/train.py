@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli import (
-    checked_name,
-    command,
-    experiment_argument,
-    set_option,
-    settings_option,
-    silence_transformers,
-    study_name,
-    writable_folder,
-)
+from workbench.common.command_line import command, experiment_argument, set_option, silence_transformers
+from workbench.common.validation import checked_name, study_name, writable_folder
+from workbench.training.settings_option import settings_option
 
 if TYPE_CHECKING:
-    from workbench.config import Config
-    from workbench.snapshots import Snapshots
+    from workbench.training.config import Config
+    from workbench.training.snapshots import Snapshots
 
 SHOWN = ("eval/reward", "eval/win_rate", "validation/margin", "divergence/policy", "divergence/reference")
 
@@ -58,8 +51,8 @@ def main(
       python -m workbench.train --name first --resume
       torchrun --nproc-per-node 2 -m workbench.train        (or: accelerate launch -m workbench.train)
     """
-    from workbench.config import load, parse_override
-    from workbench.errors import UserError
+    from workbench.common.errors import UserError
+    from workbench.training.config import load, parse_override
 
     config = load(experiment, dict(parse_override(text) for text in overrides))
     if resume and not name:
@@ -69,22 +62,22 @@ def main(
     if output is not None:
         _require_empty(output)
 
-    from workbench import places, processes
-    from workbench.interrupts import PATIENCE, asked_to_stop
-    from workbench.listeners import Silence
-    from workbench.run import check, execute
-    from workbench.snapshots import Snapshots
+    from workbench.common import distributed, locks, paths
+    from workbench.common.signals import PATIENCE, asked_to_stop
+    from workbench.training.listener import Silence
+    from workbench.training.run import check, execute
+    from workbench.training.snapshots import Snapshots
 
     silence_transformers()
     # On several processes only runs with a name have snapshots: each would call itself by its own time.
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", experiment.stem)[:60] if experiment else "train"
     label = name or f"{stem}-{time.strftime('%m%d-%H%M%S')}"
     snapshots = None
-    if name or processes.world() == 1:
-        snapshots = Snapshots(places.state("runs", label), config.snapshots.interval, config.snapshots.keep)
+    if name or distributed.world() == 1:
+        snapshots = Snapshots(paths.state("runs", label), config.snapshots.interval, config.snapshots.keep)
     with ExitStack() as stack:
-        if processes.is_main() and snapshots:
-            if not stack.enter_context(places.claimed(snapshots.folder)):
+        if distributed.is_main() and snapshots:
+            if not stack.enter_context(locks.claimed(snapshots.folder)):
                 raise UserError(f"--name {label}: a run of that name is at work")
             if snapshots.steps() and not resume:
                 raise UserError(
@@ -92,9 +85,9 @@ def main(
                     "--resume, or choose another name"
                 )
         check(config)
-        patience = PATIENCE + (10 if processes.world() > 1 else 0)  # several ask each other less often
+        patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
         stopping = stack.enter_context(asked_to_stop("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
-        if processes.is_main():
+        if distributed.is_main():
             _tracked(config, label, study, snapshots, stopping, output)
         else:
             execute(config, Silence(), save_to=output, snapshots=snapshots, stopping=stopping)
@@ -102,7 +95,7 @@ def main(
 
 def _require_empty(output: Path) -> None:
     """Better now than after the training."""
-    from workbench.errors import UserError
+    from workbench.common.errors import UserError
 
     if any(writable_folder("--output", output).iterdir()):
         raise UserError(f"--output {output}: not an empty folder; choose a new one")
@@ -119,10 +112,11 @@ def _tracked(
     """Train, tell MLflow and show it."""
     from tqdm import tqdm
 
-    from workbench import processes, tracking
-    from workbench.errors import Failure
-    from workbench.provenance import datasets, describe, provenance
-    from workbench.run import execute, prepare
+    from workbench import tracking
+    from workbench.common import distributed
+    from workbench.common.errors import Failure
+    from workbench.training.provenance import datasets, describe, provenance
+    from workbench.training.run import execute, prepare
 
     client = tracking.connect()
     tracking.bury_dead(client)
@@ -131,7 +125,7 @@ def _tracked(
     if study and not found:
         parent = tracking.open_study(client, study, f"Study **{study}**: single runs.")
     tags = provenance() | {
-        "workbench.processes": str(processes.world()),
+        "workbench.processes": str(distributed.world()),
         "workbench.kind": "run",
         "workbench.arm": label,
         "mlflow.note.content": describe(config),

@@ -20,21 +20,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))  # the workbench beside them
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the workbench and its tests
 
 import click
 import torch
-from faults import FAULTS, Injected
-from invariants import KINDS, Ended, Found, Held, held, improper, violations
-from material import Result, arms, make, undisturbed
-from mlflow_server import Server
 from optuna.trial import TrialState
-from postgres import own_postgres
-from scene import NotNow, Scene
 
-from workbench.cli import quiet, silence_transformers
-from workbench.markdown import markdown_table
+from tests.faults.faults import FAULTS, Injected
+from tests.faults.invariants import KINDS, Ended, Found, Held, held, improper, violations
+from tests.faults.material import Result, arms, make, undisturbed
+from tests.faults.scene import NotNow, Scene
+from tests.support.mlflow_server import Server
+from tests.support.postgres import own_postgres
+from workbench.common.command_line import quiet, silence_transformers
+from workbench.common.markdown import markdown_table
 
 DISK = "48m"
 WAITING = 12.0  # seconds for which a fault that was drawn waits for something that it can hit

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from uuid import uuid4
 
 import psutil
-from scene import NotNow, Scene, workers_of
 
-from workbench.storage import grace
+from tests.faults.scene import NotNow, Scene, workers_of
+from workbench.studies.storage import grace
 
 Injected = Iterator[tuple[str, float]]
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import optuna
 import polars as pl
-from material import Result, digests
 from optuna.trial import FrozenTrial, TrialState
 
+from tests.faults.material import Result, digests
 from workbench import tracking
+from workbench.studies.trials import counts, state_of
 from workbench.tracking.store import STATUS, children
-from workbench.trials import counts, state_of
 
 #: Metrics that are compared value by value: one of every step, of some steps, of the last.
 COMPARED = ("train/loss", "divergence/policy", "eval/win_rate")

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import families
 import polars as pl
-from conftest import pair_rows
 from safetensors.torch import load_file
+from tests.support.helpers import pair_rows
 
+from tests.support import families
 from workbench import tracking
-from workbench.config import merge, read, resolve
-from workbench.prompts import split
-from workbench.run import execute
-from workbench.space import arms_of
+from workbench.models.small.prompts import split
+from workbench.studies.space import arms_of
+from workbench.training.config import merge, read, resolve
+from workbench.training.run import execute
 
 EXPERIMENT = """
 model.path = "{place}/model"

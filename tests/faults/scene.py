@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from conftest import ROOT
-from mlflow_server import Server
-from postgres import Postgres
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
+from tests.support.helpers import ROOT
+
+from tests.support.mlflow_server import Server
+from tests.support.postgres import Postgres
 
 SLOW_TO_END = 150.0  # seconds within which whatever was asked to stop has to be gone
 RUNNING = """

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from invariants import KINDS, held, violations
 from optuna import load_study
 from optuna.trial import create_trial
 
+from tests.faults.invariants import KINDS, held, violations
 from workbench import tracking
 
 CAMPAIGN = Path(__file__).with_name("campaign.py")

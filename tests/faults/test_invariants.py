@@ -8,10 +8,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from invariants import COMPARED, FILES, KINDS, Ended, Held, Run, improper, violations
-from material import Result
 from optuna.trial import FrozenTrial, TrialState
 
+from tests.faults.invariants import COMPARED, FILES, KINDS, Ended, Held, Run, improper, violations
+from tests.faults.material import Result
 from workbench import tracking
 
 STEPS, ASKED = 6, 3

@@ -5,9 +5,10 @@ a writer thread, so the training loop never waits; the same rows go up as one wi
 is what notebooks read.
 """
 
-from workbench.tracking.care import agree, bury_dead, finished, restore_history, runs_of_trials, without_history
 from workbench.tracking.delivery import deliver, reaching, undelivered, wait_until_reachable
-from workbench.tracking.reader import load_history, load_runs, load_samples, load_sheets
+from workbench.tracking.frames import load_history, load_runs, load_samples, load_sheets
+from workbench.tracking.kept_models import add_scores, kept_model, kept_models
+from workbench.tracking.reconcile import agree, bury_dead, finished, restore_history, runs_of_trials, without_history
 from workbench.tracking.store import (
     Client,
     attach,
@@ -25,8 +26,7 @@ from workbench.tracking.store import (
     ui_evaluations,
     ui_link,
 )
-from workbench.tracking.weights import add_scores, kept_model, kept_models
-from workbench.tracking.writer import Tracker, history
+from workbench.tracking.tracker import Tracker, history
 
 __all__ = [
     "Client",

@@ -14,7 +14,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_LOGGED_IMAGES
 
-from workbench.errors import Failure
+from workbench.common.errors import Failure
 from workbench.tracking.outbox import LIMIT, Outbox, Record, outboxes
 from workbench.tracking.store import STATUS, connect, in_short
 

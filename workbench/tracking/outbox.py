@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from workbench.errors import Failure
-from workbench.places import state
+from workbench.common.errors import Failure
+from workbench.common.paths import state
 
 Record = dict[str, Any]  # its "kind", its "time" in milliseconds, and what the kind needs
 METRICS = "metrics"

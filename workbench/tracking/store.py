@@ -16,9 +16,10 @@ from mlflow.entities import Experiment, Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from workbench.cli import this_python
-from workbench.errors import Failure, UserError
-from workbench.places import exclusive, hide_passwords
+from workbench.common.command_line import this_python
+from workbench.common.errors import Failure, UserError
+from workbench.common.locks import exclusive
+from workbench.common.secrets import hide_passwords
 
 EXPERIMENT = "diffusion-dpo"
 Client = MlflowClient  # by this name for rooms that do not know MLflow

@@ -1,0 +1,187 @@
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from workbench.analysis.claims import table
+from workbench.analysis.claims.evidence import Effect, Evidence, seedwise
+from workbench.analysis.claims.rules import ABSENT, BASELINES, CLAIMS, FAILS, HOLDS, OPEN, SPREAD, Claim, judge
+from workbench.common.errors import UserError
+from workbench.models.small.prompts import split
+from workbench.training.config import resolve
+
+SEEDS = ["0", "1", "2"]
+CAPTIONS = [str(prompt) for prompt in split()["test"][:3]]
+
+
+def evidence(runs: list[dict], history: list[dict] = (), samples: list[dict] = (), checks: list[dict] = ()) -> Evidence:
+    return Evidence(*(pl.DataFrame(list(rows), infer_schema_length=None) for rows in (runs, history, samples, checks)))
+
+
+def rewards(**arms: list[float]) -> Evidence:
+    """Final rewards of arms by seed."""
+    return evidence([
+        {"run_id": f"{arm}-{seed}", "arm": arm, "state": "complete", "seed": seed, "eval/reward": value}
+        for arm, values in arms.items() for seed, value in zip(SEEDS, values, strict=False)
+    ])  # fmt: skip
+
+
+def verdict(*effects: list[float]) -> str:
+    measured = [Effect("x", np.array(values)) for values in effects]
+    return judge([Claim(1, "t", "w", (), lambda _: measured)], rewards(a=[0.0]))[0]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("effects", "expected"),
+    [
+        ([[1.0, 2.0, 3.0]], HOLDS),
+        ([[-1.0, -2.0, -3.0]], FAILS),
+        ([[-1.0, 1.0, 0.1]], OPEN),
+        ([[0.0, 0.0, 0.0]], OPEN),
+        ([[1.0, 2.0]], OPEN),  # two seeds are too few
+        ([[-1.0, -1.0]], OPEN),
+        ([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]], HOLDS),
+        ([[1.0, 2.0, 3.0], [-1.0, 3.0, 1.0]], OPEN),
+        ([[1.0, 2.0, 3.0], [-1.0, -3.0, -1.0], [-1.0, 1.0, 0.0]], FAILS),
+    ],
+)
+def test_the_rule(effects, expected):
+    assert verdict(*effects) == expected
+
+
+def test_effects_that_are_only_shown_decide_nothing():
+    effects = [Effect("a", np.ones(3)), Effect("b", -np.ones(3), "unit", False)]
+    rows = judge([Claim(1, "t", "w", (), lambda _: effects)], rewards(a=[0.0]))
+    assert rows[0]["verdict"] == HOLDS and rows[0]["effects"][1]["verdict"] == ""
+
+
+def test_arms_are_compared_over_the_seeds_that_all_have_whatever_their_order():
+    assert seedwise(lambda a, b: a - b, {"1": 5.0, "0": 1.0, "2": 9.0}, {"0": 0.0, "1": 3.0}).tolist() == [1.0, 2.0]
+    with pytest.raises(UserError, match="common seed"):
+        seedwise(lambda a, b: a - b, {"0": 1.0}, {"1": 1.0})
+
+
+def test_a_missing_arm_is_named_and_the_claim_is_not_measured():
+    rows = judge([c for c in CLAIMS if c.number == 8], rewards(frozen=[1.0, 1.0]))
+    assert rows[0]["verdict"] == ABSENT and "'timestep-aware'" in rows[0]["reason"]
+
+
+def test_two_runs_of_a_seed_are_refused():
+    e = rewards(a=[1.0])
+    with pytest.raises(UserError, match="two runs with seed 0"):
+        Evidence(pl.concat([e.runs, e.runs]), e.history, e.samples, e.checks).final("a", "eval/reward")
+
+
+def test_growth_is_end_minus_half_way():
+    e = rewards(a=[0.0, 0.0])
+    history = pl.DataFrame(
+        [{"run_id": f"a-{s}", "step": t, "m": float(t * (i + 1))} for i, s in enumerate("01") for t in (4, 8, 12, 16)]
+    ).sample(fraction=1, shuffle=True, seed=0)
+    assert Evidence(e.runs, history, e.samples, e.checks).growth("a", "m") == {"0": 8.0, "1": 16.0}
+
+
+def world(right: bool) -> Evidence:
+    """Runs of every arm in a world where the paper is right about everything, or about nothing."""
+    sign = 1.0 if right else -1.0
+    reward = dict.fromkeys(
+        {arm for c in CLAIMS for arm in c.arms}, 0.0
+    ) | {
+        "frozen": 0.2, "timestep-aware": 0.2 - 0.1 * sign, "threshold-8": 0.2 + 0.2 * sign,
+        "threshold-4": 0.2 + 0.19 * sign, "threshold-16": 0.2 + 0.21 * sign,
+        "ours": 0.2 + 0.4 * sign, "gamma-9": 0.2 + 0.3 * sign, "gamma-8": 0.0,
+        "gamma-8-scale": 0.1 * sign, "update-4": -0.3 * sign, "update-8": -0.1 * sign, "update-16": 0.0 + 0.1 * sign,
+        "lr-high": -1.0 * sign, "beta-low": 0.1, "reinit": 0.15, "sft": 0.0, "kto": 0.0, "dspo": 0.0,
+    }  # fmt: skip
+    if not right:  # intervals matter more with the threshold
+        reward |= {"update-4": 0.3, "update-8": 0.3, "update-16": 0.29, "threshold-8": -0.4, "threshold-16": 0.1}
+    runs, history, samples = [], [], []
+    for arm, value in reward.items():
+        far = {"frozen": 0.001, "same-update-8": 0.11 if right else 0.002, "update-8": 0.2}.get(arm, 0.1)
+        far += {"update-4": 0.1 + 0.1 * sign, "update-16": 0.1 - 0.1 * sign}.get(arm, 0.0)
+        for i, seed in enumerate(SEEDS):
+            run = {"run_id": f"{arm}-{seed}", "arm": arm, "state": "complete", "seed": seed}
+            run |= {"reference.delta": "0.005", "reference/updates": 2.0, "eval/reward": value + 1e-3 * i}
+            run |= {"divergence/reference_unseen": 0.005 - 0.001 * sign, "divergence/policy": far}
+            run |= {"eval/reward_gain": value}
+            for bucket, name in enumerate(("t000-499", "t500-999")):
+                for quantity in ("loss", "reward_size", "accuracy"):
+                    run[f"timestep_{quantity}/{name}"] = 1.0 - sign * bucket * 0.5
+                run[f"timestep_divergence/{name}"] = 0.1 + (sign * 0.05 if arm == "gamma-9" else 0.0)
+            runs.append(run)
+            for step in (1, 2, 3, 4):
+                point = dict.fromkeys(
+                    ("validation/margin", "divergence/reference", "validation/divergence"), sign * step
+                )
+                history.append({"run_id": run["run_id"], "step": step} | point)
+            samples += [
+                {"run_id": run["run_id"], "arm": arm, "caption": c, "image_seed": 0, "reward": value} for c in CAPTIONS
+            ]
+    checks = [
+        {"name": f"seed-{seed}", "check/softmax_over_bound": 0.5 if right else 1.5, "check/optimal_kl": 1.0,
+         "check/squared_slope": 1.0 if right else 0.0, "check/optimal_eq8": 1.01 if right else 1.5,
+         "check/change_variance_ratio": 0.05 if right else 0.5, "check/level_variance_ratio": 0.05 if right else 0.5}
+        for seed in SEEDS
+    ]  # fmt: skip
+    return evidence(runs, history, samples, checks)
+
+
+@pytest.mark.parametrize("number", sorted(set(range(1, 14)) - {5}))
+def test_every_rule_holds_where_the_paper_is_right_and_fails_where_it_is_wrong(number):
+    (rule,) = (c for c in CLAIMS if c.number == number)
+    for right, expected in ((True, HOLDS), (False, FAILS)):
+        (row,) = judge([rule], world(right))
+        assert row["verdict"] == expected, json.dumps(row, indent=1)
+
+
+@pytest.mark.parametrize(("sign", "expected"), [(1, HOLDS), (-1, FAILS)])
+def test_an_optimum_lies_in_the_middle_of_divergence_or_it_does_not(sign, expected):
+    runs = [
+        {"run_id": f"{arm}-{seed}", "arm": arm, "state": "complete", "seed": seed, "divergence/policy": float(i),
+         "eval/reward": -sign * (i - 5.5) ** 2}
+        for seed in SEEDS for i, arm in enumerate(SPREAD)
+    ]  # fmt: skip
+    (rule,) = (c for c in CLAIMS if c.number == 5)
+    assert judge([rule], evidence(runs))[0]["verdict"] == expected
+
+
+@pytest.mark.parametrize("number", range(1, 12))
+def test_a_lost_seed_costs_a_seed_and_no_more(number):
+    (rule,) = (c for c in CLAIMS if c.number == number)
+    full = world(True)
+    for arm in rule.arms:
+        kept = full.runs.filter(pl.col("run_id") != f"{arm}-1")
+        (row,) = judge([rule], Evidence(kept, full.history, full.samples, full.checks))
+        assert min(effect["seeds"] for effect in row["effects"]) >= 2, row
+        assert any(effect["seeds"] == 2 for effect in row["effects"]) or number == 5, (arm, row)
+
+
+def test_there_are_thirteen_claims_each_stated_and_documented_and_its_arms_are_declared():
+    assert [c.number for c in CLAIMS] == list(range(1, 14))
+    assert all(c.title and c.where and c.measure.__doc__ for c in CLAIMS)
+    tree = tomllib.loads((Path(__file__).parents[3] / "experiments" / "claims.toml").read_text())
+    assert {arm for c in CLAIMS for arm in c.arms} == set(tree["sweep"]["arms"])
+    assert set(BASELINES) <= set(tree["sweep"]["arms"])
+
+
+def test_the_table_states_counts_effects_and_reasons_and_no_text_breaks_it():
+    arms = {"ours": {}, "gamma 9": {"like": "ours"}}
+    config = resolve({"sweep.seeds": [0, 1, 2], "sweep.arms": arms, "sweep.tuning": {"factors": {"train.lr": [1.0]}}})
+    e = rewards(
+        **{"frozen": [2.0, 2.1, 2.2], "timestep-aware": [1.0] * 3, "threshold-8": [1.0, 1.0], "ours": [2.0] * 3}
+    )
+    rows = judge([c for c in CLAIMS if c.number in (8, 10)], e)
+    rows[0]["title"] += " | and\nmore"
+    for row in rows:
+        row["link"] = "http://x"
+    text = table.markdown(rows, {"ours": {"train.lr": 3e-5}}, config)
+    assert "inconclusive: **1** · not measured: **1**" in text
+    assert "**+1.1** (+1 to +1.2): reward, Diffusion-DPO minus timestep-aware alone" in text
+    assert "ours minus thresholded updates alone (2 of 3 seeds ended)" in text
+    assert "arm 'lr-high': the study has no finished run" in text
+    assert "| ours | train.lr = 3e-05 |" in text and "gamma 9 like ours" in text
+    lines = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("| ")]
+    assert {line.count("|") for line in lines} == {7, 3}
+    assert table.plain(rows).count("\n") >= 4

@@ -1,0 +1,121 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from workbench.analysis import figures
+from workbench.common.errors import UserError
+
+
+def runs() -> pl.DataFrame:
+    rows = []
+    for arm, policy in (("frozen", "frozen"), ("threshold", "threshold")):
+        for seed in range(2):
+            row = {
+                "run_id": f"{arm}{seed}", "name": f"{arm}-{seed}", "arm": arm, "state": "complete", "seed": str(seed),
+                "reference.policy": policy, "reference.delta": "0.005", "objective.beta": "300.0",
+                "reference.interval": None if policy == "frozen" else "4",
+                "divergence/policy": 0.01 * (seed + 1), "eval/reward": -1.0 + seed,
+            }  # fmt: skip
+            for bucket in range(10):
+                for quantity in ("loss", "reward_size", "accuracy", "lambda", "divergence"):
+                    row[f"timestep_{quantity}/t{bucket * 100:03d}-{bucket * 100 + 99:03d}"] = (
+                        1.0 - bucket / 20 + seed / 100
+                    )
+            rows.append(row)
+    return pl.DataFrame(rows)
+
+
+def history() -> pl.DataFrame:
+    steps = [
+        {"step": s, "validation/margin": s * 1e-3, "divergence/reference": s * 1e-4, "divergence/policy": None}
+        for s in (1, 2, 3, 4)
+    ]
+    return pl.concat(
+        pl.DataFrame(steps, schema_overrides={"divergence/policy": pl.Float64}).with_columns(
+            run_id=pl.lit(row["run_id"]), arm=pl.lit(row["arm"]), name=pl.lit(row["name"])
+        )
+        for row in runs().iter_rows(named=True)
+    ).with_columns(pl.col("divergence/policy").fill_null(0.002))
+
+
+def test_margin_is_drawn_times_half_beta_and_divergence_of_whoever_moves():
+    figure = figures.margin_and_divergence(runs(), history())
+    left, right = figure.axes
+    assert left.lines[0].get_ydata().tolist() == pytest.approx([0.15, 0.3, 0.45, 0.6])
+    labels = {line.get_label() for line in right.lines}
+    assert {"threshold: divergence of the reference", "frozen: divergence of the policy"} <= labels
+    assert all(line.get_linestyle() == ":" for line in right.lines[:2])
+
+
+def test_the_same_figure_gives_the_same_file(tmp_path):
+    for folder in ("a", "b"):
+        figures.save(figures.imbalance(runs(), runs()), tmp_path / folder, "f", "svg,png")
+    for kind in ("svg", "png"):
+        assert (tmp_path / "a" / f"f.{kind}").read_bytes() == (tmp_path / "b" / f"f.{kind}").read_bytes()
+
+
+def test_an_unknown_format_or_metric_is_named(tmp_path):
+    with pytest.raises(UserError, match="'docx'"):
+        figures.save(figures.score_against_divergence(runs()), tmp_path, "f", "docx")
+    with pytest.raises(UserError, match="metric 'nope'"):
+        figures.score_against_divergence(runs(), score="nope")
+
+
+def samples() -> pl.DataFrame:
+    captions = ["a fox on a red background, noto style", "a car on a blue background, fluent style",
+                "a owl on a white background, twemoji style"]  # fmt: skip
+    return pl.DataFrame(
+        {"run_id": run["run_id"], "arm": run["arm"], "caption": caption, "image_seed": seed,
+         "reward": -2.0 + place / 10 + int(run["seed"]), "pretrained_reward": -3.0}
+        for run in runs().to_dicts()
+        for seed in range(2)
+        for place, caption in enumerate(captions)
+    )  # fmt: skip
+
+
+def test_final_rewards_have_a_point_an_arm_and_the_pretrained_models_line_in_every_panel():
+    figure = figures.final_reward(runs(), samples())
+    assert [axes.get_title() for axes in figure.axes] == ["all prompts", "noto style", "fluent style", "twemoji style"]
+    noto = figure.axes[1]
+    assert noto.lines[0].get_ydata() == [-3.0, -3.0]
+    points = [line.get_ydata()[0] for line in noto.lines if line.get_marker() in figures.MARKERS]
+    assert points == pytest.approx([-1.5, -1.5])  # the mean of two seeds, -2 and -1
+    spans = [np.ptp(axes.get_ylim()) for axes in figure.axes]
+    assert spans == pytest.approx([spans[0]] * 4)
+
+
+def test_rewards_against_intervals_have_a_band_of_the_frozen_reference():
+    figure = figures.reward_against_interval(runs(), samples())
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["4"]
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {
+        "frozen reference (Diffusion-DPO)", "without threshold", "with threshold",
+    }  # fmt: skip
+
+
+def test_divergence_by_timestep_is_in_per_cent_of_the_base():
+    figure = figures.divergence_by_timestep(runs(), arms="threshold", base="frozen")
+    (line,) = (line for line in figure.axes[0].lines if line.get_marker() == figures.MARKERS[0])
+    assert line.get_ydata().tolist() == pytest.approx([100.0] * 10)
+
+
+def test_sample_grids_cut_the_same_prompts_from_every_sheet():
+    sheets = {run: np.zeros((8, 12, 3), np.uint8) for run in runs()["run_id"]}
+    for sheet in sheets.values():
+        sheet[:4] = np.repeat([10, 20, 30], 4)[None, :, None]  # the second image seed, below, stays black
+    before = {run: sheet + 100 for run, sheet in sheets.items()}
+    figure = figures.sample_grid(runs(), samples(), sheets, before, seed=1, prompts=2)
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    assert [image.shape for image in shown] == [(4, 4, 3)] * 6
+    assert [int(image.max()) for image in shown] == [110, 10, 10, 130, 30, 30]  # by row: first and last prompt
+    assert [figure.axes[i].get_title() for i in range(3)] == ["pretrained", "Diffusion-DPO", "threshold"]
+    assert figure.axes[0].get_ylabel().startswith("fox")
+    with pytest.raises(UserError, match="arm 'frozen': no finished run with training seed 5"):
+        figures.sample_grid(runs(), samples(), sheets, {}, seed=5)
+
+
+def test_a_run_that_went_very_far_is_counted_and_not_shown():
+    far = pl.concat([runs(), runs().head(1).with_columns(pl.lit(0.9).alias("divergence/policy"), run_id=pl.lit("far"))])
+    figure = figures.score_against_divergence(far)
+    assert figure.axes[0].get_xlim()[1] < 0.1
+    assert "not shown: 1 runs, up to 0.9 away" in figure.texts[0].get_text()

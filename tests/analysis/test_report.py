@@ -1,0 +1,163 @@
+"""The notebooks on a study of invented runs, and the page that gathers them."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import polars as pl
+import pytest
+from papermill import inspect_notebook
+from tests.support.helpers import ROOT, workbench
+
+from tests.support import searched
+from workbench import report, tracking
+from workbench.common.errors import UserError
+
+NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+ARMS = tomllib.loads((ROOT / "experiments" / "claims.toml").read_text())["sweep"]["arms"]
+CAPTIONS = [f"a {c} on a red background, {s} style" for c in ("fox", "car") for s in ("noto", "fluent", "twemoji")]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_thin_and_say_what_they_take(name):
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert not any(
+        isinstance(node, ast.FunctionDef | ast.For) for cell in code for node in ast.walk(ast.parse(cell.source))
+    )
+    (parameters,) = (cell for cell in code if "parameters" in cell.metadata.get("tags", []))
+    assigned = {node.target.id for node in ast.parse(parameters.source).body}
+    known = inspect_notebook(str(NOTEBOOKS[name]))  # what papermill finds, which is less than Python does
+    assert set(known) == assigned and {"study", "out"} <= assigned
+    assert all(p["help"] and p["inferred_type_name"] in ("str", "int") for p in known.values())
+    assert "**How to read it.**" in "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def test_every_notebook_has_its_place_on_the_page():
+    assert set(report.ORDER) == set(NOTEBOOKS)
+
+
+def test_a_parameter_must_belong_to_a_notebook():
+    plan = {name: NOTEBOOKS[name] for name in ("divergence", "imbalance")}
+    known = report.known_parameters(plan, {"smoothing": 3})
+    assert "smoothing" in known["divergence"] and "smoothing" not in known["imbalance"]
+    with pytest.raises(UserError, match="--parameter smooting: no notebook has it; divergence, imbalance have study, "):
+        report.known_parameters(plan, {"smooting": 3})
+
+
+def invent(study: str, arms: list[str]) -> None:
+    """A study of one tracked run an arm, with everything that a run keeps and nothing trained."""
+    client = tracking.connect()
+    parent = tracking.open_study(client, study, "")
+    rng = np.random.default_rng(0)
+    for arm in arms:
+        settings = {"reference.policy": "threshold", "reference.interval": 8, "reference.delta": 0.005,
+                    "objective.loss": "dpo", "objective.beta": 300, "timesteps.density": "uniform",
+                    "reward_scale.shape": "constant", "seed": 0}  # fmt: skip
+        settings |= {key: value for key, value in ARMS[arm].items() if "." in key}
+        tags = {"workbench.arm": arm, "workbench.study": study, "workbench.kind": "trial"}
+        tracker = tracking.Tracker(client, f"{arm}-s0", params=settings, tags=tags, parent=parent)
+        numbers = ("validation/margin", "divergence/policy", "divergence/reference", "eval/reward", "eval/win_rate")
+        numbers += tuple(
+            f"timestep_{quantity}/t{edge:03d}-{edge + 99:03d}"
+            for quantity in ("loss", "reward_size", "accuracy", "lambda", "divergence")
+            for edge in range(0, 1000, 100)
+        )
+        for step in (1, 2):
+            tracker.log(step, dict(zip(numbers, rng.uniform(0.01, 1, len(numbers)).tolist(), strict=True)))
+        rewards = rng.normal(-2, 1, (3, len(CAPTIONS)))
+        columns = {"caption": CAPTIONS, "seed": [0] * len(CAPTIONS), "reward": rewards[0].tolist()}
+        columns |= {"pretrained_reward": rewards[1].tolist()}
+        if arm in ("ours", "frozen"):
+            columns |= {"judge": rewards[2].tolist(), "pretrained_judge": rewards[1].tolist()}
+        tracker.table("samples.json", columns)
+        tracker.picture("samples.png", rng.integers(0, 256, (32, 32 * len(CAPTIONS), 3), dtype=np.uint8))
+        tracker.close("complete")
+
+
+def test_samples_and_sheets_come_back_as_they_were_tracked(workplace):
+    invent("s", ["frozen", "kto"])
+    runs = tracking.load_runs("s")
+    samples = tracking.load_samples(runs)
+    assert samples.columns == [
+        "run_id", "name", "arm", "caption", "image_seed", "reward", "pretrained_reward", "judge", "pretrained_judge",
+    ]  # fmt: skip
+    assert samples["caption"].to_list() == CAPTIONS * 2
+    judged = dict(samples.group_by("arm").agg(pl.col("judge").is_not_null().all()).iter_rows())
+    assert judged == {arm: arm != "kto" for arm in judged} and len(judged) == 2
+    assert {sheet.shape for sheet in tracking.load_sheets(runs).values()} == {(32, 32 * len(CAPTIONS), 3)}
+    with pytest.raises(UserError, match="samples"):
+        tracking.load_samples(runs.clear())
+
+
+def test_one_page_shows_all_figures_and_tables_of_a_study(workplace):
+    invent("claims", list(ARMS))
+    folder = workplace / "reports" / "claims"
+    folder.mkdir(parents=True)
+    (folder / "claims.md").write_text("# The claims\n\n| claim | verdict |\n| --- | --- |\n| first | holds |\n")
+    done = workbench("workbench.report", "-p", "smoothing=2", "-p", "formats=png", cwd=workplace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"(\w+): skipped", done.stdout) == ["search"]  # it has arms alone
+    for name in ("methods", "methods-samples", "divergence", "divergence-score", "imbalance", "intervals", "timesteps"):
+        assert (folder / f"{name}.png").stat().st_size > 10_000, name
+    for name in ("methods-table", "timesteps-table", "alternatives-table"):
+        assert "(paper, SD1.5)" in (folder / f"{name}.md").read_text(), name
+    page = (folder / "report.html").read_text()
+    assert "<td>holds</td>" in page and page.index("<td>holds</td>") < page.index("Fig. 1a")
+    assert page.count("data:image/png;base64") >= 7 and "figures.save" not in page
+    assert re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:)[^"']+["']""", page) == []  # needs no other file
+    assert not re.search(r"https?://(?:cdn|unpkg|cdnjs)", page)
+
+
+STDERR = 'data-mime-type="application/vnd.jupyter.stderr"'
+
+
+def attached(study: str) -> set[str]:
+    client = tracking.connect()
+    return {
+        Path(a.path).name for a in client.list_artifacts(tracking.require_study(client, study).info.run_id, "figures")
+    }
+
+
+def test_a_front_is_shown_with_what_there_are_too_few_trials_for(workplace):
+    invent("s", ["frozen", "ours"])
+    url = f"sqlite:///{workplace / 'optuna.db'}"
+    searched.study(searched.BOTH, [searched.trial(1.0, 0.1, arm="frozen"), searched.trial(2.0, 0.2)], url, "s")
+    done = workbench("workbench.report", "--notebook", "search", "-p", "formats=png", cwd=workplace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (workplace / "reports" / "s" / "report.html").read_text()
+    assert "Not shown: importance needs 8 complete trials of the space; the study has 2" in page
+    assert page.count('src="data:image/png;base64') == 2 and "<td>0 (frozen)</td>" in page and STDERR not in page
+    assert {"search.png", "search-slices.png", "search-best.md"} <= attached("s")
+
+
+def test_a_budget_is_shown_with_what_mattered(workplace):
+    invent("s", ["frozen"])
+    url = f"sqlite:///{workplace / 'optuna.db'}"
+    budget = searched.REWARD | {"sweep.constraints": {"divergence/policy": 0.02}}
+    searched.grown(budget, 12, lambda lr, gamma, rng: lr, storage=url, name="s")
+    done = workbench("workbench.report", "--notebook", "search", "-p", "formats=png", cwd=workplace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (workplace / "reports" / "s" / "report.html").read_text()
+    assert page.count('src="data:image/png;base64') == 3 and "Not shown" not in page and STDERR not in page
+    assert {"search.png", "search-importance.png", "search-slices.png", "search-best.md"} <= attached("s")
+
+
+def test_a_notebook_that_is_asked_for_must_have_its_arms(workplace):
+    invent("s", ["frozen", "threshold-8"])
+    asked = workbench("workbench.report", "--notebook", "methods", cwd=workplace)
+    assert asked.returncode == 2 and "Traceback" not in asked.stderr
+    assert "arm 'kto': the study has no finished run of it, only of frozen, threshold-8" in asked.stderr
+    assert not (workplace / "reports" / "s" / "methods.ipynb").exists()
+
+
+def test_the_page_begins_with_the_claims_and_says_what_it_leaves_out():
+    notebook = nbformat.read(NOTEBOOKS["divergence"], as_version=4)
+    head = report.heading("s", {"divergence": notebook}, {"methods": "arm 'kto': none"}, "## Claims\n\n| a |\n")
+    assert head.index("# Report on study s") < head.index("| a |") < head.index("- [Margin and divergence")
+    assert "(#divergence)" in head and "- *methods*: not shown (arm 'kto': none)" in head

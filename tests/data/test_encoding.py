@@ -1,0 +1,278 @@
+import json
+
+import polars as pl
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tests.support.helpers import pair_rows
+
+from workbench.common import cache
+from workbench.common.errors import UserError
+from workbench.data import encoding
+from workbench.data.encoding import Encoding, encode, in_memory, open_store
+from workbench.data.pairs import EncodedPairs
+from workbench.data.rows import decode, open_rows
+from workbench.data.streaming import StreamedPairs, Turns
+from workbench.models import load
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_model):
+    return load(str(tiny_model), CPU)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """40 rows of 12 captions, one of them a tie and one undecodable."""
+    table = [row | {"caption": pair_rows(12)[i * 7 % 12]["caption"]} for i, row in enumerate(pair_rows(40))]
+    table[5] |= {"label_0": 0.5, "label_1": 0.5}
+    table[17]["jpg_1"] = b"not an image"
+    pl.DataFrame(table).write_parquet(tmp_path / "rows.parquet")
+    return str(tmp_path / "rows.parquet")
+
+
+def whole(pairs):
+    return pairs.gather(torch.arange(len(pairs)), CPU)
+
+
+def same(a, b):
+    return all(
+        torch.equal(x, y) for x, y in ((a.x_w, b.x_w), (a.x_l, b.x_l), (a.condition["text"], b.condition["text"]))
+    )
+
+
+def test_encoded_pairs_agree_with_encoding_each_alone(tiny_pairs, backend, workplace):
+    found = whole(encode(open_rows(str(tiny_pairs), "train"), backend))
+    row = pl.read_parquet(tiny_pairs).row(7, named=True)
+    pair = decode(row, backend.resolution)
+    torch.testing.assert_close(found.x_w[7], backend.encode_images(pair.w[None])[0], atol=1e-5, rtol=1e-4)
+    text = backend.encode_text([row["caption"]])["text"][0]
+    torch.testing.assert_close(found.condition["text"][7], text, atol=1e-5, rtol=1e-4)
+
+
+def test_what_becomes_of_rows_is_counted_and_kept(rows, backend, workplace):
+    for _ in range(2):
+        assert encode(open_rows(rows, "train"), backend).counts == {"used": 38, "ties": 1, "undecodable": 1}
+
+
+def test_pairs_are_encoded_once(tiny_pairs, backend, workplace, monkeypatch):
+    first = encode(open_rows(str(tiny_pairs), "train"), backend)
+    monkeypatch.setattr(backend, "encode_images", None)
+    again = encode(open_rows(str(tiny_pairs), "train"), backend)
+    assert same(whole(first), whole(again)) and first.digest == again.digest
+
+
+def test_changed_data_settings_or_model_have_another_digest(tiny_pairs, rows, backend, workplace):
+    key = lambda source, **how: encoding.key_of(open_rows(source, "train"), backend, Encoding(**how))  # noqa: E731
+    kinds = {key(str(tiny_pairs)), key(rows), key(rows, limit=5), key(rows, flip=True), key(rows, dtype="float16")}
+    pl.read_parquet(rows).reverse().write_parquet(rows)
+    assert len(kinds | {key(rows)}) == 6
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_shards_hold_what_one_shard_holds(rows, backend, workplace, flip):
+    one = encode(open_rows(rows, "train"), backend, Encoding(flip=flip), into=workplace / "one", batch_size=4)
+    many = encode(
+        open_rows(rows, "train"), backend, Encoding(flip=flip), into=workplace / "many", shard=8, batch_size=4
+    )
+    assert len(many.shards) > 3 and len(one) == len(many) == (76 if flip else 38)
+    assert same(whole(one), whole(many))
+    index = torch.tensor([37, 0, 12, 12, 5])
+    assert same(many.gather(index, CPU), one.gather(index, CPU))
+
+
+def test_flipped_pairs_are_mirrored_both(tiny_pairs, backend, workplace):
+    pairs = encode(open_rows(str(tiny_pairs), "train"), backend, Encoding(flip=True), batch_size=24)
+    pair = decode(pl.read_parquet(tiny_pairs).row(3, named=True), backend.resolution)
+    mirrored = backend.encode_images(pair.l[None, :, ::-1].copy())[0]
+    torch.testing.assert_close(whole(pairs).x_l[24 + 3], mirrored, atol=1e-5, rtol=1e-4)
+
+
+def test_half_precision_on_disk_is_read_as_float32(tiny_pairs, backend, workplace):
+    pairs = encode(open_rows(str(tiny_pairs), "train"), backend, Encoding(dtype="float16"))
+    assert pairs.shards[0]["x_w"].dtype == torch.float16 and whole(pairs).x_w.dtype == torch.float32
+    exact = whole(encode(open_rows(str(tiny_pairs), "train"), backend))
+    torch.testing.assert_close(whole(pairs).x_w, exact.x_w, atol=2e-2, rtol=1e-3)
+
+
+def test_killed_and_continued_it_is_the_same_to_the_byte(rows, backend, workplace, monkeypatch):
+    reference = workplace / "reference"
+    encode(open_rows(rows, "train"), backend, into=reference, shard=8, batch_size=4)
+    calls, original = [0], encoding._write
+
+    def dies(*arguments):
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(encoding, "_write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        encode(open_rows(rows, "train"), backend, into=workplace / "killed", shard=8, batch_size=4)
+    assert not (workplace / "killed" / "index.json").exists()
+    monkeypatch.setattr(encoding, "_write", original)
+    seen = []
+    monkeypatch.setattr(backend, "encode_images", lambda x, f=backend.encode_images: seen.append(len(x)) or f(x))
+    encode(open_rows(rows, "train"), backend, into=workplace / "killed", shard=8, batch_size=4)
+    assert sum(seen) < 2 * 38  # not from the beginning
+    names = sorted(f.name for f in reference.iterdir())
+    assert names == sorted(f.name for f in (workplace / "killed").iterdir())
+    assert all((reference / n).read_bytes() == (workplace / "killed" / n).read_bytes() for n in names)
+
+
+def test_a_shard_that_is_cut_off_is_named_and_encoded_again(rows, backend, workplace):
+    place = workplace / "store"
+    before = whole(encode(open_rows(rows, "train"), backend, into=place, shard=8, batch_size=4))
+    shard = place / "pairs-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"pairs-00001\.safetensors: 500 of \d+ bytes; delete index\.json"):
+        encode(open_rows(rows, "train"), backend, into=place, shard=8, batch_size=4)
+    (place / "index.json").unlink()
+    assert same(before, whole(encode(open_rows(rows, "train"), backend, into=place, shard=8, batch_size=4)))
+
+
+def test_a_shard_whose_numbers_have_changed_is_found(rows, backend, workplace):
+    place = workplace / "store"
+    how = dict(into=place, shard=8, batch_size=4, check=True)
+    encode(open_rows(rows, "train"), backend, **how)
+    encode(open_rows(rows, "train"), backend, **how)
+    shard = place / "pairs-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100] + bytes([255]) * 100)
+    with pytest.raises(UserError, match=r"pairs-00002\.safetensors: is not what was written; delete it"):
+        encode(open_rows(rows, "train"), backend, **how)
+
+
+def test_a_folder_of_other_data_is_not_taken_for_these(rows, tiny_pairs, backend, workplace):
+    place = workplace / "store"
+    encode(open_rows(rows, "train"), backend, into=place)
+    with pytest.raises(UserError, match="encoded from other data"):
+        encode(open_rows(str(tiny_pairs), "train"), backend, into=place)
+    (place / "index.json").unlink()
+    with pytest.raises(UserError, match="holds shards of other data"):
+        encode(open_rows(str(tiny_pairs), "train"), backend, into=place)
+
+
+def test_a_store_of_another_model_is_refused(rows, backend, workplace):
+    encode(open_rows(rows, "train"), backend, into=workplace / "store")
+    other = load(str(backend.folder), CPU, resolution=64)
+    with pytest.raises(UserError, match=r"encoded by another autoencoder.*32 px.*64 px"):
+        open_store(workplace / "store", backend=other)
+    index = json.loads((workplace / "store" / "index.json").read_text())
+    (workplace / "store" / "index.json").write_text(json.dumps(index | {"format": "pairs-0"}))
+    with pytest.raises(UserError, match="format 'pairs-0'"):
+        open_store(workplace / "store", backend=backend)
+
+
+def test_of_a_store_the_first_pairs_can_be_taken_and_its_flips_must_be_as_asked(rows, backend, workplace):
+    pairs = encode(open_rows(rows, "train"), backend, Encoding(flip=True), into=workplace / "store")
+    assert len(pairs.first(5)) == 5 and pairs.first(100) is pairs and pairs.first(5).digest != pairs.digest
+    with pytest.raises(UserError, match=r"holds mirrored pairs too, so no 5 of them"):
+        open_store(workplace / "store", backend=backend, limit=5)
+    with pytest.raises(UserError, match=r"data\.flip = false: .* was encoded with true"):
+        open_store(workplace / "store", backend=backend, flip=False)
+
+
+def test_nothing_usable_is_an_error_that_says_why(tmp_path, backend, workplace):
+    ties = [row | {"label_0": 0.5, "label_1": 0.5} for row in pair_rows(2)]
+    pl.DataFrame(ties).write_parquet(tmp_path / "ties.parquet")
+    with pytest.raises(UserError, match=r"no usable row .2 rows: 0 used, 2 ties"):
+        encode(open_rows(str(tmp_path / "ties.parquet"), "train"), backend)
+    assert not list(cache.folder().glob("pairs-*"))
+
+
+def test_a_full_disk_is_one_line_and_whole_shards_stay(rows, backend, workplace, monkeypatch):
+    from workbench.common.errors import Failure
+
+    original, calls = encoding.save_file, [0]
+
+    def full(*arguments, **options):
+        calls[0] += 1
+        if calls[0] > 2:
+            raise SafetensorError("I/O error: No space left on device")
+        original(*arguments, **options)
+
+    monkeypatch.setattr(encoding, "save_file", full)
+    with pytest.raises(Failure, match=r"cannot be written .*No space left"):
+        encode(open_rows(rows, "train"), backend, into=workplace / "s", shard=8, batch_size=4)
+    assert sorted(f.name for f in (workplace / "s").iterdir()) == [f"pairs-{i:05d}.safetensors" for i in range(2)]
+
+
+def test_the_limit_counts_pairs_that_count(rows, backend, workplace):
+    assert len(encode(open_rows(rows, "train"), backend, Encoding(limit=7))) == 7
+    exact = encode(open_rows(rows, "train"), backend)
+    first = exact.gather(torch.arange(7), CPU).x_w
+    limited = whole(in_memory(open_rows(rows, "train"), backend, Encoding(limit=7))).x_w
+    torch.testing.assert_close(limited, first, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_beyond_the_limit_are_not_counted(tmp_path, backend, workplace):
+    table = pair_rows(12)
+    for row in table[6:]:
+        row |= {"label_0": 0.5, "label_1": 0.5}
+    pl.DataFrame(table).write_parquet(tmp_path / "ties.parquet")
+    for size in (1, 5, 64):
+        pairs = in_memory(open_rows(str(tmp_path / "ties.parquet"), "train"), backend, Encoding(limit=6), size)
+        assert pairs.counts == {"used": 6}
+
+
+def test_every_pair_is_seen_once_an_epoch(tiny_pairs, backend, workplace):
+    encoded = encode(open_rows(str(tiny_pairs), "train"), backend)
+    stream = encoded.batches(5, torch.Generator().manual_seed(0), CPU)
+    seen = torch.cat([next(stream).x_w for _ in range(24)])  # five epochs of 24 pairs
+    for latent in whole(encoded).x_w:
+        assert (seen == latent).all((1, 2, 3)).sum() == 5
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny_pairs, backend, workplace):
+    encoded = encode(open_rows(str(tiny_pairs), "train"), backend, Encoding(limit=3))
+    with pytest.raises(UserError, match=r"train\.batch_size = 4: only 3 pairs"):
+        next(encoded.batches(4, torch.Generator(), CPU))
+
+
+def test_streamed_pairs_are_the_encoded_ones_in_another_order(tiny_pairs, backend, workplace):
+    encoded = whole(encode(open_rows(str(tiny_pairs), "train"), backend))
+    streamed = StreamedPairs(open_rows(str(tiny_pairs), "train"), backend, Encoding())
+    stream = streamed.batches(6, torch.Generator().manual_seed(0), CPU)
+    found = [next(stream) for _ in range(8)]  # two epochs of 24
+    for side in ("x_w", "x_l"):
+        seen = torch.cat([getattr(batch, side) for batch in found])
+        distance = torch.cdist(seen.flatten(1), getattr(encoded, side).flatten(1))
+        assert (
+            torch.bincount(distance.argmin(1), minlength=24).tolist() == [2] * 24
+            and distance.min(1).values.max() < 0.02
+        )
+    assert not torch.equal(found[0].x_w, found[4].x_w)  # the epochs are shuffled anew
+    assert isinstance(streamed.sample(5), EncodedPairs) and len(streamed.sample(5)) == 5
+
+
+def test_streamed_pairs_keep_to_the_limit_and_count_what_they_drop(rows, backend, workplace):
+    encoded = whole(encode(open_rows(rows, "train"), backend))
+    streamed = StreamedPairs(open_rows(rows, "train"), backend, Encoding(limit=20))
+    stream = streamed.batches(4, torch.Generator().manual_seed(0), CPU)
+    seen = torch.cat([next(stream).x_w for _ in range(30)])
+    found = torch.cdist(seen.flatten(1), encoded.x_w.flatten(1)).argmin(1).tolist()
+    assert set(found) <= set(range(20)) and len(set(found)) == 19  # one of the first 20 cannot be decoded
+    assert streamed.counts["undecodable"] == 1 or streamed.counts["used"] < 19
+
+
+def test_the_processes_of_a_run_share_streamed_batches(monkeypatch):
+    both = []
+    for rank in range(2):
+        monkeypatch.setattr(encoding.processes, "world", lambda: 2)
+        monkeypatch.setattr(encoding.processes, "part_of", lambda n, r=rank: slice(r * n, (r + 1) * n))
+        turns = Turns(3)
+        both.append(turns(list(range(8))) + turns(list(range(8, 13))))
+    assert both == [[0, 1, 2, 6, 7, 8, 12], [3, 4, 5, 9, 10, 11]]
+
+
+def test_a_damaged_cache_is_computed_again(workplace):
+    key = cache.digest("x")
+    compute = lambda: {"x": torch.ones(3)}  # noqa: E731
+    cache.cached("kind", key, compute)
+    (path,) = cache.folder().glob("kind-*")
+    path.write_bytes(path.read_bytes()[:20])
+    assert torch.equal(cache.cached("kind", key, compute)["x"], torch.ones(3))
+    assert torch.equal(load_file(path)["x"], torch.ones(3))

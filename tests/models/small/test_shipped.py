@@ -1,0 +1,126 @@
+"""What comes with the workbench: the small model, its pairs, its reward and its judge."""
+
+import io
+from collections import Counter
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from workbench.data.rows import kind_of, read_prompts
+from workbench.models import ASSETS, load
+from workbench.models.small.prompts import split
+from workbench.models.small.reward import FLOOR, ImageModel, Reward, colour_error, names_concept, nearest_colour
+from workbench.prefer import label
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """One sample of each test prompt, as the model draws by default."""
+    backend = load("embedded", torch.device("cpu"))
+    captions = [str(p) for p in split()["test"]]
+    images = backend.sample(
+        backend.denoiser(), captions, list(range(len(captions))), steps=30, guidance=3.0, batch_size=72
+    )
+    return images, captions
+
+
+def test_the_independent_judge_names_what_the_model_draws(samples):
+    assert names_concept(ImageModel(ASSETS / "judge"), *samples).mean() >= 0.9
+
+
+def test_backgrounds_are_as_asked(samples):
+    images, captions = samples
+    wanted = [c.split(" on a ")[1].split()[0] for c in captions]
+    assert np.mean([a == b for a, b in zip(nearest_colour(images), wanted, strict=True)]) >= 0.95
+
+
+def test_the_judge_does_not_name_noise_or_another_concept(samples):
+    images, captions = samples
+    judge = ImageModel(ASSETS / "judge")
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
+    assert names_concept(judge, noise, captions).mean() < 0.1
+    assert names_concept(judge, images, captions[36:] + captions[:36]).mean() < 0.1
+
+
+def test_the_reward_falls_with_every_kind_of_fault(samples):
+    images, captions = samples
+    reward = Reward(ASSETS)
+    sound = reward(images, captions).mean()
+    rng = np.random.default_rng(0)
+    noisy = np.clip(images + rng.normal(0, 25, images.shape), 0, 255).astype(np.uint8)
+    blurred = np.stack([np.asarray(Image.fromarray(i).resize((8, 8)).resize((32, 32))) for i in images])
+    swapped = captions[36:] + captions[:36]
+    for worse in (
+        reward(noisy, captions),
+        reward(blurred, captions),
+        reward(images, swapped),
+        reward(255 - images, captions),
+    ):
+        assert worse.mean() < sound - 0.3
+    assert reward(images, swapped).min() >= FLOOR - 3 - 4 - 6
+
+
+def test_colour_error_by_hand():
+    white = np.full((1, 32, 32, 3), 244, np.uint8)
+    assert colour_error(white, ["a fox on a white background, noto style"])[0] == 0
+    assert colour_error(white, ["a fox on a black background, noto style"])[0] == pytest.approx(
+        (204 + 204 + 198) / 3 / 255
+    )
+
+
+def test_the_pairs_have_pick_a_pics_columns_and_are_enough():
+    for name, least in (("train", 2000), ("validation", 400)):
+        frame = pl.read_parquet(ASSETS / "pairs" / f"{name}.parquet")
+        kinds = Counter(kind_of(row) for row in frame.iter_rows(named=True))
+        assert kinds["used"] >= least and set(kinds) <= {"used", "ties"}
+        columns = {
+            "are_different", "best_image_uid", "caption", "created_at", "has_label", "image_0_uid", "image_1_uid",
+            "image_0_url", "image_1_url", "jpg_0", "jpg_1", "label_0", "label_1", "model_0", "model_1", "ranking_id",
+            "user_id", "num_example_per_prompt",
+        }  # fmt: skip
+        assert columns <= set(frame.columns)
+        assert (frame["label_0"] + frame["label_1"] == 1).all()
+        assert Image.open(io.BytesIO(frame["jpg_0"][0])).size == (32, 32)
+        used = frame.filter(pl.col("label_0") != 0.5)
+        agree = ((used["reward_0"] > used["reward_1"]) == (used["label_0"] == 1)).mean()
+        assert 0.75 < agree < 1  # the better image mostly wins, not always
+
+
+def test_the_stored_rewards_are_what_the_reward_says():
+    frame = pl.read_parquet(ASSETS / "pairs" / "validation.parquet").head(40)
+    images = np.stack([np.asarray(Image.open(io.BytesIO(b)).convert("RGB")) for b in frame["jpg_0"]])
+    np.testing.assert_allclose(
+        Reward(ASSETS)(images, frame["caption"].to_list()), frame["reward_0"].to_numpy(), atol=2e-3
+    )
+
+
+def test_train_validation_and_test_prompts_are_apart():
+    sets = [set(pl.read_parquet(ASSETS / "pairs" / f"{n}.parquet")["caption"]) for n in ("train", "validation")]
+    sets.append(set(read_prompts("embedded")))
+    assert all(sets) and not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+
+
+def test_the_model_draws_in_plain_diffusers_as_it_is():
+    pipe = StableDiffusionPipeline.from_pretrained(ASSETS / "model")
+    (image,) = pipe("a fox on a blue background, noto style", num_inference_steps=2).images
+    assert image.size == (32, 32)
+
+
+def test_the_model_is_small_and_safe_to_load():
+    files = [f for f in (ASSETS / "model").rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 20e6
+    weights = [f for f in ASSETS.rglob("*") if f.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+    assert not weights  # safetensors only
+    assert (ASSETS / "model" / "README.md").exists()
+
+
+def test_labels_follow_bradley_terry_with_ties():
+    assert label(0.01, slope=6, tie=0.05, uniform=0.9) == 0.5
+    draws = np.random.default_rng(0).random(20_000)
+    share = np.mean([label(0.3, 6, 0.05, u) for u in draws])
+    assert share == pytest.approx(1 / (1 + np.exp(-1.8)), abs=0.01)
+    assert {label(-0.3, 6, 0.05, u) for u in draws} == {0.0, 1.0}

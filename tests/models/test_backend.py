@@ -1,0 +1,65 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from workbench.common.distributed import pick_device
+from workbench.common.errors import UserError
+from workbench.models import load
+
+CPU = torch.device("cpu")
+
+
+def test_the_folder_loads_in_plain_diffusers_and_draws_the_same_image(tiny_model):
+    backend = load(str(tiny_model), CPU)
+    caption = "a fox on a blue background, noto style"
+    ours = backend.sample(backend.denoiser(), [caption], [3], steps=2, guidance=2.0, batch_size=1)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model, torch_dtype=torch.float32)
+    theirs = pipeline(
+        caption, num_inference_steps=2, guidance_scale=2.0, generator=torch.Generator().manual_seed(3), output_type="np"
+    ).images
+    assert np.abs(ours.astype(float) - np.round(theirs * 255)).max() <= 1
+
+
+def test_images_do_not_depend_on_the_batch_they_are_drawn_in(tiny_model):
+    backend = load(str(tiny_model), CPU)
+    captions = [f"a {c} on a red background, noto style" for c in ("fox", "pig", "owl")]
+    draw = lambda size: backend.sample(  # noqa: E731
+        backend.denoiser(), captions, [1, 2, 3], steps=2, guidance=1.0, batch_size=size
+    )
+    assert np.abs(draw(3).astype(int) - draw(1).astype(int)).max() <= 1
+
+
+def test_missing_parts_are_named(tiny_model, tmp_path):
+    with pytest.raises(UserError, match=r"model\.path = .*not a checkpoint folder"):
+        load(str(tmp_path / "nowhere"), CPU)
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    shutil.rmtree(copy / "text_encoder")
+    with pytest.raises(UserError, match="no text_encoder in"):
+        load(str(copy), CPU)
+
+
+def test_another_prediction_type_is_refused(tiny_model, tmp_path):
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    file = copy / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": "sample"}))
+    with pytest.raises(UserError, match="predicts 'sample'"):
+        load(str(copy), CPU)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_truncated_weights_are_one_line(tiny_model, tmp_path, part):
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    (weights,) = (copy / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        backend = load(str(copy), CPU)
+        backend.denoiser(), backend.pipeline
+
+
+def test_an_unknown_device_is_named():
+    with pytest.raises(UserError, match=r"model\.device = 'quantum'"):
+        pick_device("quantum")

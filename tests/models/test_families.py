@@ -1,0 +1,281 @@
+"""Every family against diffusers' own parts, on random weights of exactly its format."""
+
+import json
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch import Generator, nn
+
+from tests.support.families import NAMES, make
+from workbench.common.errors import UserError
+from workbench.data.pairs import Batch
+from workbench.method.objectives import dpo
+from workbench.models import load
+from workbench.models.lora import adapt
+from workbench.training.loop import pair_errors
+
+CPU = torch.device("cpu")
+CAPTIONS = ["a fox on a blue background, noto style", "a pig on a red background, twemoji style"]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("families")
+    return {name: make(name, root / name) for name in NAMES}
+
+
+@pytest.fixture(params=NAMES)
+def family(request, checkpoints):
+    return request.param, checkpoints[request.param]
+
+
+def plain(folder):
+    return diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def batch(backend, seed=0, size=2):
+    g = Generator().manual_seed(seed)
+    edge = backend.resolution // 4
+    channels = backend.checkpoint.config("vae")["latent_channels"]
+    x_w, x_l = torch.randn(2, size, channels, edge, edge, generator=g)
+    told = backend.encode_text(CAPTIONS[:size])
+    told |= {k: torch.stack([v] * size) for k, v in backend.pair_condition(48, 40, 3, 1).items()}
+    return Batch(x_w, x_l, told)
+
+
+def theirs(name, folder, data, t, eps):
+    """Noised latents, prediction and target of winners and losers by diffusers' own pipeline parts."""
+    pipe = plain(folder)
+    x0, noise = torch.cat([data.x_w, data.x_l]), torch.cat([eps, eps])
+    both = torch.cat([t, t])
+    if name == "sd3":
+        place = 999 - both  # diffusers counts from the noisy end
+        sigma = pipe.scheduler.sigmas[place].view(-1, 1, 1, 1)
+        x_t, target = (1 - sigma) * x0 + sigma * noise, noise - x0
+        text, _, pooled, _ = pipe.encode_prompt(CAPTIONS, CAPTIONS, CAPTIONS, do_classifier_free_guidance=False)
+        predicted = pipe.transformer(
+            x_t, text.repeat(2, 1, 1), pooled.repeat(2, 1), pipe.scheduler.timesteps[place], return_dict=False
+        )[0]
+        return x_t, predicted, target
+    ddpm = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    x_t = ddpm.add_noise(x0, noise, both)
+    target = ddpm.get_velocity(x0, noise, both) if name == "sd-v" else noise
+    if name == "sdxl":
+        text, _, pooled, _ = pipe.encode_prompt(CAPTIONS, do_classifier_free_guidance=False)
+        ids = pipe._get_add_time_ids((48, 40), (3, 1), (32, 32), text.dtype, 32).repeat(4, 1)
+        added = {"text_embeds": pooled.repeat(2, 1), "time_ids": ids}
+        return x_t, pipe.unet(x_t, both, text.repeat(2, 1, 1), added_cond_kwargs=added).sample, target
+    tokens = pipe.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return x_t, pipe.unet(x_t, both, pipe.text_encoder(tokens)[0].repeat(2, 1, 1)).sample, target
+
+
+@torch.no_grad()
+def test_noised_latents_target_and_loss_are_those_of_diffusers_parts(family):
+    name, folder = family
+    backend = load(str(folder), CPU)
+    data, t = batch(backend), torch.tensor([30, 970])
+    eps = torch.randn(data.x_w.shape, generator=Generator().manual_seed(5))
+    x_t, predicted, target = theirs(name, folder, data, t, eps)
+    torch.testing.assert_close(backend.process.x_t(data.x_w, eps, t), x_t[:2])
+    torch.testing.assert_close(backend.process.target(data.x_l, eps, t), target[2:])
+    policy = backend.denoiser()
+    errors = pair_errors(backend.denoise, policy, backend.denoiser(), data, t, eps, backend.process)
+    m_w, m_l = (predicted - target).pow(2).mean(dim=[1, 2, 3]).chunk(2)
+    torch.testing.assert_close(errors.policy_w, m_w, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(errors.policy_l, m_l, rtol=1e-4, atol=1e-5)
+    fixed = torch.tensor([1.5, 1.0, 1.2, 0.9])  # another model's errors, to have a margin
+    moved = errors._replace(reference_w=fixed[:2], reference_l=fixed[2:])
+    ours = dpo(moved, torch.ones(2), beta=7.0).mean()
+    logit = -0.5 * 7.0 * ((m_w - m_l) - (fixed[:2] - fixed[2:]))
+    torch.testing.assert_close(ours, -nn.functional.logsigmoid(logit).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_latents_are_those_of_diffusers_parts(family):
+    _, folder = family
+    backend, pipe = load(str(folder), CPU), plain(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    with torch.no_grad():
+        x = pipe.image_processor.preprocess(list(pixels.astype(np.float32) / 255))
+        mean = pipe.vae.encode(x).latent_dist.mean
+    shift = pipe.vae.config.shift_factor or 0
+    torch.testing.assert_close(backend.encode_images(pixels), (mean - shift) * pipe.vae.config.scaling_factor)
+
+
+def test_samples_are_those_of_the_plain_pipeline(family):
+    name, folder = family
+    backend, pipe = load(str(folder), CPU), plain(folder)
+    ours = backend.sample(backend.denoiser(), CAPTIONS, [3, 4], steps=2, guidance=2.0, batch_size=1)
+    if name == "sdxl":
+        pipe.scheduler = backend.scheduler  # the checkpoint names Euler's
+    images = pipe(
+        CAPTIONS, num_inference_steps=2, guidance_scale=2.0, height=32, width=32, output_type="np",
+        generator=[Generator().manual_seed(s) for s in (3, 4)],
+    ).images  # fmt: skip
+    assert np.abs(ours.astype(float) - np.round(images * 255)).max() <= 1
+
+
+def test_snr_falls_and_early_is_noisy_in_every_family(family):
+    process = load(str(family[1]), CPU).process
+    assert len(process) == 1000 and (process.abar.diff() < 0).all()
+    assert process.noise[-1] > process.noise[0] and (process.time.diff() > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_logit_is_exactly_zero_after_a_hard_copy(family, dtype):
+    """Whole weights in float32 for the policy, halves for the reference: the same numbers to the bit."""
+    from workbench.method.reference import Divergence, Reference, Rule
+
+    backend = load(str(family[1]), CPU, dtype)
+    policy = backend.denoiser().requires_grad_(True)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=Generator().manual_seed(parameter.numel()))
+    reference = Reference(backend.denoiser(half=True), Rule(interval=1), lambda m: Divergence(0.0, 0.0), dict)
+    data, t = batch(backend), torch.tensor([30, 970])
+    errors = lambda: pair_errors(backend.denoise, policy, reference.model, data, t, data.x_l, backend.process)  # noqa: E731
+    assert (errors().margin != 0).all() and errors().policy_w.dtype == torch.float32
+    reference.after_step(1, policy)
+    assert (errors().margin == 0).all() and (errors().distance_w == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_policy_reference_and_pretrained_share_one_denoiser(family, dtype):
+    from workbench.method.reference import Divergence, Reference, Rule
+
+    backend = load(str(family[1]), CPU, dtype)
+    policy, other, pretrained = adapt(backend.denoiser(half=True), rank=2, alpha=2, targets=backend.LORA_TARGETS)
+    data, t = batch(backend), torch.tensor([30, 970])
+    alone = backend.denoiser()
+    reference = Reference(other, Rule(interval=1), lambda m: Divergence(0.0, 0.0), dict)
+    errors = lambda a, b: pair_errors(backend.denoise, a, b, data, t, data.x_l, backend.process)  # noqa: E731
+    first = errors(policy, reference.model)
+    assert (first.margin == 0).all() and torch.equal(first.policy_w, errors(alone, alone).policy_w)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.1
+    assert (errors(policy, reference.model).margin != 0).all()
+    assert torch.equal(errors(pretrained, alone).policy_w, first.policy_w)
+    assert torch.equal(errors(reference.model, alone).policy_w, first.policy_w)
+    reference.after_step(1, policy)
+    after = errors(policy, reference.model)
+    assert (after.margin == 0).all() and not torch.equal(after.policy_w, first.policy_w)
+    after.policy_w.sum().backward()
+    assert all(p.grad is not None for p in policy.parameters())
+    assert all(p.grad is None for p in other.parameters())
+    assert sum(p.numel() for p in policy.parameters()) < 0.3 * sum(p.numel() for p in alone.parameters())
+
+
+def test_gradient_checkpointing_recomputes_with_the_policys_adapters(family):
+    """The reference runs between the policy's forward and its backward pass."""
+    backend = load(str(family[1]), CPU)
+    data, t, found = batch(backend), torch.tensor([30, 970]), []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        policy, reference, _ = adapt(backend.denoiser(), rank=2, alpha=2, targets=backend.LORA_TARGETS)
+        with torch.no_grad():
+            for i, parameter in enumerate(policy.parameters()):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=Generator().manual_seed(i)))
+        if recompute:
+            policy.denoiser.enable_gradient_checkpointing()
+        errors = pair_errors(backend.denoise, policy, reference, data, t, data.x_l, backend.process)
+        dpo(errors, torch.ones(2)).mean().backward()
+        found.append([p.grad.clone() for p in policy.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_pipeline_draws_as_it_is_and_its_other_parts_are_the_originals(family, tmp_path, dtype):
+    _, folder = family
+    backend = load(str(folder), CPU, dtype)
+    backend.save(backend.denoiser(), tmp_path / "saved")
+    images = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved")(
+        CAPTIONS, num_inference_steps=1, height=32, width=32, output_type="np"
+    ).images
+    assert np.isfinite(images).all()
+    again = load(str(tmp_path / "saved"), CPU, dtype)
+    parts = ("vae", *backend.ENCODERS)
+    assert again.digest(*parts) == backend.digest(*parts)
+
+
+def test_saved_results_load_in_plain_diffusers_and_draw(family, tmp_path):
+    _, folder = family
+    backend = load(str(folder), CPU)
+    draw = lambda m: backend.sample(m, CAPTIONS, [1, 2], steps=2, guidance=1.0, batch_size=2)  # noqa: E731
+    call = dict(num_inference_steps=2, guidance_scale=1.0, height=32, width=32, output_type="np")
+    seeds = lambda: [Generator().manual_seed(s) for s in (1, 2)]  # noqa: E731
+    whole = backend.denoiser()
+    policy, _, _ = adapt(backend.denoiser(), rank=2, alpha=4, targets=backend.LORA_TARGETS)
+    with torch.no_grad():
+        for model in (whole, policy):
+            for parameter in model.parameters():
+                parameter += 0.05
+    backend.save(whole, tmp_path / "whole")
+    pipe = plain(tmp_path / "whole")
+    pipe.scheduler = backend.scheduler
+    assert np.abs(np.round(pipe(CAPTIONS, generator=seeds(), **call).images * 255) - draw(whole)).max() <= 1
+    backend.save(policy, tmp_path / "lora")
+    assert [f.name for f in (tmp_path / "lora").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    pipe = plain(folder)
+    pipe.scheduler = backend.scheduler
+    pipe.load_lora_weights(tmp_path / "lora")
+    with_lora = draw(policy)
+    assert np.abs(np.round(pipe(CAPTIONS, generator=seeds(), **call).images * 255) - with_lora).max() <= 1
+    assert np.abs(draw(backend.trained(tmp_path / "lora")).astype(int) - with_lora).max() <= 1
+    backend.save(whole, tmp_path / "alone", whole=False)
+    assert np.array_equal(draw(backend.trained(tmp_path / "alone")), draw(whole))
+    assert np.abs(with_lora.astype(int) - draw(backend.denoiser())).max() > 1
+
+
+def test_the_wrong_family_is_named(checkpoints):
+    with pytest.raises(UserError, match=r"model\.family = 'sdxl': .* is a 'sd3' checkpoint"):
+        load(str(checkpoints["sd3"]), CPU, family="sdxl")
+
+
+def test_a_pipeline_of_no_family_is_named(checkpoints, tmp_path):
+    copy = shutil.copytree(checkpoints["sd"], tmp_path / "copy")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    with pytest.raises(UserError, match="a checkpoint for FluxPipeline; expected one of StableDiffusionPipeline"):
+        load(str(copy), CPU)
+
+
+@pytest.mark.parametrize("part", ["text_encoder_2", "vae", "tokenizer_3"])
+def test_a_missing_part_is_named(checkpoints, tmp_path, part):
+    copy = shutil.copytree(checkpoints["sd3"], tmp_path / "copy")
+    shutil.rmtree(copy / part)
+    with pytest.raises(UserError, match=rf"no {part} in"):
+        load(str(copy), CPU)
+
+
+def test_sd3_draws_without_its_third_text_encoder(checkpoints, tmp_path):
+    copy = shutil.copytree(checkpoints["sd3"], tmp_path / "copy")
+    index = json.loads((copy / "model_index.json").read_text())
+    for part in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(copy / part)
+        index[part] = [None, None]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    backend = load(str(copy), CPU)
+    assert not backend.encode_text(CAPTIONS)["text"][:, 77:].any()
+    assert backend.sample(backend.denoiser(), CAPTIONS[:1], [0], steps=1, guidance=1.0, batch_size=1).shape == (
+        1,
+        32,
+        32,
+        3,
+    )
+
+
+def test_adapters_that_match_nothing_are_an_error_that_lists_what_there_is(checkpoints):
+    with pytest.raises(UserError, match=r"lora\.targets = \['to_x'\]: matches no layer of UNet2D.*to_q"):
+        adapt(load(str(checkpoints["sd"]), CPU).denoiser(), rank=2, alpha=2, targets=["to_x"])
+
+
+def test_pickled_weights_are_refused(checkpoints, tmp_path):
+    copy = shutil.copytree(checkpoints["sd"], tmp_path / "copy")
+    (weights,) = (copy / "unet").glob("*.safetensors")
+    weights.rename(copy / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="unet has only pickled weights"):
+        load(str(copy), CPU)

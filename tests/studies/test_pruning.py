@@ -1,0 +1,87 @@
+"""Trials that do not keep up are stopped; arms, and what they are compared with, are not."""
+
+import optuna
+import pytest
+from test_survival import Line, made, steps_of
+
+from workbench import tracking
+from workbench.studies import trials, workers
+from workbench.training.config import resolve
+from workbench.training.run import execute
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def declared(tiny, workplace):
+    """Two arms and three sampled trials; every sampled one is worse than its fellows, as this pruner sees it."""
+    quick = {"train.steps": 8, "snapshots.interval": 2, "evaluation.grid": 2}
+    space = {"train.lr": {"type": "FloatDistribution", "low": 1e-4, "high": 1e-3}}
+    arms = {"frozen": {"reference.policy": "frozen"}, "update": {"reference.policy": "update"}}
+    # kept is what gains more than 100 nats: nothing does
+    pruner = {"sweep.pruner": "ThresholdPruner", "sweep.pruner_options": {"lower": 100.0, "n_warmup_steps": 3}}
+    return tiny | quick | pruner | {"sweep.trials": 5, "sweep.space": space, "sweep.arms": arms}
+
+
+def test_sampled_trials_are_stopped_and_arms_run_to_their_end(declared):
+    study, client, told = made(declared)
+    workers._work(told, Line(), lambda: False)
+    found = study.get_trials()
+    assert [trials.state_of(t) for t in found] == ["complete"] * 2 + ["pruned"] * 3
+    assert [t.user_attrs["progress"]["step"] for t in found] == [8, 8, 4, 4, 4]
+    for trial in found:
+        drawn = client.get_metric_history(trial.user_attrs["run_id"], "samples/reward_gain")
+        assert {p.step: p.value for p in drawn if p.step < 8} == {
+            step: value for step, value in trial.intermediate_values.items() if step < 8
+        }
+        assert len(steps_of(client, trial)) == trial.user_attrs["progress"]["step"]
+    reasons = {t.user_attrs["reason"].partition(" = ")[0] for t in found[2:]}
+    assert reasons == {"samples/reward_gain"} and "does not keep up" in found[2].user_attrs["reason"]
+    runs = tracking.load_runs("s")
+    assert sorted(runs["state"]) == ["complete"] * 2 + ["pruned"] * 3
+
+
+def test_a_trial_that_goes_on_has_told_the_pruner_what_it_told_before(declared):
+    settings = declared | {"sweep.trials": 3, "sweep.pruner_options": {"lower": -100.0}}
+    study, _, told = made(settings)
+    asked = iter(range(1000))
+    with pytest.raises(KeyboardInterrupt):
+        workers._work(told, Line(), lambda: next(asked) > 7)  # in the first trial, between two of its steps
+    first = study.get_trials()[0]
+    assert first.user_attrs["handed_back"] and 2 in first.intermediate_values
+    workers._work(told, Line(), lambda: False)
+    (again,) = (t for t in study.get_trials() if t.user_attrs.get("retry_of") == 0)
+    assert sorted(again.intermediate_values) == [2, 4, 6]  # at the end there is nothing left to stop
+    assert first.intermediate_values.items() <= again.intermediate_values.items()
+
+
+def test_the_reward_while_it_trains_ends_as_the_evaluation_has_it(tiny, workplace):
+    notes: list = []
+
+    class Notes:
+        def log(self, step, metrics):
+            notes.append((step, dict(metrics)))
+
+        def image(self, *_): ...
+        def picture(self, *_): ...
+        def table(self, file, columns):
+            if file == "samples.json":
+                notes.append(("samples", columns))
+
+    final = execute(resolve(tiny | {"evaluation.seeds": 2, "evaluation.grid": 4}), Notes())
+    (samples,) = (what for step, what in notes if step == "samples")
+    gain = [ours - theirs for ours, theirs in zip(samples["reward"], samples["pretrained_reward"], strict=True)]
+    assert final["samples/reward_gain"] == pytest.approx(sum(gain[:4]) / 4)  # the first seed of every prompt
+    curve = {step: metrics["samples/reward"] for step, metrics in notes if "samples/reward" in metrics}
+    assert sorted(curve) == [2, 4] and curve[4] == pytest.approx(sum(samples["reward"][:4]) / 4)
+
+
+def test_the_default_sweep_prunes_by_what_its_runs_log():
+    from workbench.studies.space import read_pruner
+    from workbench.sweep import DEFAULT
+    from workbench.training.config import load
+    from workbench.training.run import metric_names
+
+    config = load(DEFAULT)
+    assert not isinstance(read_pruner(config), optuna.pruners.NopPruner)
+    assert {metric for _, metric in config.sweep.metrics} <= metric_names(config)

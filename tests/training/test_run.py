@@ -1,0 +1,152 @@
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from workbench.common.errors import UserError
+from workbench.method.objectives import OBJECTIVES
+from workbench.method.reference import RULES
+from workbench.studies.space import arms_of
+from workbench.studies.tuning import settle
+from workbench.training.config import merge, read, resolve
+from workbench.training.preparation import prepare
+from workbench.training.run import check, execute, metric_names, start
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
+SMALL = [path for path in EXPERIMENTS if "model.path" not in read(path)]  # the others: test_experiments.py
+
+
+class Notes:
+    """A listener that keeps what it hears."""
+
+    def __init__(self):
+        self.metrics, self.images, self.pictures, self.tables = {}, {}, {}, {}
+
+    def log(self, step, metrics):
+        self.metrics.setdefault(step, {}).update(metrics)
+
+    def image(self, key, step, pixels):
+        self.images[step] = pixels
+
+    def picture(self, file, pixels):
+        self.pictures[file] = pixels
+
+    def table(self, file, columns):
+        self.tables[file] = columns
+
+
+@pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
+def test_every_arm_of_every_experiment_runs_two_steps(path, tiny, workplace):
+    quick = tiny | {"train.steps": 2, "evaluation.grid": 0, "evaluation.seeds": 0}
+    quick.pop("reference.interval")
+    base = settle(merge(read(path), quick), {})
+    arms = {attributes["arm"]: attributes["overrides"] for _, attributes in arms_of(resolve(base), base)}
+    assert arms
+    for overrides in arms.values():
+        notes = Notes()
+        execute(resolve(merge(base, overrides)), notes)
+        assert sorted(notes.metrics) == [1, 2]
+
+
+@pytest.mark.parametrize("policy", RULES)
+@pytest.mark.parametrize("loss", OBJECTIVES)
+def test_every_objective_runs_with_every_reference_policy_and_timestep_aware(loss, policy, tiny, workplace):
+    chosen = {"objective.loss": loss, "reference.policy": policy}
+    aware = {"timesteps.density": "discounted", "reward_scale.shape": "inverse_sqrt_snr"}
+    cheap = {"train.steps": 2, "evaluation.seeds": 0, "evaluation.grid": 0, "diagnostics.draws": 1}
+    notes = Notes()
+    final = execute(resolve(merge(tiny | cheap, chosen | aware)), notes)
+    assert np.isfinite(list(final.values())).all()
+    assert notes.metrics[2]["train/loss"] != notes.metrics[1]["train/loss"]
+
+
+def test_a_run_logs_what_it_says_it_logs(tiny, workplace):
+    notes = Notes()
+    config = resolve(tiny)
+    check(config)
+    final = execute(config, notes)
+    assert metric_names(config) == set(final)
+    assert set(notes.images) == {0, 2, 4} and notes.images[0].shape == notes.images[4].shape
+    assert notes.tables["reference_audit.json"]["step"] == [2, 4]
+    assert len(notes.tables["samples.json"]["reward"]) == 4
+    assert notes.pictures["samples.png"].shape == (32, 4 * 32, 3)  # a row a seed, a column a prompt
+    assert notes.metrics[4]["divergence/policy"] == pytest.approx(notes.tables["reference_audit.json"]["divergence"][1])
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(tiny, workplace):
+    losses = []
+    for seed in (0, 0, 1):
+        notes = Notes()
+        execute(resolve(tiny | {"seed": seed}), notes)
+        losses.append([notes.metrics[s]["train/loss"] for s in sorted(notes.metrics)])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_run_that_is_stopped_still_tells_what_the_reference_did(tiny, workplace):
+    notes = Notes()
+
+    def stop(step, news):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(resolve(tiny), notes, on_step=stop)
+    assert notes.tables["reference_audit.json"]["step"] == [2]
+
+
+def test_the_first_picture_is_the_pretrained_models(tiny, workplace):
+    notes = Notes()
+    execute(resolve(tiny | {"train.lr": 1e-12}), notes)
+    assert np.abs(notes.images[0].astype(int) - notes.images[4].astype(int)).max() <= 2
+
+
+def denoisers() -> int:
+    from diffusers import UNet2DConditionModel
+
+    gc.collect()
+    whole = (o for o in gc.get_objects() if type(o) is UNet2DConditionModel)
+    return sum(not p.is_meta for o in whole for p in [next(o.parameters())])
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, 2), (2, 1)])
+def test_a_full_run_holds_two_denoisers_and_lora_one(tiny, workplace, rank, expected):
+    config = resolve(tiny | {"lora.rank": rank})
+    before = denoisers()
+    ready = prepare(config)
+    assert denoisers() == before  # the pretrained model's errors are kept, it is not
+    started = start(config, ready)
+    next(started.records)
+    assert denoisers() - before == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_half_precision_trains_with_errors_in_float32(tiny, workplace, dtype, rank):
+    steps = 16  # float16 leaves out the first, until its scale fits
+    settings = {"model.dtype": dtype, "lora.rank": rank, "train.steps": steps, "reference.delta": 1.0}
+    notes = Notes()
+    execute(resolve(tiny | settings | {"evaluation.seeds": 0, "evaluation.grid": 0}), notes)
+    margins = [notes.metrics[step]["rewards/margins"] for step in range(1, steps + 1)]
+    assert not any(margins[::2])  # a hard copy every second step
+    assert any(margins[11::2]) if dtype == "float16" else all(margins[1::2])
+    assert 0.4 < notes.metrics[steps]["train/loss"] < 1.2  # log 2 where the reference has just moved
+
+
+def test_a_float16_step_whose_gradients_overflow_is_left_out(tiny, workplace):
+    from workbench.training.loop import as_floats
+
+    config = resolve(tiny | {"model.dtype": "float16", "train.steps": 8, "objective.beta": 1e6})
+    started = start(config, prepare(config))
+    rows = as_floats(list(started.records))
+    assert len(rows) == 8 and all(np.isfinite(row["train/loss"]) for row in rows)
+
+
+def test_prompts_that_the_reward_cannot_judge_can_be_drawn(tiny, workplace):
+    (workplace / "free.txt").write_text("a photograph of an astronaut\n")
+    free = tiny | {"data.prompts": str(workplace / "free.txt"), "train.steps": 2}
+    with pytest.raises(UserError, match=r"cannot judge this prompt .*set evaluation\.seeds=0"):
+        prepare(resolve(free))
+    notes = Notes()
+    execute(resolve(free | {"evaluation.seeds": 0}), notes)
+    assert notes.images[2].shape[2] == 3

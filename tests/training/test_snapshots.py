@@ -1,0 +1,257 @@
+"""Whatever kills a run, going on with it ends in the same bits."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tests.support.helpers import ROOT
+
+from workbench.common.errors import Failure, UserError
+from workbench.training import preparation
+from workbench.training.config import merge, resolve
+from workbench.training.listener import Told
+from workbench.training.run import execute
+from workbench.training.snapshots import SUFFIX, Snapshots
+
+STEPS, INTERVAL = 11, 3
+
+
+class Ended:
+    """What a run told and left: metrics, images and tables to the bit, weights of the saved model."""
+
+    def __init__(self):
+        self.metrics, self.images, self.tables, self.weights = {}, {}, {}, {}
+
+    def log(self, step, metrics):
+        for name, value in metrics.items():
+            assert name not in self.metrics.setdefault(step, {}) or self.metrics[step][name] == value
+            self.metrics[step][name] = value
+
+    def image(self, key, step, pixels):
+        self.images[key, step] = pixels.tobytes()
+
+    def picture(self, file, pixels):
+        self.images[file] = pixels.tobytes()
+
+    def table(self, file, columns):
+        self.tables[file] = {name: list(values) for name, values in columns.items()}
+
+    def artifact(self, path, folder=None):
+        for file in path.rglob("*.safetensors"):  # tensor by tensor: a header's order is left to chance
+            self.weights |= {(file.name, name): tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
+
+    def __eq__(self, other):
+        return vars(self) == vars(other)
+
+
+@pytest.fixture
+def long(tiny, workplace):
+    """A run whose reference moves, is refused and starts anew, with an epoch's end inside."""
+    return tiny | {
+        "train.steps": STEPS,
+        "train.accumulation": 2,
+        "train.keep": True,
+        "reference.on_exceed": "reinit",
+        "reference.delta": 1e-4,
+        "evaluation.grid": 2,
+        "snapshots.interval": INTERVAL,
+    }
+
+
+def whole(changes):
+    ended = Ended()
+    execute(resolve(changes), ended)
+    return ended
+
+
+def killed_after(step, told, snapshots, changes, forget=True):
+    """A part of a run that ends without a word after a step, and leaves nothing in memory."""
+
+    def on_step(now, news):
+        if now == step:
+            raise SystemExit("killed")
+
+    with pytest.raises(SystemExit):
+        execute(resolve(changes), told, snapshots=snapshots, on_step=on_step)
+    if forget:
+        preparation._prepare.cache_clear()
+
+
+VARIANTS = [
+    pytest.param({}, id="reinit"),
+    pytest.param({"reference.rate": 0.5, "reference.on_exceed": "freeze", "reference.delta": 1.0}, id="mixture"),
+    pytest.param({"lora.rank": 2, "train.lr": 1e-2}, id="lora"),
+    pytest.param({"train.optimizer": "adafactor", "data.flip": True}, id="adafactor", marks=pytest.mark.slow),
+    pytest.param({"data.cache": False}, id="streamed"),
+    pytest.param({"model.dtype": "float16"}, id="float16", marks=pytest.mark.slow),
+    pytest.param({"objective.loss": "kto", "timesteps.density": "discounted"}, id="kto", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_a_run_killed_twice_ends_in_the_same_bits(changes, long):
+    changes = merge(long, changes)
+    expected = whole(changes)
+    snapshots = Snapshots(Path("s"), INTERVAL)
+    killed_after(7, Ended(), snapshots, changes)  # goes on from 6
+    killed_after(9, Ended(), snapshots, changes)  # goes on from 9
+    ended = Ended()
+    execute(resolve(changes), ended, snapshots=snapshots)
+    assert ended == expected
+    if not changes.get("lora.rank"):
+        assert {"update", "reinit"} & set(expected.tables["reference_audit.json"]["decision"])
+
+
+def test_killed_after_any_step(long):
+    expected = whole(long)
+    for step in range(1, STEPS):
+        snapshots, ended = Snapshots(Path(f"s{step}"), INTERVAL), Ended()
+        killed_after(step, Ended(), snapshots, long, forget=False)
+        assert snapshots.steps() == [s for s in range(step, 0, -1) if s % INTERVAL == 0][:2]
+        execute(resolve(long), ended, snapshots=snapshots)
+        assert ended == expected, step
+
+
+@pytest.mark.parametrize("batches", [1, 2, 9, 16])
+def test_stopped_between_any_two_batches_it_goes_on_from_the_step_that_was_done(batches, long):
+    expected, asked = whole(long), iter(range(1000))
+    snapshots = Snapshots(Path("s"))
+    with pytest.raises(KeyboardInterrupt):
+        execute(resolve(long), Ended(), snapshots=snapshots, stopping=lambda: next(asked) == batches)
+    assert snapshots.steps() == ([batches // 2] if batches > 1 else [])
+    ended = Ended()
+    execute(resolve(long), ended, snapshots=snapshots)
+    assert ended == expected
+
+
+def test_a_damaged_snapshot_is_passed_over(long, caplog):
+    expected, snapshots = whole(long), Snapshots(Path("s"), INTERVAL)
+    killed_after(7, Ended(), snapshots, long)
+    newest = max(snapshots.folder.glob(f"*{SUFFIX}"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    ended = Ended()
+    execute(resolve(long), ended, snapshots=snapshots)
+    assert ended == expected and "going back to the one before" in caplog.text
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_damage_goes_unnoticed(data, tmp_path):
+    shutil.rmtree(tmp_path / "s", ignore_errors=True)
+    snapshots = Snapshots(tmp_path / "s")
+    for step in (1, 2):
+        snapshots.save(step, {"weights": torch.full((50,), float(step)), "told": [("log", step, {"a": float("nan")})]})
+    newest = max(snapshots.folder.iterdir())
+    content = newest.read_bytes()
+    place = data.draw(st.integers(0, len(content) - 1))
+    kind = data.draw(st.sampled_from(["cut", "flip", "append", "swap"]))
+    if kind == "cut":
+        newest.write_bytes(content[:place])
+    elif kind == "flip":
+        flipped = bytes([content[place] ^ data.draw(st.integers(1, 255))])
+        newest.write_bytes(content[:place] + flipped + content[place + 1 :])
+    elif kind == "append":
+        newest.write_bytes(content + data.draw(st.binary(min_size=1, max_size=9)))
+    else:
+        newest.write_bytes(min(snapshots.folder.iterdir()).read_bytes())
+    found = snapshots.newest()
+    assert found.step == 1 and (found.state["weights"] == 1).all()
+
+
+def test_a_pickle_under_a_snapshots_name_is_not_run(tmp_path):
+    import hashlib
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "canary"),)
+
+    for content in (pickle.dumps(Evil()), _saved(Evil(), tmp_path)):
+        folder = tmp_path / "s"
+        folder.mkdir(exist_ok=True)
+        (folder / f"00000001-{hashlib.sha256(content).hexdigest()[:32]}{SUFFIX}").write_bytes(content)
+        assert Snapshots(folder).newest() is None
+    assert not (tmp_path / "canary").exists()
+
+
+def _saved(thing, folder):
+    torch.save({"a": thing}, folder / "evil.pt")
+    return (folder / "evil.pt").read_bytes()
+
+
+def test_other_settings_or_data_are_refused(long, tiny_pairs, tmp_path):
+    snapshots = Snapshots(Path("s"), INTERVAL)
+    killed_after(4, Ended(), snapshots, long)
+    with pytest.raises(UserError, match=r"train.lr = 0.5: the snapshot of .* was made with 0.001"):
+        execute(resolve(long | {"train.lr": 0.5}), Ended(), snapshots=snapshots)
+    execute(resolve(long | {"snapshots.interval": 5}), Ended(), snapshots=snapshots)  # no matter
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here (needs to be root)")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_good_snapshot(small_disk, long):
+    size = 2**20 // 4
+    snapshots = Snapshots(small_disk / "s")
+    snapshots.save(1, {"weights": torch.zeros(size)})
+    with pytest.raises(Failure, match=r"snapshot of step 2 cannot be written \(.*No space left.*that of step 1 is"):
+        snapshots.save(2, {"weights": torch.ones(size)})
+    assert snapshots.newest().step == 1 and len(list((small_disk / "s").iterdir())) == 1
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_snapshots import Ended, INTERVAL
+from workbench.training.config import resolve
+from workbench.training.run import execute
+from workbench.training.snapshots import Snapshots
+def on_step(step, news):
+    if step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+config = resolve(json.loads(Path("settings.json").read_text()))
+execute(config, Ended(), snapshots=Snapshots(Path("s"), INTERVAL), on_step=on_step)
+"""
+
+
+def test_a_process_killed_outright(long, workplace):
+    """Not only the loop: nothing of the process is left, and the rest is done by another one."""
+    expected = whole(long)
+    (workplace / "settings.json").write_text(json.dumps(long))
+    script = workplace / "run.py"
+    script.write_text(KILLED.format(tests=str(ROOT / "tests")))
+    done = subprocess.run([sys.executable, script, "8"], cwd=workplace, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == -signal.SIGKILL
+    ended = Ended()
+    execute(resolve(long), ended, snapshots=Snapshots(Path("s"), INTERVAL))
+    assert ended == expected
+
+
+def test_what_was_told_can_be_told_again():
+    first, second = Ended(), Ended()
+    told = Told(first)
+    told.log(1, {"a": 1.0})
+    told.log(2, {"a": 2.0})
+    Told(second).again(told.events)
+    assert first == second and told.last == {"a": 2.0}

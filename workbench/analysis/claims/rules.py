@@ -1,0 +1,347 @@
+"""The paper's claims as rules, written before the runs: what is measured for each, and when it counts as holding.
+
+Every claim comes down to effects, one a training seed, signed so that the paper's statement says "greater than 0".
+An effect holds where the whole 95 % bootstrap interval of its mean over seeds lies above 0, does not hold here where
+the whole interval lies below, and is inconclusive otherwise, and always with fewer than 3 seeds. A claim holds where
+all its effects hold, does not hold where one does not, and is inconclusive otherwise. Arms are compared seed by seed:
+the same data order, timesteps and noise. "Reward" is `eval/reward`, the mean ground-truth reward of samples of the test
+prompts.
+
+To add a claim: write a function of the evidence and decorate it.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from workbench.analysis.claims.evidence import Effect, Evidence, Values, seedwise
+from workbench.common.errors import UserError
+from workbench.common.stats import mean_interval
+
+HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold here", "inconclusive", "not measured"
+AGREEMENT = 0.05  # Eq. 8 and the kernel KL agree where they differ by less than this share
+FURTHER = 3.0  # "much further": so many times as far
+INTERVALS = (4, 8, 16)
+ENOUGH = 3  # seeds for a verdict: two of one sign come up half the time where there is no effect
+MODERATE = 0.1  # the fixed probe's variance is at most this share of the batch subset's
+
+
+class Claim(NamedTuple):
+    """A claim of the paper, or of ours.
+
+    Attributes:
+        title: the statement, in our words.
+        where: the paper's figure, table or section.
+        arms: whose runs it rests on; empty for the checks.
+        measure: its effects from the evidence.
+    """
+
+    number: int
+    title: str
+    where: str
+    arms: tuple[str, ...]
+    measure: Callable[[Evidence], list[Effect]]
+
+
+CLAIMS: list[Claim] = []
+
+
+def claim(number: int, title: str, where: str, *arms: str) -> Callable[[Callable], Callable]:
+    """Enter a rule into CLAIMS."""
+
+    def enter(measure: Callable[[Evidence], list[Effect]]) -> Callable[[Evidence], list[Effect]]:
+        CLAIMS.append(Claim(number, title, where, arms, measure))
+        return measure
+
+    return enter
+
+
+# --- the rules ---------------------------------------------------------------------------------------------------
+
+
+def minus(a: float, b: float) -> float:
+    """The formula of most effects."""
+    return a - b
+
+
+def gain(e: Evidence, arm: str, other: str) -> Values:
+    """Final reward of an arm minus another's."""
+    return seedwise(minus, e.final(arm, "eval/reward"), e.final(other, "eval/reward"))
+
+
+@claim(
+    1,
+    "Frozen Diffusion-DPO stays close to the pretrained model; reference updates move much further",
+    "Fig. 1b",
+    "frozen",
+    "same-update-8",
+)
+def stays_close(e: Evidence) -> list[Effect]:
+    """At one learning rate and beta, the policy's divergence with updates is more than 3 times the frozen one's."""
+    updates, frozen = (e.final(arm, "divergence/policy") for arm in ("same-update-8", "frozen"))
+    values = seedwise(lambda u, f: u - FURTHER * max(f, 0.0), updates, frozen)
+    return [Effect(f"divergence with updates minus {FURTHER:g} times the frozen one's", values, "divergence")]
+
+
+@claim(
+    2,
+    "Without a threshold, margin and divergence keep growing, and the winners' error grows too",
+    "Fig. 1b",
+    "update-8",
+)
+def keeps_growing(e: Evidence) -> list[Effect]:
+    """From half-way to the end all three rise, for the middle interval; margin and error as on validation pairs."""
+    growth = {
+        name: seedwise(float, e.growth("update-8", metric))
+        for name, metric in (
+            ("margin", "validation/margin"),
+            ("divergence", "divergence/reference"),
+            ("error", "validation/divergence"),
+        )
+    }
+    return [
+        Effect("margin against the pretrained model, end minus half-way", growth["margin"], "error"),
+        Effect("divergence of the reference, end minus half-way", growth["divergence"], "divergence"),
+        Effect("winners' error over the pretrained model's, end minus half-way", growth["error"], "error"),
+    ]
+
+
+@claim(3, "Smaller intervals diverge faster", "section on reference updates", "update-4", "update-8", "update-16")
+def smaller_is_faster(e: Evidence) -> list[Effect]:
+    """Divergence at the end falls with the interval, neighbour by neighbour, at one learning rate and beta."""
+    found = {i: e.final(f"update-{i}", "divergence/policy") for i in INTERVALS}
+    return [
+        Effect(f"divergence, interval {a} minus interval {b}", seedwise(minus, found[a], found[b]), "divergence")
+        for a, b in pairwise(INTERVALS)
+    ]
+
+
+@claim(4, "With the threshold, the reference stays at or below delta", "Fig. 1b", "same-threshold-8", "threshold-4")
+def stays_below(e: Evidence) -> list[Effect]:
+    """The reference has moved, and on winners that neither threshold nor training ever saw it lies below delta.
+
+    On the probe it cannot exceed delta, since a candidate that does is refused: that is shown and decides nothing.
+    """
+    effects = []
+    for arm in ("same-threshold-8", "threshold-4"):
+        delta = e.setting(arm, "reference.delta")
+        effects += [
+            Effect(f"{arm}: accepted updates", seedwise(float, e.final(arm, "reference/updates")), "updates"),
+            Effect(
+                f"{arm}: delta minus the last divergence on unseen winners",
+                seedwise(minus, delta, e.final(arm, "divergence/reference_unseen")),
+                "divergence",
+            ),
+            Effect(
+                f"{arm}: delta minus the largest divergence on the probe",
+                seedwise(minus, delta, e.peak(arm, "divergence/reference")),
+                "divergence",
+                decides=False,
+            ),
+        ]
+    return effects
+
+
+SPREAD = (
+    "frozen", "update-4", "update-8", "update-16", "threshold-4", "threshold-8", "threshold-16", "lr-high", "beta-low",
+    "reinit", "same-update-8", "same-threshold-8",
+)  # fmt: skip
+
+
+@claim(5, "True reward against divergence rises to an optimum, then falls", "Fig. 1c", *SPREAD)
+def rises_then_falls(e: Evidence) -> list[Effect]:
+    """Of one seed's runs by divergence, the middle third scores above the lowest third and above the highest.
+
+    The runs are DPO's with uniform timesteps and constant lambda(t), which differ in how far they are let go.
+    """
+    runs = pl.concat([e.of(arm) for arm in SPREAD]).drop_nulls(["eval/reward", "divergence/policy"])
+    low, middle, high = {}, {}, {}
+    for (seed,), part in runs.sort("divergence/policy").group_by("seed"):
+        thirds = np.array_split(part["eval/reward"].to_numpy(), 3)
+        if len(thirds[2]):
+            low[seed], middle[seed], high[seed] = (float(third.mean()) for third in thirds)
+    return [
+        Effect("reward, middle third of divergence minus lowest", seedwise(minus, middle, low)),
+        Effect("reward, middle third of divergence minus highest", seedwise(minus, middle, high)),
+    ]
+
+
+@claim(6, "Model loss, reward scale and accuracy are lower at high noise", "Fig. 2a-c", "frozen")
+def imbalanced(e: Evidence) -> list[Effect]:
+    """Means over t < 500 minus means over t >= 500, for Diffusion-DPO."""
+    return [
+        Effect(
+            f"{name}, less noisy half of the timesteps minus noisier half",
+            seedwise(minus, *e.halves("frozen", quantity)),
+            unit,
+        )
+        for quantity, name, unit in (
+            ("loss", "model loss", "error"),
+            ("reward_size", "reward size", "error"),
+            ("accuracy", "accuracy", "share"),
+        )
+    ]
+
+
+@claim(
+    7,
+    "Without the threshold small intervals hurt; with it every interval beats Diffusion-DPO, and the interval "
+    "matters less",
+    "Fig. 4",
+    "frozen",
+    *(f"{kind}-{i}" for kind in ("update", "threshold") for i in INTERVALS),
+)
+def interval_matters_less(e: Evidence) -> list[Effect]:
+    """Largest against smallest interval, each thresholded arm against frozen, and the ranges over intervals."""
+    both = [e.final(f"{kind}-{i}", "eval/reward") for kind in ("update", "threshold") for i in INTERVALS]
+    narrower = seedwise(lambda *r: float(np.ptp(r[: len(r) // 2]) - np.ptp(r[len(r) // 2 :])), *both)
+    return [
+        Effect("reward, no threshold: interval 16 minus interval 4", gain(e, "update-16", "update-4")),
+        *(
+            Effect(f"reward, threshold at interval {i} minus Diffusion-DPO", gain(e, f"threshold-{i}", "frozen"))
+            for i in INTERVALS
+        ),
+        Effect("range over intervals, without minus with threshold", narrower),
+    ]
+
+
+@claim(
+    8,
+    "Timestep-aware training alone hurts frozen Diffusion-DPO; with updates it helps",
+    "Table 4, top",
+    "frozen", "timestep-aware", "threshold-8", "ours",
+)  # fmt: skip
+def needs_updates(e: Evidence) -> list[Effect]:
+    """The signs of the paper's table: alone below Diffusion-DPO, on top of thresholded updates above them."""
+    return [
+        Effect("reward, Diffusion-DPO minus timestep-aware alone", gain(e, "frozen", "timestep-aware")),
+        Effect("reward, ours minus thresholded updates alone", gain(e, "ours", "threshold-8")),
+    ]
+
+
+@claim(
+    9,
+    "lambda(t) on top of oversampling helps, and lowers divergence at early steps",
+    "Table 4, bottom; Fig. 5",
+    "gamma-9", "ours", "gamma-8", "gamma-8-scale",
+)  # fmt: skip
+def scale_helps(e: Evidence) -> list[Effect]:
+    """With and without lambda(t), at both discounts; divergence over t >= 500."""
+    (_, without), (_, scaled) = e.halves("gamma-9", "divergence"), e.halves("ours", "divergence")
+    return [
+        Effect("reward, gamma .9 with minus without lambda(t)", gain(e, "ours", "gamma-9")),
+        Effect("reward, gamma .8 with minus without lambda(t)", gain(e, "gamma-8-scale", "gamma-8")),
+        Effect("divergence at t >= 500, without minus with lambda(t)", seedwise(minus, without, scaled), "divergence"),
+    ]
+
+
+@claim(
+    10,
+    "A raised learning rate collapses, a lower beta does not replace updates, re-initialising gives less than freezing",
+    "Table 3",
+    "lr-high", "beta-low", "threshold-8", "reinit",
+)  # fmt: skip
+def no_substitute(e: Evidence) -> list[Effect]:
+    """Collapse is a reward below the pretrained model's; the other two are compared with thresholded updates."""
+    lost = seedwise(lambda gained: -gained, e.final("lr-high", "eval/reward_gain"))
+    return [
+        Effect("reward, pretrained minus learning rate x 5", lost),
+        Effect("reward, thresholded updates minus beta / 5", gain(e, "threshold-8", "beta-low")),
+        Effect("reward, freezing minus re-initialising beyond delta", gain(e, "threshold-8", "reinit")),
+    ]
+
+
+BASELINES = {"sft": "SFT", "frozen": "Diffusion-DPO", "kto": "Diffusion-KTO", "dspo": "DSPO"}
+
+
+@claim(11, "The whole method wins more than half of same-seed comparisons", "Table 1", "ours", *BASELINES)
+def wins_more_than_half(e: Evidence) -> list[Effect]:
+    """Win rate of ours against each baseline minus one half, ties half."""
+    return [
+        Effect(
+            f"win rate against {name} minus 1/2", seedwise(lambda rate: rate - 0.5, e.win_rate("ours", arm)), "share"
+        )
+        for arm, name in BASELINES.items()
+    ]
+
+
+@claim(12, "A language model's margin gradient is bounded, a squared error's is not", "Theorem 1")
+def bounded(e: Evidence) -> list[Effect]:
+    """Largest gradient against the proved bound 2 sqrt 2 K T; slope of the squared error's in the parameters' scale."""
+    below = seedwise(lambda share: 1 - share, e.check("check/softmax_over_bound"))
+    slope = seedwise(lambda slope: slope - 0.5, e.check("check/squared_slope"))
+    return [
+        Effect("1 minus largest softmax gradient / bound", below, "share"),
+        Effect("log-log slope of the squared error's minus 1/2", slope, "slope"),
+    ]
+
+
+@claim(
+    13,
+    "Eq. 8 equals the kernel KL where it must, and a fixed probe is far less noisy",
+    "beyond it; Eq. 7, 8",
+)
+def forms_agree(e: Evidence) -> list[Effect]:
+    """Agreement within 5 % with a known optimal denoiser; variances at most a tenth of the batch subset's.
+
+    Of a change between two candidates, which is what a curve shows, and of the level, on which the threshold acts.
+    """
+    far = seedwise(lambda a, b: AGREEMENT - abs(a / b - 1), e.check("check/optimal_eq8"), e.check("check/optimal_kl"))
+    variance = {
+        name: seedwise(lambda ratio: MODERATE - ratio, e.check(f"check/{name}_variance_ratio"))
+        for name in ("change", "level")
+    }
+    return [
+        Effect(f"{AGREEMENT:g} minus how far Eq. 8 is from the kernel KL, relative, optimal denoiser", far, "share"),
+        Effect(
+            f"{MODERATE:g} minus variance of a change between candidates, fixed probe / batch subset",
+            variance["change"],
+            "share",
+        ),
+        Effect(f"{MODERATE:g} minus variance of the level, fixed probe / batch subset", variance["level"], "share"),
+    ]
+
+
+# --- from effects to verdicts --------------------------------------------------------------------------------------
+
+
+def verdict_of(low: float, high: float, seeds: int) -> str:
+    """Of one effect, from its interval and how many seeds that rests on."""
+    return OPEN if seeds < ENOUGH else HOLDS if low > 0 else FAILS if high < 0 else OPEN
+
+
+def judge(claims: list[Claim], evidence: Evidence) -> list[dict[str, Any]]:
+    """The claims with their effects and verdicts, as plain data.
+
+    Returns:
+        One dictionary a claim: number, title, where, arms, verdict, reason (why it was not measured), and effects,
+        each with statement, unit, mean, low, high, seeds, decides and verdict.
+    """
+    rows = []
+    for c in claims:
+        row: dict[str, Any] = {"number": c.number, "title": c.title, "where": c.where, "arms": list(c.arms)}
+        try:
+            effects = [_measured(effect) for effect in c.measure(evidence)]
+            verdicts = {effect["verdict"] for effect in effects if effect["decides"]}
+            overall = FAILS if FAILS in verdicts else HOLDS if verdicts == {HOLDS} else OPEN
+            rows.append(row | {"verdict": overall, "reason": "", "effects": effects})
+        except UserError as error:
+            rows.append(row | {"verdict": ABSENT, "reason": str(error), "effects": []})
+    return rows
+
+
+def _measured(effect: Effect) -> dict[str, Any]:
+    low, high = mean_interval(effect.values)
+    return {
+        "statement": effect.statement,
+        "unit": effect.unit,
+        "mean": float(np.mean(effect.values)),
+        "low": low,
+        "high": high,
+        "seeds": len(effect.values),
+        "decides": effect.decides,
+        "verdict": verdict_of(low, high, len(effect.values)) if effect.decides else "",
+    }

@@ -1,0 +1,86 @@
+"""The table of claims: as Markdown for a file, and as text for a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.analysis.claims.rules import ABSENT, ENOUGH, FAILS, HOLDS, OPEN
+from workbench.common.markdown import markdown_table
+from workbench.training.config import Config
+
+RULES = (
+    "Each effect is signed so that the paper says greater than 0, one value a training seed, arms paired by seed. It "
+    "holds where the whole bootstrap interval of its mean lies above 0, does not hold where all of it lies below, and "
+    f"is inconclusive otherwise, and always with fewer than {ENOUGH} seeds; a claim holds where all its effects do, "
+    "and does not where one does not. With few seeds a bootstrap interval is too narrow rather than too wide."
+)
+TUNING = (
+    "Every arm had the same number of steps and pairs. One small search, the same for all, tried these multiples of an "
+    "arm's own settings ({factors}) on prompts and a seed that the comparison does not use; the best by {objective} is "
+    "below. Arms that take another method apart take what that method found, as the paper's ablations do: {likes}."
+)
+
+
+def number(value: float) -> str:
+    """A value to three significant digits, signed."""
+    return f"{value:+.3g}" if value else "0"
+
+
+def markdown(rows: list[dict[str, Any]], tuned: Mapping[str, Mapping[str, float]], config: Config) -> str:
+    """The claims as Markdown: how many hold, the table, the rules, and what each arm was given.
+
+    Args:
+        rows: of `verdicts.judge`, each with a `link`.
+        tuned: arm -> setting -> value that its search found.
+        config: the experiment's, before its arms were tuned.
+    """
+    seeds, verdicts = len(config.sweep.seeds) or 1, [row["verdict"] for row in rows]
+    counts = " · ".join(f"{v}: **{verdicts.count(v)}**" for v in (HOLDS, OPEN, FAILS, ABSENT) if v in verdicts)
+    head = ("#", "claim", "paper", "effect (95 % interval over seeds): what was measured", "verdict", "runs")
+    body = [
+        (
+            row["number"],
+            row["title"],
+            row["where"],
+            "<br>".join(_effect(effect, seeds) for effect in row["effects"]) or row["reason"],
+            f"**{row['verdict']}**",
+            f"[MLflow]({row['link']})",
+        )
+        for row in rows
+    ]
+    parts = [
+        "# The paper's claims on this model",
+        f"{len(rows)} claims, {seeds} seeds, {config.train.steps} steps a run. {counts}",
+        markdown_table(head, body),
+        RULES,
+    ]
+    if tuned:
+        sweep = config.sweep
+        factors = "; ".join(f"{k}: {', '.join(f'{f:g}' for f in v)}" for k, v in sweep.tuning.factors.items())
+        likes = ", ".join(f"{arm} like {arms['like']}" for arm, arms in sweep.arms.items() if "like" in arms)
+        found = [(arm, ", ".join(f"{k} = {v:g}" for k, v in values.items())) for arm, values in tuned.items()]
+        parts += [
+            TUNING.format(factors=factors, objective=sweep.objective, likes=likes or "none"),
+            markdown_table(("arm", "found"), found),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _effect(effect: Mapping[str, Any], seeds: int) -> str:
+    mean, low, high = (number(effect[key]) for key in ("mean", "low", "high"))
+    shown = "" if effect["decides"] else " (shown only)"
+    fewer = "" if effect["seeds"] == seeds else f" ({effect['seeds']} of {seeds} seeds ended)"
+    return f"**{mean}** ({low} to {high}): {effect['statement']}{shown}{fewer}"
+
+
+def plain(rows: list[dict[str, Any]]) -> str:
+    """The claims for a terminal: a line each with its verdict, then its effects."""
+    lines = []
+    for row in rows:
+        lines.append(f"\n{row['number']:2d}. {row['verdict'].upper()}: {row['title']} ({row['where']})")
+        lines += [
+            f"      {number(e['mean']):>9s} ({number(e['low'])} to {number(e['high'])})  {e['statement']}"
+            for e in row["effects"]
+        ]
+        if row["reason"]:
+            lines.append(f"      {row['reason']}")
+    return "\n".join(lines)

@@ -1,0 +1,380 @@
+"""Figures: data frames in, matplotlib figures out.
+
+Colours are safe for the colour-blind, marks and dashes tell in grey. Intervals are over training seeds, as in `tables`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import polars as pl
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from workbench.analysis import tables
+from workbench.analysis.tables import PROMPT_SETS, label
+from workbench.common.errors import UserError
+from workbench.models.small.prompts import parse
+
+mpl.rcParams["svg.hashsalt"] = "workbench"  # the same figure gives the same file
+sns.set_theme(context="notebook", style="ticks", palette="colorblind")
+
+MARKERS = "osD^vPX<>*"
+
+
+def save(figure: Figure, folder: Path | str, name: str, formats: str = "png,svg") -> list[Path]:
+    """Write a figure in each of the comma-separated formats.
+
+    Args:
+        folder: where; a relative one lies under $WORKBENCH_HOME, or the working folder.
+    Raises:
+        UserError: matplotlib cannot write a format.
+    """
+    folder = tables.report_folder(folder)
+    paths = []
+    for kind in tables.names(formats):
+        if kind not in figure.canvas.get_supported_filetypes():
+            raise UserError(f"formats = {formats!r}: {kind!r} is not one of png, svg, pdf, ...")
+        metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        paths.append(folder / f"{name}.{kind}")
+        figure.savefig(paths[-1], dpi=150, bbox_inches="tight", metadata=metadata)
+    return paths
+
+
+# --- Fig. 1b, 1c: margin, divergence, score -------------------------------------------------------------------
+
+
+def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, what: str) -> None:
+    for i, arm in enumerate(arms):
+        part = table.filter(pl.col("arm") == arm)
+        if part.is_empty():
+            continue
+        x, colour, count = part["step"].to_numpy(), f"C{i}", len(part)
+        sparse = (int(count * (0.08 + 0.02 * i)), max(1, count // 6))  # a few marks an arm, not under each other
+        axes.plot(
+            x, part["mean"].to_numpy(), dashes, color=colour, label=f"{arm}: {what}", lw=2,
+            marker=MARKERS[i % len(MARKERS)], markevery=sparse, ms=7, mec="white", mew=0.8,
+        )  # fmt: skip
+        if part["runs"].max() > 1:  # type: ignore[operator]
+            axes.fill_between(x, part["low"].to_numpy(), part["high"].to_numpy(), color=colour, alpha=0.13, lw=0)
+
+
+def margin_and_divergence(
+    runs: pl.DataFrame, history: pl.DataFrame, *, margin: str = "validation/margin", smoothing: int = 1
+) -> Figure:
+    """The paper's Fig. 1b: margin (left, solid, times beta/2) and divergence from the pretrained model (right, dotted).
+
+    The divergence is the reference's where it moves and the policy's where it is frozen. Lines are means over an
+    arm's runs, bands their range.
+    """
+    arms = runs["arm"].unique(maintain_order=True).to_list()
+    half_beta = pl.col("objective.beta").cast(pl.Float64) / 2 if "objective.beta" in runs.columns else pl.lit(1.0)
+    scaled = history.join(runs.select("run_id", half_beta=half_beta.fill_null(1.0)), on="run_id")
+    if margin in scaled.columns:
+        scaled = scaled.with_columns(pl.col(margin) * pl.col("half_beta"))
+    scaled = tables.curves(scaled, margin, smoothing)
+    moving = runs.filter(pl.col("reference.policy") != "frozen")["arm"].unique().to_list()
+    reference = tables.curves(history, "divergence/reference").filter(pl.col("arm").is_in(moving))
+    policy = tables.curves(history, "divergence/policy").filter(~pl.col("arm").is_in(moving))
+    figure, left = plt.subplots(figsize=(8.6, 4.8))
+    right = left.twinx()
+    _draw(left, scaled, arms, "-", "margin")
+    _draw(right, reference, arms, ":", "divergence of the reference")
+    _draw(right, policy, arms, ":", "divergence of the policy")
+    for delta in _deltas(runs):
+        right.axhline(delta, color="0.45", lw=1)
+        at_left = right.get_yaxis_transform()  # x as a fraction of the axes, y as data
+        right.text(0.01, delta, f"delta = {delta:g}", transform=at_left, va="bottom", color="0.3", fontsize="small")
+    left.set(xlabel="training step", ylabel="margin against pretrained x beta/2 (solid)")
+    right.set_ylabel("divergence, paper's Eq. 8 (dotted)")
+    left.set_zorder(right.get_zorder() + 1)
+    left.patch.set_visible(False)
+    marks = [
+        Line2D([], [], color=f"C{i}", lw=2, marker=MARKERS[i % len(MARKERS)], ms=7, mec="white", label=arm)
+        for i, arm in enumerate(arms)
+    ]
+    kinds = [
+        Line2D([], [], color="0.25", lw=2, ls=dashes, label=what)
+        for dashes, what in (("-", "margin"), (":", "divergence of the reference,\nof the policy where that is frozen"))
+    ]
+    figure.legend(handles=marks + kinds, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
+    sns.despine(figure, right=False)
+    return figure
+
+
+def _deltas(runs: pl.DataFrame) -> list[float]:
+    if "reference.delta" not in runs.columns:
+        return []
+    found = runs.filter(pl.col("reference.policy") == "threshold")["reference.delta"].drop_nulls().unique()
+    return sorted(found.cast(pl.Float64).to_list()) if len(found) == 1 else []
+
+
+#: Kinds of run in Fig. 1c, each with its name and marker.
+KINDS = {
+    "frozen": ("reference frozen", "o"),
+    "update": ("reference updated", "^"),
+    "threshold": ("updated below delta", "s"),
+    "another": ("another objective", "x"),
+}
+
+
+def score_against_divergence(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
+    """The paper's Fig. 1c: final score of every run against how far its policy has moved, by kind of reference.
+
+    The line is a running mean over neighbouring runs of the DPO objective, drawn where there are enough. A few runs
+    that went more than twenty deltas away would flatten all others: they are left out and counted in a note.
+
+    Raises:
+        UserError: no finished run has both numbers.
+    """
+    needed = [score, "divergence/policy"]
+    if any(name not in runs.columns for name in needed):
+        raise UserError(f"metric {score!r}: no finished run of the study has it together with divergence/policy")
+    is_dpo = pl.col("objective.loss") == "dpo" if "objective.loss" in runs.columns else pl.lit(True)
+    kind = pl.when(is_dpo).then("reference.policy").otherwise(pl.lit("another"))
+    done = runs.drop_nulls(needed).with_columns(kind=kind).sort("divergence/policy")
+    deltas = _deltas(done)
+    beyond = done.filter(pl.col("divergence/policy") > 20 * deltas[0]) if deltas else done.clear()
+    beyond = beyond if 4 * len(beyond) <= len(done) else done.clear()
+    done = done.join(beyond, on="run_id", how="anti", maintain_order="left")
+    figure, axes = plt.subplots(figsize=(7.2, 4.4))
+    for i, (of_kind, (name, marker)) in enumerate(KINDS.items()):
+        part = done.filter(pl.col("kind") == of_kind)
+        if not part.is_empty():
+            look: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.6} if marker != "x" else {"linewidths": 1.8}
+            axes.scatter(
+                part["divergence/policy"], part[score], marker=marker, s=60, color=f"C{i}", zorder=3, label=name, **look
+            )  # fmt: skip
+    dpo = done.filter(pl.col("kind") != "another")
+    if len(dpo) >= 8:
+        window = max(3, len(dpo) // 4)
+        smooth = dpo.select(pl.col(*needed).rolling_mean(window, center=True)).drop_nulls()
+        axes.plot(
+            smooth["divergence/policy"],
+            smooth[score],
+            color="0.6",
+            lw=2,
+            zorder=1,
+            label=f"mean of {window} neighbours",
+        )
+    for delta in deltas:
+        axes.axvline(delta, color="0.45", lw=1)
+        above = axes.get_xaxis_transform()  # x as data, y as a fraction of the axes
+        axes.text(delta, 1.01, f"delta = {delta:g}", transform=above, ha="center", color="0.3", fontsize="small")
+    if not beyond.is_empty():
+        farthest, lowest = beyond["divergence/policy"].to_numpy().max(), beyond[score].to_numpy().min()
+        note = f"not shown: {len(beyond)} runs, up to {farthest:.2g} away, {score} down to {lowest:.3g}"
+        figure.text(0.5, -0.06, note, ha="center", color="0.3", fontsize="small")
+    axes.set(xlabel="divergence of the policy from the pretrained model (Eq. 8)", ylabel=score)
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(figure)
+    return figure
+
+
+# --- Fig. 2, 5: over timesteps --------------------------------------------------------------------------------
+
+
+def imbalance(runs: pl.DataFrame, scales: pl.DataFrame) -> Figure:
+    """The paper's Fig. 2: model loss, implicit reward scale, preference accuracy and lambda(t) over timestep intervals.
+
+    Bars are means over runs, whiskers 95 % bootstrap intervals over runs (none with one run).
+
+    Args:
+        runs: whose loss, reward scale and accuracy are shown.
+        scales: whose lambda(t) are shown, one line for all arms that share it.
+    """
+    figure, panels = plt.subplots(1, 4, figsize=(17, 4.2))
+    titles = {
+        "loss": "(a) model loss",
+        "reward_size": "(b) implicit reward, mean size",
+        "accuracy": "(c) preference accuracy",
+    }
+    for axes, (quantity, title) in zip(panels, titles.items(), strict=False):
+        table = tables.by_bucket(runs, quantity)
+        x, mean = np.arange(len(table)), table["mean"].to_numpy()
+        spread = np.abs(np.stack([table["low"].to_numpy(), table["high"].to_numpy()]) - mean)
+        axes.bar(x, mean, yerr=spread if spread.any() else None, color="C0", ecolor="0.25", capsize=2.5, width=0.75)
+        axes.set(title=title)
+        _name_buckets(axes, table["bucket"])
+    panels[0].set_ylabel("mean squared error")
+    panels[1].set_ylabel("mean |implicit reward|")
+    panels[2].axhline(0.5, color="0.3", ls="--", lw=1)
+    panels[2].set_ylabel("share of pairs")
+    lowest = tables.by_bucket(runs, "accuracy")["low"].min()
+    panels[2].set_ylim(bottom=min(0.45, lowest - 0.02))  # type: ignore[operator]
+    for i, (name, table) in enumerate(tables.distinct_scales(scales).items()):
+        panels[3].plot(np.arange(len(table)), table["mean"], f"-{MARKERS[i % len(MARKERS)]}", label=name)
+        _name_buckets(panels[3], table["bucket"])
+    panels[3].set(title="(d) reward scale lambda(t)")
+    panels[3].legend(frameon=False, fontsize="small")
+    for axes in panels:
+        axes.set_xlabel("timestep interval (right: more noise, earlier)")
+    sns.despine(figure)
+    figure.tight_layout()
+    return figure
+
+
+def _name_buckets(axes: Axes, buckets: pl.Series) -> None:
+    axes.set_xticks(np.arange(len(buckets)), buckets.to_list(), rotation=60, ha="right", fontsize="x-small")
+
+
+def divergence_by_timestep(runs: pl.DataFrame, *, arms: str = "gamma-9,ours", base: str = "threshold-8") -> Figure:
+    """The paper's Fig. 5: the policy's divergence by timestep interval, in per cent of the reference update's alone.
+
+    Points are ratios of means over training seeds, whiskers 95 % bootstrap intervals over seeds.
+    """
+    table = tables.relative_divergence(runs, arms, base)
+    figure, axes = plt.subplots(figsize=(7.6, 4.2))
+    axes.axhline(100, color="0.35", ls="--", lw=1.2, label=f"reference update alone ({base})")
+    shown = tables.names(arms)
+    for i, arm in enumerate(shown):
+        part = table.filter(pl.col("arm") == arm)
+        at = np.arange(len(part)) + 0.14 * (i - (len(shown) - 1) / 2)
+        _points(axes, at, part, factor=100, colour=f"C{i}", marker=MARKERS[i], fmt="-", label=label(arm))
+    _name_buckets(axes, table["bucket"].unique(maintain_order=True))
+    axes.set(xlabel="timestep interval (right: more noise, earlier)", ylabel="divergence of the policy, %")
+    axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    sns.despine(figure)
+    return figure
+
+
+def _points(
+    axes: Axes, x: np.ndarray, table: pl.DataFrame, *, colour: str, marker: str, fmt: str = "", factor: float = 1,
+    label: str | None = None,
+) -> None:  # fmt: skip
+    """Means with whiskers from low to high; none where there is no interval."""
+    mean, low, high = (table[column].cast(pl.Float64).to_numpy() * factor for column in ("mean", "low", "high"))
+    axes.errorbar(
+        x, mean, yerr=np.nan_to_num(np.stack([mean - low, high - mean])).clip(0), fmt=f"{fmt}{marker}", color=colour,
+        ms=8, mec="white", mew=0.8, capsize=3, lw=1.6, label=label, zorder=3,
+    )  # fmt: skip
+
+
+# --- Fig. 1a, 3, 4: methods -----------------------------------------------------------------------------------
+
+
+def _panels(width: float) -> tuple[Figure, dict[str, Axes]]:
+    """A panel a prompt set."""
+    figure, panels = plt.subplots(1, len(PROMPT_SETS), figsize=(width, 3.8))
+    for axes, prompts in zip(panels, PROMPT_SETS, strict=True):
+        axes.set_title("all prompts" if prompts == "all" else f"{prompts} style", fontsize="medium")
+    panels[0].set_ylabel("true reward, nats")
+    return figure, dict(zip(PROMPT_SETS, panels, strict=True))
+
+
+def _same_span(panels: Mapping[str, Axes]) -> None:
+    """Let a difference look alike in all panels, though their levels differ."""
+    span = max(high - low for low, high in (axes.get_ylim() for axes in panels.values()))
+    for axes in panels.values():
+        middle = sum(axes.get_ylim()) / 2
+        axes.set_ylim(middle - span / 2, middle + span / 2)
+
+
+def final_reward(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
+    """The paper's Fig. 1a: final true reward by prompt set of each arm of `runs`, in their order.
+
+    Points are means over training seeds, whiskers 95 % bootstrap intervals over seeds; dashed is the pretrained model.
+    All panels span the same number of nats.
+    """
+    arms = runs["arm"].unique(maintain_order=True).to_list()
+    each = tables.by_prompt_set(runs, samples)
+    table = tables.over_seeds(each, "arm", "prompts")
+    before = tables.by_prompt_set(runs, samples, "pretrained_reward").group_by("prompts").agg(pl.col("value").mean())
+    figure, panels = _panels(3.4 + 0.6 * len(arms) * len(PROMPT_SETS))
+    for prompts, axes in panels.items():
+        axes.axhline(before.filter(pl.col("prompts") == prompts)["value"][0], color="0.45", ls="--", lw=1.2)
+        for i, arm in enumerate(arms):
+            part = table.filter((pl.col("arm") == arm) & (pl.col("prompts") == prompts))
+            _points(axes, np.array([i]), part, colour=f"C{i}", marker=MARKERS[i % len(MARKERS)])
+        axes.set_xticks(range(len(arms)), [label(arm) for arm in arms], rotation=35, ha="right", fontsize="small")
+        axes.set_xlim(-0.6, len(arms) - 0.4)
+    _same_span(panels)
+    dashed = Line2D([], [], color="0.45", ls="--", lw=1.2, label="pretrained model")
+    figure.tight_layout()
+    figure.legend(handles=[dashed], frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 0))
+    sns.despine(figure)
+    return figure
+
+
+def reward_against_interval(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
+    """The paper's Fig. 4: final true reward against the reference's interval, with and without threshold.
+
+    Points are means over training seeds, whiskers 95 % bootstrap intervals over seeds; the band is the frozen
+    reference's. All panels span the same number of nats.
+
+    Raises:
+        UserError: an arm differs in more than its reference and its interval, or no arm moves its reference.
+    """
+    lines = tables.by_interval(runs, samples)
+    bands, lines = lines.filter(pl.col("policy") == "frozen"), lines.filter(pl.col("policy") != "frozen")
+    intervals = lines["interval"].unique().sort().to_list()
+    figure, panels = _panels(13)
+    for prompts, axes in panels.items():
+        for band in bands.filter(pl.col("prompts") == prompts).to_dicts():
+            axes.axhspan(band["low"], band["high"], color="0.85", lw=0, label="frozen reference (Diffusion-DPO)")
+            axes.axhline(band["mean"], color="0.45", ls="--", lw=1.2)
+        for i, (policy, name) in enumerate((("update", "without threshold"), ("threshold", "with threshold"))):
+            part = lines.filter((pl.col("policy") == policy) & (pl.col("prompts") == prompts))
+            at = np.array([intervals.index(value) for value in part["interval"]]) + 0.1 * (2 * i - 1)
+            _points(axes, at, part, colour=f"C{1 - i}", marker="^s"[i], fmt=("--", "-")[i], label=name)
+        axes.set_xticks(range(len(intervals)), [str(value) for value in intervals])
+        axes.set(xlim=(-0.5, len(intervals) - 0.5), xlabel="interval, steps")
+    _same_span(panels)
+    handles, texts = panels["all"].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(handles, texts, frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
+    sns.despine(figure)
+    return figure
+
+
+def sample_grid(
+    runs: pl.DataFrame,
+    samples: pl.DataFrame,
+    sheets: Mapping[str, np.ndarray],
+    pretrained: Mapping[str, np.ndarray],
+    *,
+    seed: int = 0,
+    prompts: int = 8,
+) -> Figure:
+    """The paper's Fig. 3: same prompts and image seed, the pretrained model and then a column an arm, in their order.
+
+    Args:
+        sheets, pretrained: of `tracking.load_sheets`; without the latter there is no column of the pretrained model.
+        seed: of training.
+        prompts: how many rows, evenly spread over the test prompts: nobody chose them.
+    Raises:
+        UserError: an arm has no run of that training seed with samples.
+    """
+    arms = runs["arm"].unique(maintain_order=True).to_list()
+    columns: list[tuple[str, np.ndarray]] = []
+    for arm in arms:
+        found = runs.filter((pl.col("arm") == arm) & (pl.col("seed") == str(seed)) & pl.col("run_id").is_in([*sheets]))
+        if found.is_empty():
+            raise UserError(f"arm {arm!r}: no finished run with training seed {seed} that kept its samples")
+        run = found["run_id"][0]
+        columns += [("pretrained", pretrained[run])] if not columns and run in pretrained else []
+        columns.append((label(arm), sheets[run]))
+    captions = samples.filter(pl.col("run_id") == run)["caption"].unique(maintain_order=True).to_list()
+    shown = np.unique(np.linspace(0, len(captions) - 1, prompts).round().astype(int))
+    figure, cells = plt.subplots(len(shown), len(columns), figsize=(1.2 * len(columns), 1.2 * len(shown)))
+    cells = np.reshape(cells, (len(shown), len(columns)))
+    for column, (title, sheet) in enumerate(columns):
+        size = sheet.shape[1] // len(captions)
+        cells[0, column].set_title(title, fontsize="small", pad=4)
+        for row, place in enumerate(shown):
+            axes = cells[row, column]
+            axes.imshow(sheet[:size, place * size : (place + 1) * size], interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            sns.despine(ax=axes, left=True, bottom=True)
+    for row, place in enumerate(shown):
+        asked = parse(captions[place])
+        cells[row, 0].set_ylabel(
+            f"{asked.concept}\non {asked.colour},\n{asked.style}", rotation=0, ha="right", va="center", fontsize="small"
+        )
+    figure.subplots_adjust(0, 0, 1, 1, wspace=0.04, hspace=0.04)
+    return figure

@@ -1,0 +1,392 @@
+"""Tables: data frames of runs in, data frames of means and intervals out; some in the layout of the paper's.
+
+Intervals are 95 % bootstrap intervals over *training seeds*, the only thing that repeats a run. Where two methods are
+compared, it is run by run with the same training seed and image by image with the same prompt and image seed.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from workbench.analysis.paper import LABELS, SCORERS, SOURCE, TABLE_1, Scores
+from workbench.common.errors import UserError
+from workbench.common.markdown import markdown_table
+from workbench.common.stats import mean_interval, wins
+from workbench.models.small.prompts import STYLES, parse
+
+#: The prompt sets that stand for the paper's three: the styles, and all prompts together.
+PROMPT_SETS = ("all", *STYLES)
+
+# --- which runs ----------------------------------------------------------------------------------------------
+
+
+def names(text: str) -> list[str]:
+    """The parts of a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def label(arm: str) -> str:
+    """How a figure or table calls an arm: the method's name where it has one."""
+    return LABELS.get(arm, arm)
+
+
+def of_arms(runs: pl.DataFrame, arms: str, stopped: bool = False) -> pl.DataFrame:
+    """The finished runs of some arms, in the order in which they are asked for.
+
+    Args:
+        arms: comma-separated; "pretrained", which is no arm, is passed over.
+        stopped: also the runs that were stopped early because they had collapsed.
+    Raises:
+        UserError: an arm has no such run; names the arms that have one.
+    """
+    wanted = [arm for arm in dict.fromkeys(names(arms)) if arm != "pretrained"]
+    ended = pl.lit(True) if stopped else pl.col("state") == "complete"
+    done = runs.filter(ended & (pl.col("arm") != "sampled"))
+    there = done["arm"].unique(maintain_order=True).to_list()
+    for arm in wanted:
+        if arm not in there:
+            raise UserError(f"arm {arm!r}: the study has no finished run of it, only of {', '.join(there) or 'none'}")
+    return pl.concat([done.filter(pl.col("arm") == arm) for arm in wanted])
+
+
+def paper_arms(runs: pl.DataFrame) -> pl.DataFrame:
+    """The runs of declared arms; all runs where the study declares none."""
+    arms = runs.filter(pl.col("arm") != "sampled")
+    return runs if arms.is_empty() else arms
+
+
+def reference_arms(runs: pl.DataFrame) -> pl.DataFrame:
+    """The runs that differ in their reference alone: arms `frozen` and `same-...`; all arms where none is named so."""
+    same = runs.filter(pl.col("arm").str.starts_with("same-"))
+    return paper_arms(runs) if same.is_empty() else pl.concat([runs.filter(pl.col("arm") == "frozen"), same])
+
+
+def baseline(runs: pl.DataFrame) -> pl.DataFrame:
+    """The runs of plain Diffusion-DPO: arm `frozen`, else every arm with a frozen reference, else all arms."""
+    arms = paper_arms(runs)
+    for found in (pl.col("arm") == "frozen", pl.col("reference.policy") == "frozen"):
+        if not arms.filter(found).is_empty():
+            return arms.filter(found)
+    return arms
+
+
+# --- means and intervals -------------------------------------------------------------------------------------
+
+
+def curves(history: pl.DataFrame, metric: str, smoothing: int = 1) -> pl.DataFrame:
+    """A metric over steps, by arm: mean, lowest and highest of its runs, each smoothed by a running mean.
+
+    Args:
+        smoothing: number of logged points in the running mean; 1 = none.
+    Returns:
+        Columns arm, step, mean, low, high, runs.
+    Raises:
+        UserError: no run logged the metric.
+    """
+    if metric not in history.columns:
+        raise UserError(f"metric {metric!r}: no run of the study logged it")
+    points = history.select("arm", "run_id", "step", value=metric).drop_nulls().sort("run_id", "step")
+    smooth = pl.col("value").rolling_mean(smoothing, min_samples=1).over("run_id")
+    return (
+        points.with_columns(smooth)
+        .group_by("arm", "step")
+        .agg(mean=pl.col("value").mean(), low=pl.col("value").min(), high=pl.col("value").max(), runs=pl.len())
+        .sort("arm", "step")
+    )
+
+
+def by_bucket(runs: pl.DataFrame, quantity: str) -> pl.DataFrame:
+    """A tracked `timestep_*` quantity by bucket: its mean over runs with a bootstrap interval over runs.
+
+    Returns:
+        Columns bucket (such as "0-99"), mean, low, high; least noise first.
+    Raises:
+        UserError: no finished run logged the quantity.
+    """
+    rows = []
+    for bucket, column in bucket_columns(runs, quantity).items():
+        values = runs.filter(pl.col("state") == "complete")[column].drop_nulls().to_numpy()
+        if len(values):
+            rows.append(_summary(values) | {"bucket": bucket})
+    if not rows:
+        raise UserError(f"metric timestep_{quantity}: no finished run of the study logged it")
+    return pl.DataFrame(rows).select("bucket", "mean", "low", "high")
+
+
+def distinct_scales(runs: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The distinct lambda(t) of arms, named by their shape; by their first arm too where a shape is not enough."""
+    distinct: dict[tuple[float, ...], tuple[str, str, pl.DataFrame]] = {}
+    done = runs.filter(pl.col("state") == "complete")
+    for arm in done["arm"].unique(maintain_order=True):
+        part = done.filter(pl.col("arm") == arm)
+        table = by_bucket(part, "lambda")
+        shape = part["reward_scale.shape"][0] if "reward_scale.shape" in part.columns else arm
+        distinct.setdefault(tuple(table["mean"].round(6)), (shape, arm, table))
+    shapes = [shape for shape, _, _ in distinct.values()]
+    return {shape if shapes.count(shape) == 1 else f"{shape} ({arm})": table for shape, arm, table in distinct.values()}
+
+
+def bucket_columns(runs: pl.DataFrame, quantity: str) -> dict[str, str]:
+    """The columns of a `timestep_*` quantity by the bucket's name, least noise first."""
+    columns = sorted(c for c in runs.columns if c.startswith(f"timestep_{quantity}/t"))
+    return {"-".join(str(int(edge)) for edge in c.split("/t")[1].split("-")): c for c in columns}
+
+
+def _summary(values: np.ndarray) -> dict[str, Any]:
+    low, high = mean_interval(values)
+    return {"mean": float(values.mean()), "low": low, "high": high, "seeds": len(values)}
+
+
+def over_seeds(values: pl.DataFrame, *by: str) -> pl.DataFrame:
+    """Mean of column `value` with its interval over training seeds, for each group.
+
+    Args:
+        values: columns seed, value and those of `by`, one row a run and group.
+    Returns:
+        Columns of `by`, then mean, low, high, seeds.
+    """
+    rows: list[dict[str, Any]] = []
+    for key, part in values.sort("seed").group_by(*by, maintain_order=True):
+        rows.append(dict(zip(by, key, strict=True)) | _summary(part["value"].to_numpy()))
+    return pl.DataFrame(rows)
+
+
+def by_prompt_set(runs: pl.DataFrame, samples: pl.DataFrame, score: str = "reward") -> pl.DataFrame:
+    """Each run's mean score on each prompt set.
+
+    Args:
+        samples: of `tracking.load_samples`; other runs' rows are passed over.
+    Returns:
+        Columns run_id, arm, seed (of training), prompts (a style, or "all"), value.
+    """
+    scored = _with_prompt_sets(samples).join(runs.select("run_id", "seed"), on="run_id")
+    return scored.group_by("run_id", "arm", "seed", "prompts", maintain_order=True).agg(value=pl.col(score).mean())
+
+
+def _with_prompt_sets(samples: pl.DataFrame) -> pl.DataFrame:
+    """Every row twice: once under its style, once under "all"."""
+    style = {caption: parse(caption).style for caption in samples["caption"].unique()}
+    styled = samples.with_columns(prompts=pl.col("caption").replace_strict(style, return_dtype=pl.String))
+    return pl.concat([styled, styled.with_columns(prompts=pl.lit("all"))])
+
+
+#: Settings that all arms of Fig. 4 share, where a run has them.
+PLAIN: dict[str, tuple[str, ...]] = {
+    "objective.loss": ("dpo",),
+    "timesteps.density": ("uniform",),
+    "reward_scale.shape": ("constant",),
+    "reference.rate": ("1", "1.0"),
+    "reference.on_exceed": ("freeze",),
+}
+
+
+def by_interval(runs: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
+    """Final true reward by the reference's policy, its interval and prompt set (paper's Fig. 4).
+
+    Returns:
+        Columns policy, interval (null where the reference is frozen), prompts, mean, low, high, seeds.
+    Raises:
+        UserError: an arm differs from plain Diffusion-DPO in more than its reference's updates, or none updates it.
+    """
+    for setting, values in PLAIN.items():
+        if setting in runs.columns:
+            other = runs.filter(pl.col(setting).is_not_null() & ~pl.col(setting).is_in(values))
+            for arm, value in other.select("arm", setting).rows():
+                raise UserError(f"arm {arm!r}: {setting} = {value!r}, but arms of Fig. 4 have {values[0]!r}")
+    moves = pl.col("reference.policy") != "frozen"
+    if runs.filter(moves).is_empty():
+        raise UserError("no arm with reference.policy 'update' or 'threshold' was chosen")
+    about = runs.select(
+        "run_id", policy="reference.policy", interval=pl.when(moves).then(pl.col("reference.interval").cast(pl.Int64))
+    )
+    each = by_prompt_set(runs, samples).join(about, on="run_id")
+    return over_seeds(each, "policy", "interval", "prompts").sort("policy", "interval", "prompts")
+
+
+def won(runs: pl.DataFrame, samples: pl.DataFrame, ours: str, other: str, score: str = "reward") -> pl.DataFrame:
+    """Each training seed's share of images on which one arm scores higher: same prompt and image seed, ties half.
+
+    Args:
+        ours: the arm whose wins are counted.
+        other: another arm, or "pretrained" for the pretrained model.
+        score: column of `samples`; the pretrained model's is `pretrained_` and the same.
+    Returns:
+        Columns seed, prompts (a style, or "all"), value; shares in 0..1.
+    Raises:
+        UserError: an arm is missing, or shares no training seed with ours.
+    """
+    pair = ["seed", "caption", "image_seed"]
+    seeded = samples.join(runs.select("run_id", "seed"), on="run_id")
+    mine = seeded.join(of_arms(runs, ours).select("run_id"), on="run_id")
+    if other == "pretrained":
+        both = mine.with_columns(theirs=f"pretrained_{score}")
+    else:
+        theirs = seeded.join(of_arms(runs, other).select("run_id"), on="run_id").rename({score: "theirs"})
+        both = mine.join(theirs.select(*pair, "theirs"), on=pair)
+    if both.is_empty():
+        raise UserError(f"arm {other!r}: no image of the same training seed, prompt and image seed as {ours!r}")
+    each = both.with_columns(won=wins(both[score].to_numpy(), both["theirs"].to_numpy()))
+    return _with_prompt_sets(each).group_by("seed", "prompts").agg(value=pl.col("won").mean()).sort("seed", "prompts")
+
+
+def win_rates(
+    runs: pl.DataFrame, samples: pl.DataFrame, ours: str, against: str, score: str = "reward"
+) -> pl.DataFrame:
+    """`won` against several others (comma-separated), over training seeds.
+
+    Returns:
+        Columns against, prompts, mean, low, high, seeds; shares in 0..1.
+    """
+    tables = [
+        over_seeds(won(runs, samples, ours, other, score), "prompts").with_columns(against=pl.lit(other))
+        for other in names(against)
+    ]
+    return pl.concat(tables).select("against", "prompts", "mean", "low", "high", "seeds")
+
+
+def relative_divergence(runs: pl.DataFrame, arms: str, base: str) -> pl.DataFrame:
+    """The policy's divergence by timestep bucket as a share of another arm's (paper's Fig. 5).
+
+    A ratio of means over the training seeds that both arms have, with a bootstrap interval that draws seeds, the
+    two arms' together. No ratio where the other arm's mean is not positive, no interval where that can happen to
+    a draw.
+
+    Args:
+        arms: comma-separated.
+        base: the arm that is 1.
+    Returns:
+        Columns arm, bucket, mean, low, high, seeds; least noise first.
+    """
+    columns = bucket_columns(runs, "divergence")
+    if not columns:
+        raise UserError("metric timestep_divergence: no run of the study logged it")
+    rows: list[dict[str, Any]] = []
+    for arm in names(arms):
+        both = of_arms(runs, arm).join(of_arms(runs, base), on="seed", suffix=" of base").sort("seed")
+        if both.is_empty():
+            raise UserError(f"arm {arm!r}: no finished run with a training seed of arm {base!r}")
+        for bucket, column in columns.items():
+            values = both.select(column, f"{column} of base").drop_nulls().to_numpy()
+            rows.append({"arm": arm, "bucket": bucket} | _ratio(*values.T) | {"seeds": len(values)})
+    schema = {"arm": pl.String, "bucket": pl.String, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    return pl.DataFrame(rows, schema=schema | {"seeds": pl.Int64})
+
+
+def _ratio(ours: np.ndarray, base: np.ndarray, resamples: int = 2000) -> dict[str, float | None]:
+    """mean(ours) / mean(base), arrays of shape (seeds,), with a paired 95 % bootstrap percentile interval."""
+    if len(base) == 0 or base.mean() <= 0:
+        return {"mean": None, "low": None, "high": None}
+    drawn = np.random.default_rng(0).integers(len(base), size=(resamples, len(base)))
+    below = base[drawn].mean(1)
+    low, high = np.percentile(ours[drawn].mean(1) / below, [2.5, 97.5]) if below.min() > 0 else (None, None)
+    return {"mean": float(ours.mean() / base.mean()), "low": low, "high": high}
+
+
+# --- the paper's layouts -------------------------------------------------------------------------------------
+
+
+def cell(mean: float, low: float, high: float, digits: int = 3) -> str:
+    """A mean and its interval in words; the mean alone where there is no interval."""
+    interval = "" if low == high else f" ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{mean:.{digits}f}{interval}"
+
+
+def table_1(
+    runs: pl.DataFrame,
+    samples: pl.DataFrame,
+    ours: str = "ours",
+    against: str = "pretrained,kto,sft,frozen,dspo",
+) -> pl.DataFrame:
+    """The paper's Table 1: win rates of ours in per cent, by the true reward and, where tracked, the judge.
+
+    Returns:
+        A row a baseline and scorer; a column a prompt set, then the paper's averages over its five scorers.
+    """
+    scorers = {"true reward": "reward", "independent judge": "judge"}
+    rows = []
+    for scorer, column in scorers.items():
+        scored = samples.drop_nulls(column) if column in samples.columns else samples.clear()
+        others = names(against)
+        if column == "judge":  # older runs have none
+            others = [arm for arm in others if arm == "pretrained" or arm in scored["arm"]]
+            if ours not in scored["arm"]:
+                continue
+        rates = win_rates(runs, scored, ours, ",".join(others), column)
+        for other in others:
+            part = {row["prompts"]: row for row in rates.filter(pl.col("against") == other).to_dicts()}
+            row = {"ours against": label(other), "by": scorer, "seeds": part["all"]["seeds"]}
+            for prompts in PROMPT_SETS:
+                if prompts in part:
+                    mean, low, high = (100 * part[prompts][key] for key in ("mean", "low", "high"))
+                    row[f"{prompts}, %" if prompts == "all" else f"{prompts} style, %"] = cell(mean, low, high, 1)
+            if column == "reward":  # the paper's averages stand once
+                printed = {name: by_arm[other] for name, by_arm in TABLE_1.items() if other in by_arm}
+                row |= {f"{name} ({SOURCE}), %": f"{value:.1f}" for name, value in printed.items()}
+            rows.append(row)
+    return pl.DataFrame(rows)
+
+
+#: Heading of a column of Tables 3 and 4 -> metric, digits, factor; left out where no run of the study has the metric.
+MEASURES: dict[str, tuple[str, int, float]] = {
+    "true reward": ("eval/reward", 3, 1),
+    "independent judge": ("eval/judge", 3, 1),
+    "win rate against pretrained, %": ("eval/win_rate", 1, 100),
+    "divergence of the policy": ("divergence/policy", 4, 1),
+}
+
+
+def comparison(runs: pl.DataFrame, published: Mapping[str, Scores]) -> pl.DataFrame:
+    """The paper's Table 3 or 4: a row a method, our final metrics with intervals, then the paper's five scores.
+
+    Runs that were stopped because they had collapsed count with the divergence at which they were stopped; the other
+    metrics are those of the runs that finished.
+
+    Args:
+        published: `paper.TABLE_3` or `paper.TABLE_4`; its keys are the arms.
+    Raises:
+        UserError: the study lacks an arm.
+    """
+    chosen = of_arms(runs, ",".join(published), stopped=True)
+    rows = []
+    for arm, scores in published.items():
+        part = chosen.filter(pl.col("arm") == arm).sort("seed")
+        finished = int((part["state"] == "complete").sum())
+        count = str(finished) if finished == len(part) else f"{finished} of {len(part)}"
+        row: dict[str, Any] = {"method": label(arm), "arm": arm, "seeds finished": count}
+        for heading, (metric, digits, factor) in MEASURES.items():
+            if metric not in runs.columns:
+                continue
+            values = part[metric].drop_nulls().to_numpy() * factor
+            row[heading] = cell(values.mean(), *mean_interval(values), digits=digits) if len(values) else "none"
+        rows.append(row | {f"{name} ({SOURCE})": f"{value:.2f}" for name, value in zip(SCORERS, scores, strict=True)})
+    return pl.DataFrame(rows)
+
+
+def markdown(table: pl.DataFrame) -> str:
+    """A table in Markdown; nothing where there is no value."""
+    return markdown_table(table.columns, table.rows()) + "\n"
+
+
+def show(table: pl.DataFrame) -> Any:
+    """A table as a notebook shows it: whole, no column types."""
+    from IPython.display import Markdown
+
+    return Markdown(markdown(table))
+
+
+def save(table: pl.DataFrame, folder: Path | str, name: str) -> Path:
+    """Write a table as Markdown, into a folder as `report_folder` reads it."""
+    path = report_folder(folder) / f"{name}.md"
+    path.write_text(markdown(table))
+    return path
+
+
+def report_folder(folder: Path | str) -> Path:
+    """The folder, made if need be; a relative one lies under $WORKBENCH_HOME, or the working folder."""
+    path = Path(os.environ.get("WORKBENCH_HOME", ".")) / folder
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,1 @@
+"""What every package may use: errors and text, files and caches, paths, locks, secrets, processes, statistics."""

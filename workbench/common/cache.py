@@ -1,0 +1,81 @@
+"""Tensors that cost time to compute, kept on disk under a digest of what they were computed from."""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from workbench.common.distributed import agreed
+from workbench.common.errors import Failure
+
+log = logging.getLogger(__name__)
+
+
+def folder() -> Path:
+    """$WORKBENCH_CACHE, or .cache/workbench in the working folder."""
+    return Path(os.environ.get("WORKBENCH_CACHE", ".cache/workbench")).resolve()
+
+
+def digest(*recipe: object) -> str:
+    """SHA-256 over the text of everything that decides a result."""
+    return hashlib.sha256("\n".join(str(part) for part in recipe).encode()).hexdigest()
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it takes its place; no two processes share one, on any machine."""
+    return path.with_name(f"{path.name}.{uuid4().hex}.partial")
+
+
+@contextmanager
+def in_place(path: Path) -> Iterator[Path]:
+    """Where to write a file, or a folder, that then takes its place, whole or not at all; a folder there is empty."""
+    partial = partial_of(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:  # of a failure alone something is left
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def cached(kind: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `compute` returns, from disk where it was computed before; written atomically, recomputed if damaged.
+
+    Args:
+        kind: first part of the file's name.
+        key: digest of everything the result depends on.
+    """
+    path = folder() / f"{kind}-{key[:32]}.safetensors"
+    found = _read(path)
+    if agreed(found is not None):  # on several processes `compute` may need all of them
+        assert found is not None
+        return found
+    tensors = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with in_place(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    except (OSError, SafetensorError) as error:
+        raise Failure(f"{path.parent}: cannot be written ({error}); free some space or set WORKBENCH_CACHE") from None
+    return tensors
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError):
+        log.warning("%s is damaged: computing it again", path)
+        return None

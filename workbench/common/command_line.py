@@ -1,0 +1,148 @@
+"""What the commands share: options, one-line errors, quiet libraries."""
+
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from workbench.common.errors import Failure, UserError, memory_explained, on_one_line
+from workbench.common.secrets import hide_passwords
+
+
+def one_process() -> None:
+    """For commands that are not one run.
+
+    Raises:
+        UserError: a launcher of distributed runs has started it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "started on several processes (WORLD_SIZE): torchrun and accelerate launch share one run, python -m "
+            "workbench.train; a study's workers are processes of their own: start the same command on each machine"
+        )
+
+
+def command(function: Callable, group: click.Group | None = None, name: str | None = None) -> click.Command:
+    """A click command whose help is the function's docstring and whose known failures are one line, not a traceback.
+
+    Args:
+        group: of which it is one, by that name.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        quiet()
+        for name in ("SIGTERM", "SIGHUP"):  # schedulers and closed terminals stop jobs so
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), _interrupt)
+        try:
+            with memory_explained():
+                function(*args, **kwargs)
+        except UserError as error:
+            _complain(error)
+            sys.exit(2)
+        except (Failure, FloatingPointError) as error:
+            _complain(error)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+
+    make = group.command if group else click.command
+    return make(name, context_settings={"max_content_width": 100})(guarded)
+
+
+def _complain(error: BaseException) -> None:
+    """One line, with the process's number where a launcher has started several."""
+    rank = os.environ.get("RANK", "0")
+    click.echo(
+        f"Error{'' if rank == '0' else f' (process {rank})'}: {hide_passwords(on_one_line(str(error)))}", err=True
+    )
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt  # and no SIGINT, which a shell's background jobs ignore
+
+
+def quiet() -> None:
+    """Keep libraries' notices and progress bars off the terminal, and their telemetry off the network."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads on busy cores cost far more than they win
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "20")  # keep logs of batch jobs short
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*(experimental feature|is experimental).*")  # Optuna
+    warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two sets of adapters
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # float16 left a first step out
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Discreet("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    sys.excepthook = lambda kind, error, trace: print_uncaught(error)
+    threading.excepthook = lambda what: print_uncaught(what.exc_value)
+
+
+class _Discreet(logging.Formatter):
+    """Leaves passwords out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_passwords(super().format(record))
+
+
+def print_uncaught(error: BaseException | None) -> None:
+    """A fault of ours, as Python would show it, but for passwords in URLs that libraries put into their messages."""
+    if error is not None:
+        sys.stderr.write(hide_passwords("".join(traceback.format_exception(error))))
+
+
+def silence_transformers() -> None:
+    """Progress bars of weights being loaded, which the environment does not switch off."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity_error()
+
+
+experiment_argument = click.argument(
+    "experiment", type=click.Path(path_type=Path), default=None, required=False, metavar="[EXPERIMENT.toml]"
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting by its dotted name, e.g. reference.interval=16. Repeatable.",
+)
+
+
+def default_workers(device: str) -> int:
+    """Worker processes where the user says nothing: the CPU's cores, at most 8; one on a GPU."""
+    from workbench.common.distributed import pick_device
+
+    if pick_device(device).type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def this_python() -> str:
+    """How the user can call the interpreter that runs now."""
+    relative = os.path.relpath(sys.executable)
+    return "python" if relative.startswith("..") else relative

@@ -1,0 +1,89 @@
+"""Names, numbers and folders that a user gives, checked."""
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+from pydantic import Field
+
+from workbench.common.errors import UserError, shown
+
+LARGEST = 2**32 - 1  # beyond what anybody counts to here, and the largest seed that numpy takes
+EDGE = 8192  # of images, pixels
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+#: The name of a run, and so of an arm.
+RUN_NAME = re.compile(r"[^\W_][\w .,:=+-]{0,199}")
+
+
+def study_name(text: str) -> str:
+    """A study's name, checked.
+
+    Raises:
+        UserError: it could not be a folder's name.
+    """
+    return checked_name("--study", text)
+
+
+def checked_name(option: str, text: str) -> str:
+    """A name that becomes a folder's, checked.
+
+    Raises:
+        UserError: it could not be.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise UserError(
+            f"{option} {shown(text)}: use up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit"
+        )
+    return text
+
+
+def run_name(option: str, text: str) -> str:
+    """A name for a run, checked.
+
+    Raises:
+        UserError: a tracking store or a table would not show it as it is.
+    """
+
+    if not RUN_NAME.fullmatch(text):
+        raise UserError(
+            f"{option} {shown(text)}: use up to 200 letters, digits, blanks and . , : = + - _, starting with a "
+            "letter or digit"
+        )
+    return text
+
+
+def writable_folder(option: str, folder: Path) -> Path:
+    """A folder that files can be written to, made where it is missing; better found out now than after the work.
+
+    Raises:
+        UserError: there cannot be one.
+    """
+
+    if not is_place(str(folder)):
+        raise UserError(f"{option} {shown(str(folder))}: no folder has such a name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".probe").touch()
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"{option} {folder}: cannot be written ({error.strerror})") from None
+    return folder
+
+
+class Finite(click.FloatRange):
+    """A number in a range, which may have no end but is never beyond all numbers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number", param, ctx)
+        return number
+
+
+def is_place(text: str) -> bool:
+    """Whether a text could name a file or folder, or something on the hub."""
+    return text.isprintable() and len(text) < 4096 and all(len(part.encode()) < 256 for part in text.split("/"))

@@ -1,0 +1,301 @@
+"""Preference pairs as the trainer reads them: latents and embeddings, encoded once and mapped from disk.
+
+A store is a folder of safetensors shards and an index.json, which is written last. A shard holds x_w and x_l (latents),
+`pair.NAME` (what the denoiser is told of a pair), `caption` (which caption, counted over all shards) and, for the
+captions that are new in it, `text.NAME`; its header says what a continued encoding has to know.
+"""
+
+import json
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from workbench.common import distributed
+from workbench.common.cache import digest, folder, in_place
+from workbench.common.errors import Failure, UserError, one_line
+from workbench.common.validation import is_place
+from workbench.data.pairs import EncodedPairs
+from workbench.data.rows import Pair, Rows, decode, kind_of, report
+from workbench.data.store import FORMAT, INDEX, Header, open_store, require_fit, sha256, verify
+from workbench.models import Backend
+
+log = logging.getLogger(__name__)
+
+AHEAD = 2  # chunks decoded ahead of the encoder
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How pairs are encoded; all of it decides the numbers.
+
+    Attributes:
+        limit: at most so many pairs that count; 0 = all.
+        flip: every pair also mirrored, both of its images alike.
+        dtype: "float32" or "float16", of what is stored.
+    """
+
+    limit: int = 0
+    flip: bool = False
+    dtype: str = "float32"
+
+
+def key_of(rows: Rows, backend: Backend, encoding: Encoding) -> str:
+    """Digest of everything that an encoding of these rows depends on."""
+    return digest(FORMAT, rows.digest, encoding, backend.PIPELINE, backend.digest("vae", *backend.ENCODERS))
+
+
+def encode(
+    rows: Rows,
+    backend: Backend,
+    encoding: Encoding = Encoding(),
+    *,
+    into: Path | None = None,
+    shard: int = 4096,
+    batch_size: int = 0,
+    workers: int = 0,
+    check: bool = False,
+) -> EncodedPairs:
+    """Encode what is not yet encoded, and open it. Killed at any moment, it goes on with the shard it was in.
+
+    Args:
+        into: the store's folder; default: under its digest in the cache.
+        shard: pairs a shard, at least.
+        batch_size: pairs in one call of the autoencoder; 0 = by resolution.
+        workers: threads that decode images; 0 = one a core.
+        check: verify what is there already, which reads all of it.
+    Raises:
+        UserError: the folder holds other data, a file is damaged, or no row counts.
+        Failure: the disk is full, or the hub does not answer.
+    """
+    if into and not is_place(str(into)):
+        raise UserError(f"{into}: no folder has such a name")
+    key = key_of(rows, backend, encoding)
+    place = into or folder() / f"pairs-{key[:32]}"
+    if check and (place / INDEX).is_file():
+        open_store(place, key=key)
+        verify(place)
+    while not (place / INDEX).is_file():
+        if distributed.is_main():
+            try:
+                _build(place, key, rows, backend, encoding, shard, batch_size, workers)
+            except (OSError, SafetensorError) as error:  # a full disk is either, depending on who wrote
+                kept = "whole shards stay, run it again"
+                raise Failure(f"{place}: cannot be written ({one_line(error)}); {kept}") from None
+        else:
+            time.sleep(0.2)  # no collective: this may take hours; the folder is the same on every machine
+    return open_store(place, key=key, backend=backend)
+
+
+def in_memory(rows: Rows, backend: Backend, encoding: Encoding, batch_size: int = 0, workers: int = 0) -> EncodedPairs:
+    """The same as `encode` without a store."""
+    progress = _Progress()
+    shards = [tensors for tensors, _ in _shards(rows, backend, encoding, 2**62, batch_size, workers, progress)]
+    if not shards:
+        raise UserError(f"{rows.key}: no usable row ({report(progress.counts)})")
+    pairs = EncodedPairs(shards, progress.counts, key_of(rows, backend, encoding))
+    require_fit(pairs, backend)
+    return pairs
+
+
+@dataclass
+class _Progress:
+    """Where an encoding stands: what the next shard has to know."""
+
+    counts: Counter = field(default_factory=Counter)
+    captions: dict[str, int] = field(default_factory=dict)
+    state: Mapping[str, Any] | None = None
+    shards: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _build(
+    place: Path, key: str, rows: Rows, backend: Backend, encoding: Encoding, shard: int, batch_size: int, workers: int
+) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    progress = _resumed(place, key)
+    if progress.shards:
+        log.warning("%s: going on after %d pairs", place.name, progress.counts["used"])
+    for tensors, new in _shards(rows, backend, encoding, shard, batch_size, workers, progress):
+        path = place / f"pairs-{len(progress.shards):05d}.safetensors"
+        header = Header(digest=key, captions=new, counts=progress.counts, state=progress.state)
+        _write(path, tensors, {"workbench": header.model_dump_json()})  # one entry: several come in a random order
+        progress.shards.append(_entry(path, len(tensors["x_w"])))
+    if not progress.shards:
+        with suppress(OSError):  # somebody else's files lie in it
+            place.rmdir()
+        raise UserError(f"{rows.key}: no usable row ({report(progress.counts)})")
+    if progress.counts["undecodable"] or progress.counts["invalid"]:
+        log.warning("%s: %s", rows.key, report(progress.counts))
+    index = {
+        "format": FORMAT,
+        "digest": key,
+        "source": rows.key,
+        "model": backend.checkpoint.source,
+        "encoders": backend.digest("vae", *backend.ENCODERS),
+        "resolution": backend.resolution,
+        "dtype": encoding.dtype,
+        "flip": encoding.flip,
+        "pairs": sum(s["pairs"] for s in progress.shards),
+        "captions": len(progress.captions),
+        "counts": dict(progress.counts),
+        "shards": progress.shards,
+    }
+    with in_place(place / INDEX) as partial:
+        partial.write_text(json.dumps(index, indent=1))
+
+
+def _entry(path: Path, pairs: int) -> dict[str, Any]:
+    """What the index says of a shard."""
+    return {"file": path.name, "pairs": pairs, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    with in_place(path) as partial:
+        save_file({name: x.contiguous() for name, x in tensors.items()}, partial, metadata=header)
+
+
+def _resumed(place: Path, key: str) -> _Progress:
+    """Where an earlier encoding stopped, from its whole shards, up to the first that is missing or damaged."""
+    progress = _Progress()
+    for left in place.glob("*.partial"):
+        if time.time() - left.stat().st_mtime > 3600:  # of a killed process
+            left.unlink(missing_ok=True)
+    while (path := place / f"pairs-{len(progress.shards):05d}.safetensors").is_file():
+        try:
+            with safe_open(path, "pt") as shard:
+                header = Header.model_validate_json((shard.metadata() or {}).get("workbench", ""))
+                pairs = shard.get_slice("x_w").get_shape()[0]
+        except (SafetensorError, OSError, ValueError):
+            log.warning("%s is damaged: encoding it again", path)
+            break
+        if header.digest != key:
+            raise UserError(
+                f"{place}: holds shards of other data, another model or other settings; choose another folder or "
+                "delete it"
+            )
+        progress.counts, progress.state = Counter(header.counts), header.state
+        progress.captions |= {c: len(progress.captions) + i for i, c in enumerate(header.captions)}
+        progress.shards.append(_entry(path, pairs))
+    return progress
+
+
+def _shards(
+    rows: Rows, backend: Backend, encoding: Encoding, shard: int, batch_size: int, workers: int, progress: _Progress
+) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    """Tensors of one shard after another, each with the captions that are new in it; `progress` is kept up."""
+    parts: list[dict[str, Tensor]] = []
+    new: list[str] = []
+    size = batch_size or backend.images_at_once // 2
+    counts, captions = progress.counts, progress.captions
+    done = sum(counts.values())
+    bar = tqdm(total=rows.total or None, initial=done, desc="encode pairs", unit="row", leave=False)
+    with bar:
+        for found, state in decoded(rows, backend.resolution, size, progress.state, workers):
+            pairs = []
+            for kind, pair in found:
+                if encoding.limit and counts["used"] >= encoding.limit:
+                    break
+                counts[kind] += 1
+                bar.update(1)
+                pairs += [pair] if pair else []
+            bar.set_postfix(used=counts["used"], refresh=False)
+            for group in (pairs, [mirrored(p) for p in pairs] if encoding.flip else []):
+                if not group:
+                    continue
+                for pair in group:
+                    if pair.caption not in captions:
+                        captions[pair.caption] = len(captions)
+                        new.append(pair.caption)
+                tensors = latents_of(group, backend) | {"caption": torch.tensor([captions[p.caption] for p in group])}
+                parts.append(_stored(tensors, encoding, rows.key))
+            progress.state = state
+            full = encoding.limit and counts["used"] >= encoding.limit
+            if parts and (full or sum(len(p["x_w"]) for p in parts) >= shard):
+                yield _joined(parts, new, backend, encoding, rows.key), new
+                parts, new = [], []
+            if full:
+                return
+    if parts:
+        yield _joined(parts, new, backend, encoding, rows.key), new
+
+
+def _joined(
+    parts: list[dict[str, Tensor]], new: list[str], backend: Backend, encoding: Encoding, key: str
+) -> dict[str, Tensor]:
+    tensors = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    asked = new or [""]  # a shard without new captions still says which embeddings there are
+    chunks = [_stored(backend.encode_text(asked[i : i + 64]), encoding, key) for i in range(0, len(asked), 64)]
+    return tensors | {f"text.{name}": torch.cat([c[name] for c in chunks])[: len(new)] for name in chunks[0]}
+
+
+def _stored(tensors: Mapping[str, Tensor], encoding: Encoding, key: str) -> dict[str, Tensor]:
+    """As they are written; sizes in pixels stay exact.
+
+    Raises:
+        Failure: the autoencoder or a text encoder made what is no number in that precision.
+    """
+    dtype, stored = getattr(torch, encoding.dtype), {}
+    for name, x in tensors.items():
+        stored[name] = x.to("cpu", dtype if x.is_floating_point() and not name.startswith("pair.") else x.dtype)
+        if not stored[name].isfinite().all():
+            raise Failure(f"{key}: encoded in {encoding.dtype}, {name} is not finite; try data.dtype=float32")
+    return stored
+
+
+def latents_of(pairs: Sequence[Pair], backend: Backend) -> dict[str, Tensor]:
+    """Latents of both images of each pair, in one call, and what the denoiser is told of the pair."""
+    x_w, x_l = backend.encode_images(np.stack([p.w for p in pairs] + [p.l for p in pairs])).chunk(2)
+    told = [backend.pair_condition(*p.size, *p.corner) for p in pairs]
+    return {"x_w": x_w, "x_l": x_l} | {f"pair.{name}": torch.stack([t[name] for t in told]) for name in told[0]}
+
+
+def mirrored(pair: Pair) -> Pair:
+    """Both of its images, left to right."""
+    return pair._replace(w=pair.w[:, ::-1], l=pair.l[:, ::-1])
+
+
+def decoded(
+    rows: Rows,
+    resolution: int,
+    size: int,
+    state: Mapping[str, Any] | None,
+    workers: int = 0,
+    mine: Callable[[list], list] = lambda rows: rows,
+) -> Iterator[tuple[list[tuple[str, Pair | None]], Mapping[str, Any]]]:
+    """What became of rows and the pairs of those that count, in order; a chunk at a time, decoded ahead on threads.
+
+    With each chunk comes the state from which the next is read.
+
+    Args:
+        mine: those of a chunk's rows that are this process's.
+    """
+    waiting: deque[tuple[list[tuple[str, Future | None]], Mapping[str, Any]]] = deque()
+    threads = workers or len(os.sched_getaffinity(0))
+
+    def finished() -> tuple[list[tuple[str, Pair | None]], Mapping[str, Any]]:
+        chunk, after = waiting.popleft()
+        pairs = [(kind, future.result() if future else None) for kind, future in chunk]
+        return [("undecodable" if kind == "used" and pair is None else kind, pair) for kind, pair in pairs], after
+
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk, after in rows.chunks(size, state):
+            kinds = [(kind_of(row), row) for row in mine(chunk)]
+            begun = [(k, pool.submit(decode, row, resolution) if k == "used" else None) for k, row in kinds]
+            waiting.append((begun, after))
+            if len(waiting) > AHEAD:
+                yield finished()
+        while waiting:
+            yield finished()

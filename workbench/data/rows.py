@@ -1,0 +1,298 @@
+"""Preference pairs in Pick-a-Pic v2's columns: found, checked and read one after another through Hugging Face datasets.
+
+`_w` is the preferred image of a pair, `_l` the other. A row counts when `has_label` (where there is such a
+column) is true and its labels are 1/0 or 0/1; ties (0.5) are dropped as public training code drops them. Which of
+its two images is which is all that is swapped.
+"""
+
+import glob
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from workbench.common import cache
+from workbench.common.errors import Failure, UserError, one_line
+from workbench.models.checkpoints import ASSETS, HUB_ID, digest_of
+
+COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
+#: What may become of a row.
+KINDS = ("used", "ties", "unlabelled", "invalid", "undecodable")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow starts other programs for some others
+STRIP = 50  # longest image that is one, by its shorter edge
+
+
+class Pair(NamedTuple):
+    """A pair that counts, fitted to a square.
+
+    Attributes:
+        w, l: pixels, (H, W, 3), uint8.
+        size: height and width of the row's first image as it was.
+        corner: top and left of that image's crop, after resizing.
+    """
+
+    caption: str
+    w: np.ndarray
+    l: np.ndarray  # noqa: E741
+    size: tuple[int, int]
+    corner: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in order, undecoded.
+
+    Attributes:
+        dataset: a Hugging Face IterableDataset of COLUMNS (and has_label).
+        digest: of the files, or of the hub's commit.
+        key: the setting they come from, for messages.
+        total: how many, where it is known; else 0.
+        remote: whether they come from the hub.
+        problem: why they cannot be read now; their digest is known all the same.
+    """
+
+    dataset: Any
+    digest: str
+    key: str
+    total: int = 0
+    remote: bool = False
+    problem: str = ""
+
+    def require(self) -> None:
+        """Raise Failure unless they can be read."""
+        if self.problem:
+            raise Failure(self.problem)
+
+    def chunks(
+        self, size: int, state: Mapping[str, Any] | None = None
+    ) -> Iterator[tuple[list[dict], Mapping[str, Any]]]:
+        """Rows, `size` at a time, each time with the state from which the next would be read.
+
+        Raises:
+            UserError: a file is damaged.
+            Failure: the hub does not answer.
+        """
+        self.require()
+        dataset = self.dataset
+        if state is not None:
+            dataset.load_state_dict(dict(state))
+        try:
+            for chunk in dataset.iter(size):
+                rows = [dict(zip(chunk, row, strict=True)) for row in zip(*chunk.values(), strict=True)]
+                yield rows, dataset.state_dict()
+        except Exception as error:  # pyarrow and datasets raise many kinds
+            if self.remote:
+                again = "run it again, encoding goes on where it was"
+                raise Failure(f"{self.key}: reading stopped ({one_line(error)}); {again}") from None
+            raise UserError(f"{self.key}: damaged ({one_line(error)})") from None
+
+
+def open_rows(source: str, split: str) -> Rows:
+    """Preference pairs from parquet files or the hub, with their columns checked and nothing yet read.
+
+    Args:
+        source: a parquet file, a folder of them, a hub id, or "embedded" for the pairs that come with the workbench.
+            A ":SPLIT" at its end names another split than the setting's own: a hub split, or in a folder the files
+            whose names begin so. A hub id may carry "@REVISION".
+        split: "train" or "validation": names the setting in errors, and the split.
+    Raises:
+        UserError: no such file, not parquet, or a column missing.
+        Failure: the hub does not answer.
+    """
+    from datasets import Features, load_dataset
+
+    key = f"data.{split} = {source!r}"
+    if source == "embedded":
+        shards = [ASSETS / "pairs" / f"{split}.parquet"]
+    else:
+        place, _, other = source.partition(":") if not Path(source).exists() else (source, "", "")
+        path = Path(place)
+        if (
+            not path.exists()
+            and re.fullmatch(HUB_ID.pattern + r"(@[\w./-]+)?", place)
+            and not place.endswith(".parquet")
+        ):
+            return _from_hub(place, other or split, key)
+        if (path / "index.json").is_file():
+            raise UserError(f"{key}: is encoded already; give the images' parquet files")
+        shards = _shards(path.absolute(), other or split, bool(other))  # else "zip:x.parquet" is something else
+    if not shards or not all(shard.is_file() for shard in shards):
+        raise UserError(f"{key}: no such parquet file, or a folder without any; a hub id is OWNER/NAME")
+    columns, total = _check_shards(shards, key)
+    try:  # the columns' plain types: what a file says of itself could make datasets open images by their paths
+        features = Features.from_arrow_schema(columns)
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"{key}: columns of a type that is not read ({one_line(error)})") from None
+    files = [glob.escape(str(shard)) for shard in shards]  # datasets would take them for patterns
+    try:
+        dataset = load_dataset(
+            "parquet", data_files=files, split="train", streaming=True, columns=columns.names, features=features
+        )
+    except OSError as error:
+        raise UserError(f"{key}: cannot be read ({one_line(error)})") from None
+    return Rows(dataset, digest_of(shards), key, total)
+
+
+def _shards(path: Path, split: str, required: bool) -> list[Path]:
+    """The parquet files of a file's or folder's split: those named after it, else (unless required) all."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(f for f in path.rglob("*.parquet") if not f.is_dir())
+    named = [f for f in found if re.match(rf"{re.escape(split)}(-\d|\.)", f.name)]
+    return named if named or required else found
+
+
+def _check_shards(shards: Sequence[Path], key: str) -> tuple[Any, int]:
+    """The columns to read, as a pyarrow schema, and the number of rows; reads only the files' footers."""
+    import pyarrow
+    import pyarrow.parquet
+
+    found = []
+    total = 0
+    for shard in shards:
+        try:
+            footer = pyarrow.parquet.read_metadata(shard)
+            schema = footer.schema.to_arrow_schema()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{key}: {shard.name} is not a whole parquet file ({one_line(error)})") from None
+        wanted = _wanted(schema.names, f"{key}: {shard.name}")
+        found.append(pyarrow.schema([schema.field(name) for name in wanted]))
+        total += footer.num_rows
+    first, *others = found
+    if any(schema.names != first.names for schema in others):
+        raise UserError(f"{key}: has_label is a column of some of its files and not of others")
+    return first, total
+
+
+def _wanted(names: list[str], key: str) -> list[str]:
+    twice = [column for column in COLUMNS if names.count(column) > 1]
+    if twice:
+        raise UserError(f"{key}: {twice[0]} is there twice")
+    missing = [column for column in COLUMNS if column not in names]
+    if missing:
+        raise UserError(f"{key}: no column {', '.join(missing)} (expected Pick-a-Pic's: {', '.join(COLUMNS)})")
+    return [*COLUMNS, *(["has_label"] if "has_label" in names else [])]
+
+
+def _from_hub(place: str, split: str, key: str) -> Rows:
+    """A split of a data set on the hub, streamed: nothing is downloaded but what is read.
+
+    Where the hub cannot be reached, what it last said of the data set is enough to find them encoded.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    name, _, revision = place.partition("@")
+    note = cache.folder() / f"hub-{cache.digest(place)[:32]}"
+    try:
+        commit = HfApi().dataset_info(name, revision=revision or None).sha or ""
+        dataset = load_dataset(name, split=split, streaming=True, revision=commit)
+        features = dataset.features or {}
+    except RevisionNotFoundError:
+        raise UserError(f"{key}: no such revision on the hub") from None
+    except (RepositoryNotFoundError, DatasetNotFoundError):
+        raise UserError(
+            f"{key}: neither a file or folder here nor a data set on the hub (a private one needs HF_TOKEN)"
+        ) from None
+    except ValueError as error:  # no such split
+        raise UserError(f"{key}: {one_line(error)}") from None
+    except Exception as error:  # the hub's client and its transport raise many kinds
+        problem = (
+            f"{key}: no such file or folder, and the hub could not be reached for it; give local parquet files, a "
+            f"folder that workbench.encode --output wrote, or try again ({one_line(error)[:200]})"
+        )
+        if not note.is_file():
+            raise Failure(problem) from None
+        return Rows(None, f"{name}@{note.read_text()}:{split}", key, problem=problem)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(commit)
+    wanted = _wanted(list(features), key)
+    dataset = dataset.select_columns(wanted).decode(False)  # which would open images by the paths that files name
+    known = (dataset.info.splits or {}).get(split)
+    return Rows(dataset, f"{name}@{commit}:{split}", key, known.num_examples if known else 0, remote=True)
+
+
+def kind_of(row: Mapping[str, Any]) -> str:
+    """What becomes of a row: one of KINDS but "undecodable"."""
+    labels = row["label_0"], row["label_1"]
+    if row.get("has_label", 1) != 1:
+        return "unlabelled"
+    if labels == (0.5, 0.5):
+        return "ties"
+    if labels not in ((1, 0), (0, 1)) or not (isinstance(row["caption"], str) and row["jpg_0"] and row["jpg_1"]):
+        return "invalid"
+    return "used"
+
+
+def decode(row: Mapping[str, Any], size: int) -> Pair | None:
+    """A row's pair, winner first; None where an image cannot be decoded."""
+    try:
+        first, second = (_open(row[column]) for column in ("jpg_0", "jpg_1"))
+        (pixels, corner), (other, _) = fit(first, size), fit(second, size)
+    except Exception:  # Pillow raises many kinds for broken files
+        return None
+    w, l = (pixels, other) if row["label_0"] == 1 else (other, pixels)  # noqa: E741
+    return Pair(row["caption"], w, l, (first.height, first.width), corner)
+
+
+def fit(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """RGB, shorter edge resized to `size`, centre-cropped to a square.
+
+    Returns:
+        Pixels (size, size, 3), uint8, and where the crop began: top, left.
+    Raises:
+        ValueError: so long a strip that it would be huge before it is cropped.
+    """
+    image = image.convert("RGB")
+    if image.size == (size, size):
+        return np.asarray(image), (0, 0)
+    if max(image.size) > STRIP * min(image.size):
+        raise ValueError(f"a strip of {image.width} x {image.height} pixels")
+    scale = size / min(image.size)
+    image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))))
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size))), (top, left)
+
+
+def _open(data: bytes | Mapping[str, Any]) -> Image.Image:
+    image = Image.open(io.BytesIO(data if isinstance(data, bytes) else data["bytes"]), formats=FORMATS)
+    image.load()
+    if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off above 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("pixels without a known range")
+    return image
+
+
+def report(counts: Mapping[str, int]) -> str:
+    """How many rows were read and what became of them, in one line."""
+    total = sum(counts.get(kind, 0) for kind in KINDS)
+    return f"{total} rows: " + ", ".join(f"{counts.get(kind, 0)} {kind}" for kind in KINDS)
+
+
+def read_prompts(source: str) -> Sequence[str]:
+    """Prompts to draw, one a line; "embedded" for the small model's test prompts, "validation" for its others.
+
+    Raises:
+        UserError: no such file, or no prompt in it.
+    """
+    shipped = {"embedded": "test_prompts.txt", "validation": "validation_prompts.txt"}
+    path = ASSETS / "pairs" / shipped[source] if source in shipped else Path(source)
+    if not path.is_file():
+        raise UserError(f"data.prompts = {source!r}: no such file")
+    try:
+        prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UserError(f"data.prompts = {source!r}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"data.prompts = {source!r}: cannot be read ({error.strerror})") from None
+    if not prompts:
+        raise UserError(f"data.prompts = {source!r}: no prompt in it")
+    return prompts

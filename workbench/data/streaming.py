@@ -1,0 +1,107 @@
+"""Preference pairs without a store: decoded and encoded each time they are read."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Generator
+
+from workbench.common import distributed
+from workbench.common.errors import UserError
+from workbench.data.encoding import Encoding, decoded, in_memory, key_of, latents_of, mirrored
+from workbench.data.pairs import Batch, EncodedPairs
+from workbench.data.rows import Pair, Rows, kind_of, report
+from workbench.models import Backend
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class StreamedPairs:
+    """Pairs that are decoded and encoded each time they are read: nothing is kept, an epoch costs what the first did.
+
+    Rows are shuffled within a buffer of `buffer` rows, anew each epoch.
+    """
+
+    rows: Rows
+    backend: Backend
+    encoding: Encoding
+    buffer: int = 1000
+    counts: Counter = field(default_factory=Counter)
+
+    @property
+    def digest(self) -> str:
+        """Of everything that goes in."""
+        return key_of(self.rows, self.backend, self.encoding)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a latent."""
+        return self.sample(1).shape
+
+    def sample(self, count: int) -> EncodedPairs:
+        """The first `count` pairs, encoded in memory."""
+        return in_memory(self.rows, self.backend, Encoding(count, False, self.encoding.dtype))
+
+    def batches(self, size: int, generator: Generator, device: torch.device, skip: int = 0) -> Iterator[Batch]:
+        """Endless batches of this process.
+
+        Args:
+            skip: leave out so many first ones, which an earlier part of the run has seen; they are decoded again, since
+                only that tells which rows count, but not encoded.
+        Raises:
+            UserError: no row of the data counts.
+        """
+        self.rows.require()
+        waiting: list[Pair] = []
+        usable = self.rows.dataset.filter(lambda row: kind_of(row) == "used")
+        if self.encoding.limit:
+            usable = usable.take(self.encoding.limit)
+        turns = Turns(size)
+        while True:
+            seed = int(torch.randint(2**31, (), generator=generator))
+            epoch = replace(self.rows, dataset=usable.shuffle(seed=seed, buffer_size=self.buffer))
+            self.counts.clear()
+            for found, _ in decoded(epoch, self.backend.resolution, size, None, mine=turns):
+                self.counts.update(kind for kind, _ in found)
+                pairs = [pair for _, pair in found if pair]
+                if self.encoding.flip:
+                    mirror = torch.rand(len(pairs), generator=generator) < 0.5
+                    pairs = [mirrored(p) if m else p for p, m in zip(pairs, mirror, strict=True)]
+                waiting += pairs
+                while len(waiting) >= size:
+                    batch, waiting = waiting[:size], waiting[size:]
+                    if skip:
+                        skip -= 1
+                    else:
+                        yield self._batch(batch, device)
+            if not self.counts["used"]:
+                raise UserError(f"{self.rows.key}: no usable row ({report(self.counts)})")
+            if self.counts["undecodable"]:
+                log.warning("%s: %s", self.rows.key, report(self.counts))
+
+    def _batch(self, pairs: Sequence[Pair], device: torch.device) -> Batch:
+        tensors = latents_of(pairs, self.backend)
+        text = self.backend.encode_text([p.caption for p in pairs])
+        condition = {name.partition(".")[2]: x for name, x in tensors.items() if "." in name} | text
+        return Batch(
+            tensors["x_w"].to(device),
+            tensors["x_l"].to(device),
+            {k: v.to(device).float() for k, v in condition.items()},
+        )
+
+
+@dataclass
+class Turns:
+    """Which rows are this process's: of every batch of all processes its own `size`."""
+
+    size: int
+    seen: int = 0
+
+    def __call__(self, rows: list) -> list:
+        """Its rows of the next ones."""
+        together, part = self.size * distributed.world(), distributed.part_of(self.size)
+        first, self.seen = self.seen, self.seen + len(rows)
+        return [row for i, row in enumerate(rows, first) if part.start <= i % together < part.stop]

@@ -1,0 +1,1 @@
+"""Models against models: what to draw and to score, samples on disk, reward models and their weights."""

@@ -1,0 +1,135 @@
+"""Prompt sets in the formats in which they are published: Pick-a-Pic, PartiPrompts, HPDv2, or a plain text file.
+
+| source | format |
+| --- | --- |
+| `embedded`, `validation` | the small model's test prompts, or its others |
+| `*.txt` | one prompt a line |
+| `*.parquet`, or a folder of them | Pick-a-Pic's: distinct `caption`s, in their order |
+| `*.tsv` | PartiPrompts': columns `Prompt`, `Category`, `Challenge`; nothing is quoted |
+| `*.json`, or a folder of them | HPDv2's benchmark: lists of prompts, the file's name their category |
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.common.cache import digest
+from workbench.common.errors import UserError, one_line
+from workbench.common.validation import is_place
+from workbench.data.rows import read_prompts
+
+#: HPDv2's benchmark files, in the order in which its package reads them.
+HPD_STYLES = ("anime", "concept-art", "paintings", "photo")
+ACCEPTED = (
+    "'embedded', 'validation', a .txt file, Pick-a-Pic's .parquet, PartiPrompts' .tsv, or HPDv2's .json or a folder of "
+    "anime.json, concept-art.json, paintings.json and photo.json"
+)
+
+Rows = list[tuple[str, str]]  # prompt, category
+
+
+class PromptSet(NamedTuple):
+    """Prompts to draw.
+
+    Attributes:
+        name: as tables call it.
+        source: where they come from, as the user said it.
+        prompts: in the source's order.
+        categories: of each prompt; "" where the source has none.
+    """
+
+    name: str
+    source: str
+    prompts: list[str]
+    categories: list[str]
+
+    @property
+    def digest(self) -> str:
+        """Of the prompts and their order."""
+        return digest("prompts-1", *map(json.dumps, self.prompts))
+
+    def head(self, limit: int) -> "PromptSet":
+        """Its first prompts; all where `limit` is 0."""
+        return self._replace(prompts=self.prompts[: limit or None], categories=self.categories[: limit or None])
+
+
+def read(source: str, name: str = "") -> PromptSet:
+    """A prompt set.
+
+    Args:
+        source: see the module.
+        name: what it is called; empty = the file's name without its ending.
+    Raises:
+        UserError: no such file, another format, or no prompt in it.
+    """
+    if source in ("embedded", "validation"):
+        prompts = list(read_prompts(source))
+        return PromptSet(name or source, source, prompts, [""] * len(prompts))
+    if not is_place(source):
+        raise UserError(f"--prompts {source}: no file or folder has such a name")
+    path = Path(source)
+    reader = READERS.get("folder" if path.is_dir() else path.suffix.lower())
+    if reader is None or not path.exists():
+        reason = "no such file or folder" if not path.exists() else f"unknown ending {path.suffix!r}"
+        raise UserError(f"--prompts {source}: {reason}; expected {ACCEPTED}")
+    try:
+        rows = [(prompt.strip(), category) for prompt, category in reader(path) if prompt and prompt.strip()]
+    except UserError as error:
+        raise UserError(f"--prompts {source}: {error}") from None
+    except (OSError, ValueError, RecursionError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        raise UserError(f"--prompts {source}: cannot be read ({one_line(error)})") from None
+    if not rows:
+        raise UserError(f"--prompts {source}: no prompt in it")
+    return PromptSet(name or path.stem, source, [p for p, _ in rows], [c for _, c in rows])
+
+
+def _text(path: Path) -> Rows:
+    return [(line, "") for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _pick_a_pic(path: Path) -> Rows:
+    captions: dict[str, str] = {}
+    for shard in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+        with pq.ParquetFile(shard) as file:  # where polars would panic over a damaged one, pyarrow raises
+            names = file.schema_arrow.names
+            if "caption" not in names:
+                raise UserError(f"no column 'caption' (Pick-a-Pic's), only {', '.join(names)}")
+            column = file.read(["caption"])["caption"]
+        if column.type not in (pa.string(), pa.large_string()):
+            raise UserError(f"its column 'caption' holds {column.type}, not texts")
+        captions |= dict.fromkeys(column.to_pylist(), "")
+    return list(captions.items())
+
+
+def _parti(path: Path) -> Rows:
+    table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+    missing = [column for column in ("Prompt", "Category") if column not in table.columns]
+    if missing:
+        raise UserError(f"no column {', '.join(missing)} (PartiPrompts has Prompt, Category, Challenge)")
+    return table.select("Prompt", pl.col("Category").fill_null("")).rows()
+
+
+def _hpd_file(path: Path) -> Rows:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, list) or not all(isinstance(prompt, str) for prompt in found):
+        raise UserError(f"{path.name} is not a list of prompts, as HPDv2's benchmark files are")
+    return [(prompt, path.stem) for prompt in found]
+
+
+def _folder(path: Path) -> Rows:
+    files = [path / f"{style}.json" for style in HPD_STYLES]
+    there = [file.name for file in files if file.is_file()]
+    if len(there) == len(files):
+        return [row for file in files for row in _hpd_file(file)]
+    if there:
+        raise UserError(f"no {', '.join(file.name for file in files if file.name not in there)} beside {there[0]}")
+    if any(path.rglob("*.parquet")):
+        return _pick_a_pic(path)
+    raise UserError(f"neither .parquet files nor HPDv2's .json files in it; expected {ACCEPTED}")
+
+
+READERS = {".txt": _text, ".parquet": _pick_a_pic, ".tsv": _parti, ".json": _hpd_file, "folder": _folder}

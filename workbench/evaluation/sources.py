@@ -1,0 +1,119 @@
+"""The models that an evaluation compares: what a user calls them, what they are, and how they are opened."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from workbench import models, tracking
+from workbench.common.cache import digest
+from workbench.common.errors import Failure, UserError
+from workbench.common.validation import is_place
+from workbench.models import Backend
+from workbench.models.checkpoints import digest_of, read_shapes
+from workbench.tracking import Client
+
+#: What a folder of trained weights alone holds.
+WEIGHTS = ("unet", "transformer", "pytorch_lora_weights.safetensors")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model to draw with.
+
+    Attributes:
+        source: as the user said it, or runs:/ID for a run of a study.
+        base: diffusers folder, hub id or "embedded", with @REVISION where one was named.
+        family, variant: as `backends.load` takes them.
+        folder: trained weights to use on the base; None = the base itself.
+    """
+
+    name: str
+    source: str
+    base: str
+    family: str = "auto"
+    variant: str = ""
+    folder: Path | None = None
+
+
+def expand(client: Client, texts: Sequence[str]) -> list[str]:
+    """--model options with NAME=runs:/ID for each run that study:STUDY stands for."""
+    expanded: list[str] = []
+    for text in texts:
+        if text.startswith("study:"):
+            kept = tracking.kept_models(client, text.removeprefix("study:"))
+            expanded += [f"{name}=runs:/{run_id}" for name, run_id in kept.items()]
+        else:
+            expanded.append(text)
+    return expanded
+
+
+def find(client: Client, name: str, source: str, base: str, variant: str) -> Contender:
+    """What a source stands for.
+
+    Args:
+        base: the model on which weights alone are used.
+        variant: weight files of hub models.
+    Raises:
+        UserError: no such run, or weights alone and no base.
+    """
+    if source.startswith("runs:/"):
+        params, folder = tracking.kept_model(client, source.removeprefix("runs:/"))
+        path, revision, family, own = (params.get(f"model.{k}", "") for k in ("path", "revision", "family", "variant"))
+        return Contender(name, source, f"{path}@{revision}" if revision else path, family or "auto", own, folder)
+    if not is_place(source):
+        raise UserError(f"--model {name}={source}: no file or folder has such a name")
+    folder = Path(source)
+    if (folder / "model_index.json").is_file() or not any((folder / part).exists() for part in WEIGHTS):
+        return Contender(name, source, source, variant=variant)
+    if not base:
+        raise UserError(f"--model {name}={source}: holds trained weights alone; say on which model with --base")
+    return Contender(name, source, base, variant=variant, folder=folder)
+
+
+def open_backend(model: Contender, device: torch.device, sampling: Mapping[str, Any]) -> Backend:
+    """The backend of a model.
+
+    Args:
+        sampling: settings dtype and resolution.
+    Raises:
+        UserError, Failure: it is not there, or not what it should be; names the option.
+    """
+    path, _, revision = (model.base, "", "") if Path(model.base).exists() else model.base.partition("@")
+    try:
+        return models.load(
+            path,
+            device,
+            getattr(torch, sampling["dtype"]),
+            family=model.family,
+            revision=revision,
+            variant=model.variant,
+            resolution=sampling["resolution"],
+        )
+    except (UserError, Failure) as error:
+        raise type(error)(f"--model {model.name}={model.source}: {error}") from None
+
+
+def open_model(model: Contender, device: torch.device, sampling: Mapping[str, Any]) -> tuple[Backend, nn.Module]:
+    """A model's backend and its denoiser, trained or as it was."""
+    backend = open_backend(model, device, sampling)
+    return backend, backend.trained(model.folder) if model.folder else backend.denoiser()
+
+
+def describe(model: Contender, device: torch.device, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation's settings say of a model: all that decides its samples."""
+    backend = open_backend(model, device, sampling)
+    backend.require_steps(sampling["steps"])
+    own = sorted(path for path in model.folder.rglob("*") if path.is_file()) if model.folder else []
+    read_shapes([path for path in own if path.suffix == ".safetensors"], f"--model {model.name}={model.source}")
+    return {
+        "source": model.source,
+        "base": model.base if model.folder else "",
+        "variant": model.variant,
+        "sampler": backend.sampler,
+        "resolution": backend.resolution,
+        "digest": digest(backend.digest(*backend.parts), digest_of(own)),
+    }

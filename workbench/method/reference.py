@@ -1,0 +1,170 @@
+"""How the reference model moves during training.
+
+Symbols: tau = `interval`; D = divergence from the pretrained model on the fixed probe (paper Eq. 8);
+delta = its threshold. A rule is `f(*, ...) -> Rule`; to add one that is a setting of `Rule`, write it and name
+it in RULES.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+
+from workbench.common.distributed import load, local, weights
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When the reference moves, how far, and what stops it.
+
+    Attributes:
+        interval: optimizer steps between candidate updates; 0 = never.
+        rate: how far towards the policy, 1 = hard copy.
+        delta: largest divergence that the reference may reach.
+        on_exceed: "freeze" for good, or "reinit" to the pretrained weights and go on.
+    """
+
+    interval: int = 0
+    rate: float = 1.0
+    delta: float = math.inf
+    on_exceed: str = "freeze"
+
+
+Interval = Annotated[int, Gt(0)]
+Rate = Annotated[float, Gt(0), Le(1)]
+
+
+def frozen() -> Rule:
+    """The reference stays the pretrained model: plain Diffusion-DPO."""
+    return Rule()
+
+
+def update(*, interval: Interval = 8, rate: Rate = 1.0) -> Rule:
+    """Every `interval` steps the reference moves to the policy, however far it has gone (paper, no regularisation).
+
+    Args:
+        interval: optimizer steps between updates, the paper's tau.
+        rate: how far the reference moves towards the policy; 1 is a hard copy, as in the paper.
+    """
+    return Rule(interval, rate)
+
+
+def threshold(
+    *,
+    interval: Interval = 8,
+    rate: Rate = 1.0,
+    delta: Annotated[float, Ge(0)] = 0.005,
+    on_exceed: Literal["freeze", "reinit"] = "freeze",
+) -> Rule:
+    """As `update`, but a candidate whose divergence exceeds `delta` is refused (paper, "Regularisation").
+
+    Args:
+        delta: largest divergence of the reference, paper's Eq. 8, mean-per-element units (SD1.5: 0.005).
+        on_exceed: "freeze" for good, or "reinit" to the pretrained weights and go on.
+    """
+    return Rule(interval, rate, delta, on_exceed)
+
+
+RULES: dict[str, Callable[..., Rule]] = {"frozen": frozen, "update": update, "threshold": threshold}
+
+
+class Divergence(NamedTuple):
+    """A model's distance from the pretrained one on the probe: paper's Eq. 8, and the kernel KL."""
+
+    error_difference: float
+    kernel_kl: float
+
+
+class Decision(NamedTuple):
+    """What became of one candidate update: a row of the audit table."""
+
+    step: int
+    divergence: float
+    kernel_kl: float
+    decision: str
+
+
+@dataclass
+class Reference:
+    """The reference model and its history.
+
+    Attributes:
+        model: the reference; never trained.
+        rule: when and how it moves.
+        measure: divergence of a model from the pretrained one, on the fixed probe.
+        pretrained: returns the pretrained parameters by name (read back from disk: no third copy stays in memory).
+    """
+
+    model: nn.Module
+    rule: Rule
+    measure: Callable[[nn.Module], Divergence]
+    pretrained: Callable[[], dict[str, Tensor]]
+    divergence: Divergence = field(default_factory=lambda: Divergence(0.0, 0.0))
+    updates: int = 0
+    frozen: bool = False
+    audit: list[Decision] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.frozen = self.rule.interval == 0
+
+    def after_step(self, step: int, policy: nn.Module) -> Decision | None:
+        """Consider an update after optimizer step `step` (counted from 1).
+
+        A candidate above delta is refused *before* the reference moves, so the reference never lies beyond delta.
+
+        Returns:
+            The decision, or None where none was due.
+        Raises:
+            FloatingPointError: the candidate's divergence is not finite.
+        """
+        if self.frozen or step % self.rule.interval:
+            return None
+        candidate, undo = policy, None
+        if self.rule.rate < 1:  # the candidate is a mixture: make it in place, keep the way back off the device
+            undo = {name: value.detach().cpu().clone() for name, value in self.model.named_parameters()}
+            self._move(policy)
+            candidate = self.model
+        found = self.measure(candidate)
+        if not math.isfinite(found.error_difference):
+            raise FloatingPointError(f"step {step}: not finite (divergence = {found.error_difference})")
+        if found.error_difference <= self.rule.delta:
+            if undo is None:
+                self._move(policy)
+            self.divergence, self.updates, verdict = found, self.updates + 1, "update"
+        elif self.rule.on_exceed == "reinit":
+            load(self.model, self.pretrained())
+            self.divergence, verdict = Divergence(0.0, 0.0), "reinit"
+        else:
+            if undo is not None:
+                load(self.model, undo)
+            self.frozen, verdict = True, "freeze"
+        self.audit.append(Decision(step, found.error_difference, found.kernel_kl, verdict))
+        return self.audit[-1]
+
+    def state(self) -> dict[str, Any]:
+        """Weights and history, as plain values and tensors in one piece."""
+        return {
+            "weights": weights(self.model),
+            "divergence": tuple(self.divergence),
+            "updates": self.updates,
+            "frozen": self.frozen,
+            "audit": [tuple(decision) for decision in self.audit],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        load(self.model, state["weights"])
+        self.divergence, self.updates, self.frozen = Divergence(*state["divergence"]), state["updates"], state["frozen"]
+        self.audit = [Decision(*decision) for decision in state["audit"]]
+
+    @torch.no_grad()
+    def _move(self, policy: nn.Module) -> None:
+        ours, theirs = ([local(p) for p in model.parameters()] for model in (self.model, policy))
+        if self.rule.rate == 1:
+            torch._foreach_copy_(ours, theirs)
+        else:
+            torch._foreach_lerp_(ours, theirs, self.rule.rate)

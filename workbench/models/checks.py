@@ -1,0 +1,75 @@
+"""Whether a checkpoint's parts are what they should be and fit together, found before anything runs with them."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from workbench.common.errors import UserError, shown
+from workbench.models.checkpoints import Checkpoint, explained
+
+
+def load_scheduler(checkpoint: Checkpoint, kind: Any) -> Any:
+    """A checkpoint's scheduler.
+
+    Args:
+        kind: its diffusers class.
+    Raises:
+        UserError: its config says what it cannot work with.
+    """
+    checkpoint.number("scheduler", "num_train_timesteps", 1000, 2, 100_000, "scheduler_config.json")
+    with explained(f"{checkpoint.name}: scheduler"):
+        scheduler = kind.from_pretrained(checkpoint.folder, subfolder="scheduler", local_files_only=True)
+        copy.deepcopy(scheduler).set_timesteps(2)  # which reads the rest of what it is told
+    return scheduler
+
+
+def require_noise(checkpoint: Checkpoint, abar: Tensor) -> None:
+    """Raise UserError unless there is more noise, or as much, at each timestep after the first: abar, (T,)."""
+    if not (((abar >= 0) & (abar < 1)).all() and (abar.diff() <= 0).all()):
+        raise UserError(f"{checkpoint.name}: scheduler describes no noise that grows with the timesteps")
+
+
+def require_sizes(checkpoint: Checkpoint, denoiser: str) -> None:
+    """Raise UserError where autoencoder and denoiser say of themselves what does not fit."""
+    number = checkpoint.number
+    for key in ("in_channels", "out_channels"):
+        number("vae", key, 3, 3, 3)
+    number("vae", "scaling_factor", 0.18215, 1e-6, 1e6)
+    if checkpoint.config("vae").get("shift_factor") is not None:
+        number("vae", "shift_factor", 0.0, -1e6, 1e6)
+    channels = number("vae", "latent_channels", 4, 1, 1024)
+    takes = number(denoiser, "in_channels", channels, 1, 1024)
+    if takes != channels:
+        raise UserError(
+            f"{checkpoint.name}: {denoiser} has in_channels = {takes}, expected the vae's {channels} (models that fill "
+            "in parts of an image take more)"
+        )
+
+
+def halvings(checkpoint: Checkpoint, part: str) -> int:
+    """How often a part halves the resolution of what it is given."""
+    blocks = checkpoint.config(part).get("block_out_channels", [0])
+    if not isinstance(blocks, list) or not 0 < len(blocks) <= 8:
+        raise UserError(f"{checkpoint.name}: {part} has block_out_channels = {shown(blocks)}, expected 1 to 8 of them")
+    return len(blocks) - 1
+
+
+def require_tokens(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:
+    """Raise UserError where a tokenizer makes what its text encoder does not take.
+
+    Args:
+        parts: tokenizers and text encoders, by name.
+    """
+    for name, encoder in parts.items():
+        if not name.startswith("text_encoder"):
+            continue
+        tokenizer, config = parts.get(name.replace("text_encoder", "tokenizer")), encoder.config
+        if tokenizer is None:
+            raise UserError(f"{checkpoint.name}: {name} has no tokenizer")
+        if len(tokenizer) > config.vocab_size:
+            raise UserError(f"{checkpoint.name}: {name} has {config.vocab_size} tokens, its tokenizer {len(tokenizer)}")
+        longest, asked = getattr(config, "max_position_embeddings", None), tokenizer.model_max_length
+        if not isinstance(asked, int) or asked < 2 or (longest is not None and asked > longest):
+            raise UserError(f"{checkpoint.name}: {name} takes {longest} tokens, its tokenizer makes {shown(asked)}")

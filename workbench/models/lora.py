@@ -1,0 +1,132 @@
+"""LoRA: policy, reference and pretrained model in one denoiser.
+
+The denoiser holds two sets of adapters. The policy is the denoiser with the first switched on, the reference with the
+second, the pretrained model with both off. Each is an `Adapter`, a module of its own to the rest of the workbench; to
+move the reference is to copy small matrices.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.common.errors import UserError
+
+POLICY, REFERENCE = "policy", "reference"
+
+
+class Adapter(nn.Module):
+    """One set of a denoiser's adapters, or none of them, as a model; its parameters are that set's alone.
+
+    The policy's set is the one at rest, so that gradient checkpointing, which runs layers again in the backward pass,
+    runs them with the policy's.
+
+    Args:
+        denoiser: with peft's layers in it.
+        name: of the set; "" = the pretrained model.
+    """
+
+    def __init__(self, denoiser: nn.Module, name: str):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        super().__init__()
+        self.denoiser, self.name = denoiser, name
+        self._layers = [m for m in denoiser.modules() if isinstance(m, BaseTunerLayer)]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The denoiser's, with this set on."""
+        with self._on():
+            return self.denoiser(*args, **kwargs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of this set alone."""
+        for key, parameter in super().named_parameters(*args, **kwargs):
+            if self.name and f".{self.name}." in key:
+                yield key, parameter
+
+    @contextmanager
+    def _on(self) -> Iterator[None]:
+        if self.name == POLICY:
+            yield
+            return
+        self._switch([self.name] if self.name else [])
+        try:
+            yield
+        finally:
+            self._switch([POLICY])
+
+    def _switch(self, names: list[str]) -> None:
+        for layer in self._layers:
+            layer._active_adapter = names  # set_adapter would also switch the policy's gradients off
+
+    @staticmethod
+    @contextmanager
+    def active(model: nn.Module) -> Iterator[nn.Module]:
+        """The denoiser itself with a model's set on, for who needs more of it than its forward pass."""
+        if isinstance(model, Adapter):
+            with model._on():
+                yield model.denoiser
+        else:
+            yield model
+
+
+def adapt(
+    denoiser: Any, *, rank: int, alpha: float, targets: Sequence[str], seed: int = 0
+) -> tuple[Adapter, Adapter, Adapter]:
+    """Give a denoiser two equal sets of adapters that change nothing yet (Hu et al. 2021; B = 0).
+
+    Args:
+        denoiser: from diffusers, frozen; changed in place.
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank.
+        targets: ends of the names of the layers to adapt.
+        seed: of the adapters' first factor; the same in every process.
+    Returns:
+        Policy (its adapters trainable, float32), reference, pretrained model.
+    Raises:
+        UserError: no layer's name ends so.
+    """
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))  # type: ignore
+    for name in (REFERENCE, POLICY):  # the last added is the one at rest
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                denoiser.add_adapter(copy.deepcopy(config), adapter_name=name)
+        except ValueError:
+            known = sorted({key.rsplit(".", 1)[-1] for key, m in denoiser.named_modules() if isinstance(m, nn.Linear)})
+            raise UserError(
+                f"lora.targets = {list(targets)}: matches no layer of {type(denoiser).__name__}; its linear layers "
+                f"end in {', '.join(known)}"
+            ) from None
+    policy, reference, pretrained = (Adapter(denoiser, name) for name in (POLICY, REFERENCE, ""))
+    for ours, theirs in zip(policy.parameters(), reference.parameters(), strict=True):
+        ours.data = ours.data.float()
+        theirs.data = ours.data.clone()
+        theirs.requires_grad_(False)
+        ours.requires_grad_(True)
+    return policy, reference, pretrained
+
+
+def save_adapter(policy: Adapter, folder: Path, pipeline: str, part: str) -> None:
+    """Write `pytorch_lora_weights.safetensors`, which the pipeline's `load_lora_weights` reads.
+
+    Args:
+        pipeline: name of the diffusers pipeline.
+        part: what is adapted, "unet" or "transformer".
+    """
+    import diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    denoiser: Any = policy.denoiser
+    weights: dict[str, Tensor] = get_peft_model_state_dict(denoiser, adapter_name=policy.name)
+    getattr(diffusers, pipeline).save_lora_weights(
+        folder,
+        **{f"{part}_lora_layers": weights},
+        **{f"{part}_lora_adapter_metadata": denoiser.peft_config[policy.name].to_dict()},
+    )

@@ -1,0 +1,147 @@
+"""The real models' shapes: each family's public configuration, and a backend of it with random weights.
+
+What a training step costs depends on a model's shape and not on what it has learned, so costs can be counted and
+measured where no checkpoint can be had.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from workbench.models import FAMILIES, Backend
+from workbench.models.checkpoints import fetch
+
+#: Image to latents, eight to one, in SD1.x, SDXL and SD3 alike.
+VAE = {"block_out_channels": [128, 256, 512, 512]}
+#: The noise schedule of SD1.x and SDXL (scheduler/scheduler_config.json of both).
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model without its weights.
+
+    Attributes:
+        family: name in backends.FAMILIES.
+        denoiser: what its config.json says beyond the defaults of diffusers' class.
+        told: what the denoiser is told of a pair beside x_t and t, by name: the shape for one image.
+        vae: what decides the resolution, and the channels where they are not 4.
+        scheduler: what its scheduler_config.json says beyond the defaults.
+    """
+
+    family: str
+    denoiser: Mapping[str, Any]
+    told: Mapping[str, tuple[int, ...]]
+    vae: Mapping[str, Any] = field(default_factory=lambda: VAE)
+    scheduler: Mapping[str, Any] = field(default_factory=lambda: SCHEDULE)
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image's latent at the model's own resolution."""
+        return self.denoiser["in_channels"], self.denoiser["sample_size"], self.denoiser["sample_size"]
+
+
+SHAPES = {
+    # stable-diffusion-v1-5/stable-diffusion-v1-5: unet/config.json; 512 px; CLIP ViT-L/14, 77 tokens
+    "sd15": Shape(
+        "sd",
+        {
+            "in_channels": 4, "out_channels": 4, "sample_size": 64, "block_out_channels": [320, 640, 1280, 1280],
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+            "attention_head_dim": 8, "cross_attention_dim": 768,
+        },
+        {"text": (77, 768)},
+    ),
+    # stabilityai/stable-diffusion-xl-base-1.0: unet/config.json; 1024 px; CLIP-L beside OpenCLIP-bigG, 77 tokens
+    "sdxl": Shape(
+        "sdxl",
+        {
+            "in_channels": 4, "out_channels": 4, "sample_size": 128, "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+            "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+            "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048, "transformer_layers_per_block": [1, 2, 10],
+            "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        {"text": (77, 2048), "pooled": (1280,), "time_ids": (6,)},
+    ),
+    # stabilityai/stable-diffusion-3-medium-diffusers: transformer/config.json; 1024 px; 77 CLIP and 256 T5 tokens
+    "sd3": Shape(
+        "sd3",
+        {
+            "in_channels": 16, "out_channels": 16, "sample_size": 128, "patch_size": 2, "num_layers": 24,
+            "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096,
+            "caption_projection_dim": 1536, "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
+        },
+        {"text": (333, 4096), "pooled": (2048,)},
+        vae=VAE | {"latent_channels": 16},
+        scheduler={"shift": 3.0},
+    ),
+    # ours: sd15 with a fifth of its channels and a quarter of its resolution, 34 M weights, for a CPU with patience
+    "sd34m": Shape(
+        "sd",
+        {
+            "in_channels": 4, "out_channels": 4, "sample_size": 16, "block_out_channels": [64, 128, 256, 256],
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+            "attention_head_dim": 8, "cross_attention_dim": 128,
+        },
+        {"text": (77, 128)},
+    ),
+    # ours: so small that a CPU measures it in seconds
+    "tiny": Shape(
+        "sd",
+        {
+            "in_channels": 4, "out_channels": 4, "sample_size": 8, "block_out_channels": [8, 16],
+            "down_block_types": ["CrossAttnDownBlock2D"] * 2, "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+            "layers_per_block": 1, "attention_head_dim": 2, "cross_attention_dim": 64, "norm_num_groups": 4,
+        },
+        {"text": (16, 64)},
+        vae={"block_out_channels": [8, 8, 8]},
+    ),
+}  # fmt: skip
+
+
+def random_backend(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
+    """The family's own backend, whose denoisers are made from the configuration with weights of a fixed seed.
+
+    It can denoise and train; it has no autoencoder and no text encoders.
+    """
+    family = FAMILIES[shape.family]
+
+    class Random(family):  # type: ignore[misc, valid-type]
+        def _require_parts(self) -> None:
+            pass  # there is nothing but what describes them
+
+        def _load_denoiser(self, folder: Path, name: str) -> nn.Module:
+            import diffusers
+
+            makes = [self.device] if self.device.type == "cuda" else []
+            with (
+                torch.random.fork_rng(makes),
+                torch.device(self.device),
+            ):  # on the device: SDXL takes a minute elsewhere
+                torch.manual_seed(0)
+                module = getattr(diffusers, self.DENOISER_CLASS).from_config(dict(shape.denoiser))
+            return module.eval().requires_grad_(False)
+
+        def _precision(self) -> Any:
+            return nullcontext() if self.device.type == "meta" else super()._precision()
+
+    with TemporaryDirectory() as name:  # read only while the backend is made
+        folder = Path(name)
+        for part in (family.DENOISER, "vae", "scheduler", *family.ENCODERS):
+            (folder / part).mkdir()
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": family.PIPELINE}))
+        (folder / family.DENOISER / "config.json").write_text(json.dumps(dict(shape.denoiser)))
+        (folder / "vae" / "config.json").write_text(json.dumps(dict(shape.vae)))
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(shape.scheduler)))
+        return Random(fetch(name), device, dtype)

@@ -1,0 +1,147 @@
+"""What the search of a study found: read from Optuna's storage as data, and which settings mattered."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import polars as pl
+from optuna import Study
+from optuna.distributions import CategoricalDistribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import rankdata
+from sklearn.ensemble import RandomForestRegressor
+from sqlalchemy import make_url
+
+from workbench.common.errors import UserError
+from workbench.studies.search import Search
+from workbench.studies.storage import find_study, open_storage, storage_url
+from workbench.studies.trials import counts, feasible, measured, state_of
+from workbench.training.sections import Sweep
+
+#: Fewest trials that importance is worked out from.
+ENOUGH = 8
+
+
+def open_search(name: str) -> Study:
+    """A study that searched: one with a space, several objectives or constraints.
+
+    Raises:
+        UserError: there is none of that name here, or it only compares arms by one objective.
+    """
+    url = storage_url()
+    file = make_url(url).database if url.startswith("sqlite") else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that heartbeats are experimental
+        study = None if file and not Path(file).exists() else find_study(name, open_storage(url))
+    if study is None or "definition" not in study.user_attrs:
+        place = file or "the study storage"
+        raise UserError(f"study {name!r}: not in {place}; WORKBENCH_STORAGE says where studies lie")
+    sweep = _declared(study)
+    if not sweep.space and not sweep.constraints and len(sweep.objectives) == 1:
+        raise UserError(f"study {name!r} searches nothing: it has arms alone, one objective and no constraints")
+    return study
+
+
+def _declared(study: Study) -> Sweep:
+    """What a study was made with."""
+    stored = study.user_attrs["definition"]
+    keys = (key for key in ("objective", "direction", "constraints", "space") if f"sweep.{key}" in stored)
+    return Sweep.model_validate({key: stored[f"sweep.{key}"] for key in keys})
+
+
+def _inside(trial: FrozenTrial, sweep: Sweep) -> bool:
+    """Whether a trial differs from its study's settings in the space alone, as sampled ones do; seeds apart."""
+    return set(trial.user_attrs.get("overrides") or {}) <= {"seed", *sweep.space}
+
+
+def read(study: Study) -> Search:
+    """A study's search as data."""
+    sweep, best = _declared(study), {trial.number for trial in study.best_trials}
+    kinds = {name: str if d["type"] == "CategoricalDistribution" else float for name, d in sweep.space.items()}
+    rows = [
+        {
+            "number": trial.number,
+            "name": trial.user_attrs.get("name", f"trial-{trial.number}"),
+            "arm": trial.user_attrs.get("arm"),
+            "state": state_of(trial),
+            "feasible": feasible(trial),
+            "best": trial.number in best,
+            "inside": _inside(trial, sweep),
+            **measured(trial, sweep),
+            **{name: kind(trial.params[name]) for name, kind in kinds.items() if name in trial.params},
+        }
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.is_finished() and counts(trial)
+    ]
+    schema: dict[str, Any] = {"number": int, "name": str, "arm": str, "state": str}
+    schema |= dict.fromkeys(("feasible", "best", "inside"), bool)
+    schema |= dict.fromkeys(sorted({key for row in rows for key in row if "/" in key} | {*sweep.objectives}), float)
+    return Search(sweep.objectives, sweep.constraints, sweep.space, pl.DataFrame(rows, schema=schema | kinds))
+
+
+def importance(study: Study) -> pl.DataFrame:
+    """How much of the order in which a metric puts the trials a setting explains.
+
+    Optuna's fANOVA says how the settings share what a random forest explains, and always hands out all of it, also
+    where there is nothing but noise. So a share comes with what such a forest predicts of trials that it was not
+    fitted to (out-of-bag R2, 0 where it is no better than the mean). Both of ranks, so that a trial that went very
+    far does not drown the others.
+
+    Over complete trials, within the constraints or not, that differ from the study in the space alone. A setting
+    that not all of them have is judged on those that do, beside the settings that all of those have.
+
+    Returns:
+        Columns metric, setting, share, predicted, trials.
+    Raises:
+        UserError: there are fewer than 8 such trials, or no metric differs between them.
+    """
+    sweep = _declared(study)
+    if not sweep.space:
+        raise UserError("importance: the study declares no sweep.space")
+    ended = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE and _inside(t, sweep)]
+    if len(ended) < ENOUGH:
+        raise UserError(f"importance needs {ENOUGH} complete trials of the space; the study has {len(ended)}")
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in sweep.space:
+        groups.setdefault(tuple(i for i, trial in enumerate(ended) if name in trial.params), []).append(name)
+    rows = []
+    for members, settings in groups.items():
+        if len(members) < ENOUGH:
+            continue
+        trials = [ended[i] for i in members]
+        judged = [name for name in sweep.space if all(name in trial.params for trial in trials)]
+        for metric in dict.fromkeys([*sweep.objectives, *sweep.constraints]):
+            values = np.array([measured(trial, sweep)[metric] for trial in trials])
+            if np.ptp(values) > 0:
+                ranks = rankdata(values)
+                shares, predicted = _shares(trials, judged, ranks), _predicted(trials, judged, ranks)
+                about = {"metric": metric, "predicted": predicted, "trials": len(trials)}
+                rows += [about | {"setting": name, "share": shares[name]} for name in settings]
+    if not rows:
+        raise UserError("importance: no metric differs between the trials of the space")
+    return pl.DataFrame(rows).select("metric", "setting", "share", "predicted", "trials")
+
+
+def _shares(trials: list[FrozenTrial], settings: list[str], values: np.ndarray) -> dict[str, float]:
+    """The settings' shares of what explains values, shape (trials,), by fANOVA; 1 in all."""
+    study = optuna.create_study()
+    study.add_trials(
+        optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
+        for t, value in zip(trials, values, strict=True)
+    )
+    return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), params=settings)
+
+
+def _predicted(trials: list[FrozenTrial], settings: list[str], values: np.ndarray) -> float:
+    """The share of the values' variance that a random forest predicts out of the bag, at least 0."""
+    columns: list[list[float]] = []
+    for name in settings:
+        distribution = trials[0].distributions[name]
+        inside = [distribution.to_internal_repr(trial.params[name]) for trial in trials]
+        choices = len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 0
+        columns += [[float(value == choice) for value in inside] for choice in range(choices)] if choices else [inside]
+    forest = RandomForestRegressor(200, oob_score=True, random_state=0).fit(np.array(columns).T, values)
+    return max(0.0, float(forest.oob_score_))

@@ -1,0 +1,135 @@
+"""Runs, read back as data frames."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import mlflow
+import numpy as np
+import polars as pl
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from workbench.common.errors import UserError
+from workbench.tracking.store import children, connect, require_study
+from workbench.tracking.tracker import HISTORY
+
+SAMPLES = "samples.json"  # of the images that a run draws at its end
+SHEET, PRETRAINED_SHEET = "samples.png", "pretrained.png"
+
+
+def load_runs(study: str, runs: str = "") -> pl.DataFrame:
+    """The ended trials of a study: run_id, name, arm, state, every parameter as text, every last metric.
+
+    Complete and pruned ones: interrupted attempts were run again, failed ones have no end to compare.
+
+    Args:
+        runs: only those whose arm or name is in this comma-separated list; empty = all.
+    Raises:
+        UserError: no such study, or none of its runs is named so.
+    """
+    client = connect()
+    parent = require_study(client, study)
+    rows = []
+    for run in children(client, parent):
+        tags = run.data.tags
+        if tags.get("workbench.state") not in ("complete", "pruned"):
+            continue
+        about = {
+            "run_id": run.info.run_id,
+            "name": run.info.run_name,
+            "arm": tags.get("workbench.arm", ""),
+            "state": tags["workbench.state"],
+            "artifacts": run.info.artifact_uri,
+        }
+        rows.append(about | run.data.params | run.data.metrics)
+    frame = pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame()
+    if runs and not frame.is_empty():
+        wanted = [name.strip() for name in runs.split(",")]
+        chosen = frame.filter(pl.col("arm").is_in(wanted) | pl.col("name").is_in(wanted))
+        unknown = set(wanted) - set(chosen["arm"]) - set(chosen["name"])
+        if unknown:
+            raise UserError(f"runs {', '.join(sorted(unknown))}: not in study {study!r}")
+        frame = chosen
+    if frame.is_empty():
+        raise UserError(f"study {study!r} has no ended runs yet")
+    return frame
+
+
+def load_history(runs: pl.DataFrame) -> pl.DataFrame:
+    """Step histories of runs, one frame: the columns of `runs` that tell them apart, then step and metrics.
+
+    Runs without a history (still running, or dead before their first step) are left out.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        frames = []
+        for row in runs.select("run_id", "name", "arm", "artifacts").to_dicts():
+            path = _artifact(row, HISTORY, folder)
+            if path is None:
+                continue
+            about = [pl.lit(row[key]).alias(key) for key in ("run_id", "name", "arm")]
+            frames.append(pl.read_parquet(path).with_columns(about))
+    if not frames:
+        raise UserError("no run of the study has a history yet")
+    return pl.concat(frames, how="diagonal")
+
+
+def load_samples(runs: pl.DataFrame) -> pl.DataFrame:
+    """Scores of the images that runs drew at their end, a row an image.
+
+    Returns:
+        Columns run_id, name, arm, caption, image_seed, reward, pretrained_reward and, where they were tracked,
+        judge and pretrained_judge. Runs without samples are left out.
+    Raises:
+        UserError: no run has samples.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        frames = []
+        for row in runs.select("run_id", "name", "arm", "artifacts").to_dicts():
+            path = _artifact(row, SAMPLES, folder)
+            if path is None:
+                continue
+            found = json.loads(path.read_text())
+            about = [pl.lit(row[key]).alias(key) for key in ("run_id", "name", "arm")]
+            table = pl.DataFrame(found["data"], schema=found["columns"], orient="row", infer_schema_length=None)
+            scores = pl.exclude("caption", "seed").cast(pl.Float64)
+            frames.append(table.select(*about, "caption", pl.col("seed").alias("image_seed"), scores))
+    if not frames:
+        raise UserError("no run of the study has samples; they need evaluation.seeds of 1 or more")
+    return pl.concat(frames, how="diagonal")
+
+
+def load_sheets(runs: pl.DataFrame, pretrained: bool = False) -> dict[str, np.ndarray]:
+    """The images that runs drew at their end, by run_id: a row an image seed, a column a prompt, (H, W, 3) uint8.
+
+    Seeds and prompts come in the order of `load_samples`. Runs without samples are left out.
+
+    Args:
+        pretrained: the pretrained model's instead.
+    """
+    sheets = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for row in runs.select("run_id", "artifacts").to_dicts():
+            path = _artifact(row, PRETRAINED_SHEET if pretrained else SHEET, folder)
+            if path is not None:
+                sheets[row["run_id"]] = np.asarray(Image.open(path).convert("RGB"))
+    return sheets
+
+
+def _artifact(run: Mapping[str, str], file: str, folder: str) -> Path | None:
+    """Where a run's artifact lies on this machine, fetched into a folder of its own if need be; None if it has none."""
+    path = _local(run["artifacts"]) / file if run["artifacts"].startswith("file:") else None
+    if path is not None and path.exists():
+        return path
+    try:
+        return Path(mlflow.artifacts.download_artifacts(
+            run_id=run["run_id"], artifact_path=file, dst_path=f"{folder}/{run['run_id']}"
+        ))  # fmt: skip
+    except (MlflowException, OSError):
+        return None
+
+
+def _local(uri: str) -> Path:
+    return Path(unquote(urlparse(uri).path))

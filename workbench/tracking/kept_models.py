@@ -1,0 +1,70 @@
+"""Trained weights that runs kept, as their artifact folder `model`."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from workbench.common.cache import folder
+from workbench.common.errors import Failure, UserError
+from workbench.tracking.store import children, require_study
+
+MODEL = "model"
+
+
+def kept_model(client: MlflowClient, run_id: str) -> tuple[dict[str, str], Path]:
+    """A run's parameters and the folder of its trained weights, fetched into the cache where the store is remote.
+
+    Raises:
+        UserError: there is no such run, or it kept no weights.
+        Failure: the store does not hand them out.
+    """
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        raise UserError(f"runs:/{run_id}: no such run in this tracking store") from None
+    if not client.list_artifacts(run_id, MODEL):
+        raise UserError(f"runs:/{run_id}: run {run.info.run_name!r} kept no weights (no artifact {MODEL}/)")
+    uri = f"{run.info.artifact_uri}/{MODEL}"
+    place = None if uri.startswith("file:") else str(folder() / "runs" / run_id)  # a local store hands out its own
+    try:
+        if place:
+            Path(place).mkdir(parents=True, exist_ok=True)
+        return dict(run.data.params), Path(mlflow.artifacts.download_artifacts(uri, dst_path=place))
+    except (MlflowException, OSError) as error:
+        raise Failure(f"runs:/{run_id}: its weights cannot be fetched ({str(error).splitlines()[0]})") from None
+
+
+def add_scores(client: MlflowClient, run_id: str, scores: Mapping[str, float]) -> None:
+    """Give an ended run metrics that were measured afterwards, so that figures of its study can show them."""
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in scores.items()])
+
+
+def kept_models(client: MlflowClient, study: str) -> dict[str, str]:
+    """The complete runs of a study that kept their weights: name -> run id.
+
+    The name is the arm's; where an arm has several such runs, each has its training seed after it.
+
+    Raises:
+        UserError: no such study, or none of its runs kept weights.
+    """
+    runs = [
+        run
+        for run in children(client, require_study(client, study))
+        if run.data.tags.get("workbench.state") == "complete" and client.list_artifacts(run.info.run_id, MODEL)
+    ]
+    if not runs:
+        raise UserError(f"study {study!r}: none of its complete runs kept its weights")
+    seeds = [run.data.params.get("seed", "") for run in runs]
+    arms = [run.data.tags.get("workbench.arm") or str(run.info.run_name) for run in runs]
+    names = [arm if arms.count(arm) == 1 else f"{arm}-{seed}" for arm, seed in zip(arms, seeds, strict=True)]
+    ids = [run.info.run_id for run in runs]
+    return {
+        name if names.count(name) == 1 else f"{name}-{run_id[:6]}": run_id
+        for name, run_id in zip(names, ids, strict=True)
+    }

@@ -1,0 +1,250 @@
+"""One run, told to the tracking store: the training loop writes to a journal, a thread delivers from it."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from shutil import copy, copytree
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+import polars as pl
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from PIL import Image
+
+from workbench.common.errors import Failure
+from workbench.common.processes import this_process
+from workbench.common.secrets import hide_passwords
+from workbench.tracking.delivery import end_run, hand_over, is_away
+from workbench.tracking.outbox import METRICS, Outbox
+from workbench.tracking.store import experiment, in_short
+
+HISTORY = "history.parquet"
+FILES = ("artifact", "image", "table")  # kinds of records that may take long to deliver
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """One MLflow run. It begins in the store; all else is kept on disk first and delivered by a thread.
+
+    While the store is away the run goes on, and the thread tries again, ever less often.
+
+    Args:
+        name: shown in the UI.
+        tags, params: logged at the start; a parent is given by `parent`.
+        datasets: name -> (digest, counts) of what the run learns from and is judged on.
+        flush: number of metric values that are delivered at once; `seconds` the longest time that they are kept back.
+    Raises:
+        Failure: the store is away. Later: the disk is full, or the store refused something, which `log` and `finish`
+            say.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        name: str,
+        *,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        datasets: Mapping[str, tuple[str, Mapping[str, int]]] | None = None,
+        parent: str | None = None,
+        flush: int = 900,
+        seconds: float = 5.0,
+    ):
+        all_tags = {key: hide_passwords(value) for key, value in tags.items()}
+        all_tags |= {"workbench.process": this_process()} | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+        try:
+            run = client.create_run(experiment(client).experiment_id, run_name=name, tags=all_tags)
+        except Exception as error:
+            if is_away(error):
+                raise Failure(f"run {name}: the tracking store is away ({in_short(error)})") from None
+            raise
+        self.client, self.run_id, self.name = client, run.info.run_id, name
+        self._outbox = Outbox(self.run_id)
+        self._outbox.open()
+        self._outbox.add("params", values={key: hide_passwords(str(value)) for key, value in params.items()})
+        if datasets:
+            self._outbox.add("inputs", values=dict(datasets))
+        self._rows: dict[int, dict[str, float]] = {}
+        self._flush, self._seconds, self._values = flush, seconds, 0
+        self._away = ""
+        self._attached = self._settling = self._waited = self._ended = self._over = False
+        self._wake, self._tried = threading.Event(), threading.Condition()
+        self._wake.set()
+        self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of a step; returns at once. Several calls for one step are merged in the history."""
+        self._raise()
+        self._rows.setdefault(step, {}).update(metrics)
+        self._outbox.add(METRICS, step=step, values=dict(metrics))
+        self._values += len(metrics)
+        if self._values >= self._flush and not self._away:
+            self._values = 0
+            self._wake.set()
+
+    def image(self, key: str, step: int, pixels: np.ndarray) -> None:
+        """A picture with a step slider in the UI, which knows its files by such names as MLflow's `log_image` gives."""
+        name = f"{key.replace('/', '~')}+step+{step}+timestamp+{time.time_ns() // 1_000_000}+{uuid4()}"
+        with self._outbox.file("image", "images", folder="images") as place:
+            place.mkdir()
+            image = Image.fromarray(pixels)
+            image.save(place / f"{name}.png")
+            image.thumbnail((256, 256))
+            image.save(place / f"{name}+compressed.webp")
+
+    def picture(self, file: str, pixels: np.ndarray) -> None:
+        """A picture under a file's name, to the pixel."""
+        with self._outbox.file("artifact", file, folder=None) as path:
+            Image.fromarray(pixels).save(path)
+
+    def table(self, file: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """A table, rendered by the UI."""
+        with self._outbox.file("table", file, folder=None) as path:
+            frame = pd.DataFrame({key: list(values) for key, values in columns.items()})
+            frame.to_json(path, orient="split", index=False, date_format="iso")
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file or a folder, as it is now."""
+        with self._outbox.file("artifact", path.name, folder=folder) as place:
+            (copytree if path.is_dir() else copy)(path, place)
+
+    def tag(self, key: str, value: str) -> None:
+        """A tag of the run."""
+        self._outbox.add("tags", values={key: hide_passwords(value)})
+
+    def finish(self, patience: float = 60.0) -> bool:
+        """Attach the history and deliver everything; the run still runs.
+
+        Args:
+            patience: seconds to wait for a store that is away.
+        Returns:
+            Whether everything was delivered.
+        Raises:
+            Failure: the disk is full, or the store refused something.
+        """
+        self._attach_history()
+        done = self._settle(patience)
+        self._raise()
+        return done
+
+    def end(self, state: str, reason: str = "", patience: float = 60.0) -> bool:
+        """End the run; what could not be delivered stays on disk for `deliver`, and a line says so. Raises nothing.
+
+        Args:
+            state: "complete", "pruned", "interrupted" or "failed"; tagged, since MLflow shows fewer.
+            patience: seconds to wait for a store that is away; two where it has been waited for already.
+        Returns:
+            Whether everything was delivered.
+        """
+        if not self._ended:
+            self._ended = True
+            tags = {"workbench.state": state} | ({"workbench.reason": hide_passwords(reason)[:5000]} if reason else {})
+            try:
+                self._outbox.add("end", values=tags)
+            except Failure:  # a full disk, say: nobody could tell it later
+                with suppress(Exception):
+                    end_run(self.client, self.run_id, tags)
+            self._settle(2.0 if self._waited else patience)
+            self._over = True
+            self._wake.set()
+            self._thread.join(5.0)  # it may be in the middle of a try that takes longer
+            if self._outbox.waiting:
+                log.warning(
+                    "run %s: the tracking store is away (%s), so not everything is there; the rest waits in %s, and "
+                    "`python -m workbench.study doctor` delivers it",
+                    self.name, self._away or "it does not answer", self._outbox.folder,
+                )  # fmt: skip
+            if self._outbox.refused:
+                log.warning("run %s: what the store refused is kept in %s", self.name, self._outbox.folder)
+        return not self._outbox.waiting and not self._outbox.refused
+
+    def close(self, state: str, reason: str = "", patience: float = 60.0) -> bool:
+        """`finish` and `end`. A run that would be complete, but cannot be tracked, has failed.
+
+        A run that ends otherwise tells its end before anything is waited for: its process may soon be killed.
+
+        Returns:
+            Whether everything was delivered.
+        Raises:
+            Failure: a complete run could not be tracked; where the run had another fault, that is a warning.
+        """
+        try:
+            if state == "complete":
+                self.finish(patience)
+            else:
+                self._attach_history()
+        except Failure as error:
+            if state == "complete":
+                self.end("failed", str(error))
+                raise
+            log.warning("%s", error)
+        return self.end(state, reason, patience)
+
+    def _attach_history(self) -> None:
+        if self._rows and not self._attached:
+            self._attached = True
+            with self._outbox.file("artifact", HISTORY, folder=None) as path:
+                history(self._rows).write_parquet(path)
+
+    def _raise(self) -> None:
+        if self._outbox.refused:
+            raise Failure(f"tracking of run {self.name} failed: {self._outbox.refused}")
+
+    def _settle(self, patience: float) -> bool:
+        """Wait until everything is delivered; False if for `patience` seconds nothing was, but not if files travel."""
+        self._settling = True
+        self._wake.set()
+        taken, since = -1, 0.0
+        with self._tried:
+            while self._outbox.waiting:
+                if self._over:
+                    return False
+                if self._outbox.taken != taken:
+                    taken, since = self._outbox.taken, time.monotonic()
+                travelling = self._outbox.handing in FILES and not self._away
+                if time.monotonic() - since > patience and not travelling:
+                    self._waited = True  # long enough
+                    return False
+                self._tried.wait(0.2)
+        return True
+
+    def _write(self) -> None:
+        """Deliver what waits, now and then, until the run is over."""
+        pause = self._seconds
+        while True:
+            self._wake.wait(pause)
+            self._wake.clear()
+            if self._over:
+                break
+            try:
+                hand_over(self.client, self._outbox)
+                if self._away:
+                    log.warning("run %s: the tracking store is back", self.name)
+                self._away, pause = "", self._seconds
+            except Exception as error:  # of whatever kind: nothing is lost as long as it is tried again
+                if not self._away:
+                    pause = 0.5
+                    log.warning(
+                        "run %s: the tracking store is away (%s); what the run tells is kept in %s until it is back",
+                        self.name, in_short(error), self._outbox.folder,
+                    )  # fmt: skip
+                self._away = in_short(error)
+                pause = min(2 * pause, 2.0 if self._settling else 15.0)
+            with self._tried:
+                self._tried.notify_all()
+        self._outbox.close()
+
+
+def history(rows: Mapping[int, Mapping[str, float]]) -> pl.DataFrame:
+    """A run's metrics as one wide frame: `step`, then a column a metric, sorted."""
+    names = sorted({name for row in rows.values() for name in row})
+    columns = {name: [rows[step].get(name) for step in sorted(rows)] for name in names}
+    return pl.DataFrame({"step": sorted(rows)} | columns, schema={"step": pl.Int64} | {n: pl.Float64 for n in names})

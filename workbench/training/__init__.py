@@ -1,0 +1,1 @@
+"""One run: configuration, the loop, what is measured while it trains, snapshots, and how it is all put together."""

@@ -1,0 +1,398 @@
+"""Experiment settings: one TOML file an experiment, typed, frozen, checked before anything runs.
+
+A setting has one name in five places: `reference.interval` is its path in the TOML file, on the command line,
+in Python, in Optuna and in MLflow. Sections that choose a function (`objective`, `timesteps`, `reward_scale`,
+`reference`) take that function's keyword arguments as their settings, with its annotations and defaults.
+"""
+
+import copy
+import difflib
+import inspect
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
+from pydantic_core import ErrorDetails
+
+from workbench.common.errors import UserError, shown
+from workbench.common.validation import EDGE, NotNegative, Positive, is_place
+from workbench.method import objectives, reference, reward_scale, timesteps
+from workbench.training.sections import Place, Section, Sweep
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+DEEPEST = 8  # tables around a value: "sweep.arms.NAME.times.train.lr" has five
+
+
+def _keywords(function: Callable) -> dict[str, Any]:
+    """The keyword-only arguments of a function as pydantic fields."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: (p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+#: Section -> (the key that chooses, what it chooses from, what is chosen where nothing is said).
+CHOICES: dict[str, tuple[str, Mapping[str, Callable], str]] = {
+    "objective": ("loss", objectives.OBJECTIVES, "dpo"),
+    "timesteps": ("density", timesteps.DENSITIES, "uniform"),
+    "reward_scale": ("shape", reward_scale.SHAPES, "constant"),
+    "reference": ("policy", reference.RULES, "threshold"),
+}
+#: Section -> the function whose arguments go with every choice of it.
+COMMON: dict[str, Callable] = {"reward_scale": reward_scale.scale}
+
+
+def _choice(section: str) -> Any:
+    """The type of a choosing section: its key names a function, its other keys are that function's arguments."""
+    selector, table, _ = CHOICES[section]
+    members = [
+        create_model(  # type: ignore[call-overload]
+            f"{selector}:{name}", __base__=Section, **{selector: (Literal[name], name)}, **_settings(section, function)
+        )
+        for name, function in table.items()
+    ]
+    return Annotated[reduce(or_, members), Field(discriminator=selector)]
+
+
+def _settings(section: str, function: Callable) -> dict[str, Any]:
+    """The settings of a choosing section where it has chosen this function."""
+    common = _keywords(COMMON[section]) if section in COMMON else {}
+    return _keywords(function) | common
+
+
+if TYPE_CHECKING:
+    ObjectiveSection: TypeAlias = Section
+    TimestepsSection: TypeAlias = Section
+    RewardScaleSection: TypeAlias = Section
+    ReferenceSection: TypeAlias = Section
+else:
+    ObjectiveSection, TimestepsSection = _choice("objective"), _choice("timesteps")
+    RewardScaleSection, ReferenceSection = _choice("reward_scale"), _choice("reference")
+
+
+class Model(Section):
+    """What is trained."""
+
+    path: Place = Field("embedded", description="diffusers folder or hub id; 'embedded' is the small model")
+    family: Literal["auto", "sd", "sdxl", "sd3"] = Field("auto", description="what `path` has to be; 'auto' = anything")
+    revision: str = Field("", description="branch, tag or commit of a hub id")
+    variant: str = Field(
+        "", description="which weight files of the checkpoint, e.g. 'fp16'; training is float32 anyway"
+    )
+    resolution: int = Field(0, ge=0, le=EDGE, description="edge of the images in pixels; 0 = the model's own")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the forward passes")
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1', ...")
+    compile: bool = Field(False, description="torch.compile the denoisers")
+
+
+def _listed(value: Any) -> Any:
+    """One name where a list of them is meant."""
+    return (value,) if isinstance(value, str) else value
+
+
+class Lora(Section):
+    """Low-rank adapters in place of a full fine-tune; policy, reference and pretrained model share one denoiser."""
+
+    rank: int = Field(0, ge=0, le=4096, description="of the adapters; 0 = full fine-tune")
+    alpha: float = Field(0.0, ge=0, description="the adapters are scaled by alpha / rank; 0 = alpha is the rank")
+    targets: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        (), description="ends of layers' names; none = the family's attention layers"
+    )
+
+    @model_validator(mode="after")
+    def _of_adapters(self) -> "Lora":
+        if not self.rank and (self.alpha or self.targets):
+            raise ValueError("alpha and targets belong to adapters; set lora.rank above 0")
+        return self
+
+
+class Data(Section):
+    """What it is trained and judged on."""
+
+    train: Place = Field(
+        "embedded", description="parquet with Pick-a-Pic's columns (file, folder, hub id[:split]), or encoded"
+    )
+    validation: Place = Field("embedded", description="the same, for diagnostics")
+    prompts: Place = Field("embedded", description="text file of prompts to draw, one a line")
+    limit: NotNegative = Field(0, description="use at most so many training pairs; 0 = all")
+    validation_limit: NotNegative = Field(0, description="the same of validation pairs")
+    cache: bool = Field(True, description="encode the training pairs once; false = from the images, each time anew")
+    flip: bool = Field(False, description="train on mirrored pairs too, both images of a pair alike")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the latents and embeddings on disk")
+
+
+class Train(Section):
+    """The optimizer and its budget."""
+
+    steps: Positive = Field(128, description="optimizer steps")
+    batch_size: Positive = Field(8, description="pairs a forward pass")
+    accumulation: Positive = Field(1, description="forward passes an optimizer step")
+    lr: float = Field(3e-5, gt=0, description="learning rate after warm-up, as the optimizer sees it unless scale_lr")
+    scale_lr: bool = Field(False, description="multiply lr by the pairs of an optimizer step, as public code does")
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field("adamw", description="8 bit needs bitsandbytes")
+    warmup: NotNegative = Field(5, description="steps of linear warm-up")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="AdamW's")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="on several processes: a copy each, or sharded weights")
+    keep: bool = Field(False, description="keep the trained weights as the run's artifact `model`")
+
+
+class Diagnostics(Section):
+    """What is measured while it trains."""
+
+    interval: Positive = Field(16, description="steps between passes over the validation pairs")
+    buckets: int = Field(10, gt=0, le=1000, description="equal timestep intervals")
+    pairs: Positive = Field(100, description="validation pairs in each pass, at one timestep each")
+    draws: int = Field(
+        3, gt=0, le=1000, description="timesteps a pair in the last pass, which sees all pairs, by bucket"
+    )
+    probe: Positive = Field(256, description="winners in the fixed probe for the divergence")
+    batch_size: Annotated[int, Field(ge=2)] = Field(64, description="images at once, on each process")
+
+
+class Evaluation(Section):
+    """Samples drawn from the trained model and scored against the pretrained model's."""
+
+    seeds: int = Field(2, ge=0, le=1000, description="images a test prompt; 0 = no evaluation")
+    steps: Positive = Field(12, description="DDIM steps")
+    guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 = none")
+    batch_size: Positive = Field(48, description="images at once")
+    grid: NotNegative = Field(8, description="images in the sample grid of each diagnostics pass; 0 = none")
+
+
+class SnapshotSection(Section):
+    """What a run that is killed or stopped goes on from."""
+
+    interval: NotNegative = Field(32, description="steps between snapshots of the whole training state; 0 = none")
+    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest snapshots kept: one may turn out damaged")
+
+
+class Config(Section):
+    """An experiment."""
+
+    seed: NotNegative = Field(0, description="of training: data order, timesteps and noise")
+    model: Model = Model()
+    lora: Lora = Lora()
+    data: Data = Data()
+    train: Train = Train()
+    objective: ObjectiveSection
+    timesteps: TimestepsSection
+    reward_scale: RewardScaleSection
+    reference: ReferenceSection
+    diagnostics: Diagnostics = Diagnostics()
+    evaluation: Evaluation = Evaluation()
+    snapshots: SnapshotSection = SnapshotSection()
+    sweep: Sweep = Sweep()
+
+    def chosen(self, section: str) -> tuple[Callable, dict[str, Any]]:
+        """The function that a choosing section names, and the keyword arguments it states."""
+        selector, table, _ = CHOICES[section]
+        settings = getattr(self, section).model_dump()
+        function = table[settings.pop(selector)]
+        return function, {key: settings[key] for key in _keywords(function)}
+
+    def flat(self) -> dict[str, Any]:
+        """Every resolved setting of a run by its dotted name, defaults included; the sweep's own are not among them."""
+        return flatten(self.model_dump(exclude={"sweep"}))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names.
+
+    Raises:
+        UserError: one name is there in two ways, or tables lie deeper than any setting does.
+    """
+    if prefix.count(".") > DEEPEST:
+        raise UserError(f"{prefix}...: nested deeper than any setting is")
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        found = flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        if twice := flat.keys() & found.keys():
+            raise UserError(f"{min(twice)}: is there twice")
+        flat |= found
+    return flat
+
+
+def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, whether they lie in tables or not; the tables of the sweep stay tables.
+
+    Raises:
+        UserError: as `flatten` does, or the sweep is no table.
+    """
+    sweep = tree.get("sweep", {})
+    if not isinstance(sweep, Mapping):
+        raise UserError(f"sweep = {shown(sweep)}: expected a table")
+    inside = {key: value for key, value in tree.items() if key.startswith("sweep.")}
+    outside = {key: value for key, value in tree.items() if key != "sweep" and key not in inside}
+    return flatten(outside) | {f"sweep.{key}": value for key, value in sweep.items()} | inside
+
+
+def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the dotted settings of `layer` on top.
+
+    Where the layer chooses another function in a choosing section, the base's arguments that the new function
+    does not take are dropped; arguments of the layer itself are kept, so that a misplaced one is an error.
+    """
+    merged, layer = dict(base), dotted(layer)
+    for section, (selector, table, _) in CHOICES.items():
+        new = layer.get(f"{section}.{selector}")
+        if new is not None and new != merged.get(f"{section}.{selector}"):
+            accepted = _settings(section, table[new]) if isinstance(new, str) and new in table else {}
+            merged = {k: v for k, v in merged.items() if not k.startswith(f"{section}.") or k.split(".")[1] in accepted}
+    return {**merged, **layer}
+
+
+def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, key = name.split(".")
+        if len(sections) > DEEPEST:
+            raise UserError(f"{name}: nested deeper than any setting is")
+        table = tree
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise UserError(f"{name}: {section} is not a table of settings")
+        table[key] = copy.deepcopy(value)  # a later name may lie inside it
+    return tree
+
+
+def _defaults() -> dict[str, Any]:
+    return {f"{section}.{selector}": default for section, (selector, _, default) in CHOICES.items()}
+
+
+def known_names() -> list[str]:
+    """Every setting's dotted name, those of all choices included."""
+    names = list(flatten(Config.model_validate(_tree(_defaults())).model_dump()))
+    for section, (_, table, _) in CHOICES.items():
+        names += [f"{section}.{key}" for function in table.values() for key in _keywords(function)]
+    return sorted(set(names))
+
+
+class Setting(NamedTuple):
+    """A row of the settings' catalogue."""
+
+    name: str
+    default: Any
+    meaning: str
+
+
+def catalogue() -> list[Setting]:
+    """Every setting with its default and meaning, from the sections' fields and the functions' docstrings."""
+    rows = []
+    for section, field in Config.model_fields.items():
+        if section in CHOICES:
+            selector, table, default = CHOICES[section]
+            listed = "; ".join(f"`{name}`: {_first_sentence(f)}" for name, f in table.items())
+            rows.append(Setting(f"{section}.{selector}", default, listed))
+            functions = [*table.items(), *(("all", common) for name, common in COMMON.items() if name == section)]
+            arguments: dict[str, Setting] = {}
+            for name, function in functions:
+                for key, (_, value) in _keywords(function).items():
+                    meaning = f"({name}) {_argument(function, key)}"
+                    arguments.setdefault(key, Setting(f"{section}.{key}", value, meaning))
+            rows += arguments.values()
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            for key, inner in field.annotation.model_fields.items():
+                default = inner.get_default(call_default_factory=True)
+                rows.append(Setting(f"{section}.{key}", default, inner.description or key.replace("_", " ")))
+        else:
+            rows.append(Setting(section, field.default, field.description or ""))
+    return rows
+
+
+def _first_sentence(function: Callable) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0].rstrip(".")
+
+
+def _argument(function: Callable, name: str) -> str:
+    """What a Google-style docstring says of an argument, on one line."""
+    found = re.search(rf"^    {name}: (.+(?:\n        .+)*)", inspect.getdoc(function) or "", re.MULTILINE)
+    return re.sub(r"\s+", " ", found[1]).rstrip(".") if found else ""
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One line for a pydantic error: the key, the value, what is accepted."""
+    parts = [str(p) for p in error["loc"]]
+    if parts[-1:] == ["[key]"]:  # what is wrong is the key itself
+        parts = parts[:-2]
+    if parts and parts[0] in CHOICES and len(parts) > 1:
+        parts = [parts[0], *parts[2:]]  # pydantic names the chosen function between section and key
+    name = ".".join(parts) or "''"
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, known_names(), n=1)
+        hint = f"did you mean {close[0]}?" if close and close[0] != name else "see --help for the settings"
+        if close and close[0] == name:
+            hint = f"not a setting of this {CHOICES[parts[0]][0]}"
+        return f"{name}: unknown setting ({hint})"
+    if error["type"] == "union_tag_invalid":
+        selector, table, _ = CHOICES[parts[0]]
+        value = error["input"].get(selector)
+        return f"{name}.{selector} = {shown(value)}: expected one of {', '.join(table)}"
+    message = error["msg"].removeprefix("Value error, ")  # which pydantic puts before what a check of ours says
+    return f"{name} = {shown(error['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def resolve(flat: Mapping[str, Any]) -> Config:
+    """Check dotted settings on top of the defaults.
+
+    Raises:
+        UserError: an unknown key or a bad value; the message names key, value and what is accepted.
+    """
+    try:
+        return Config.model_validate(_tree(merge(_defaults(), flat)))
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(e) for e in error.errors()[:3])) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file by dotted name; paths in it are relative to it. The sweep stays one table.
+
+    Raises:
+        UserError: the file is missing or not TOML.
+    """
+    if not path.is_file():
+        raise UserError(f"experiment {path}: no such file")
+    try:
+        flat = dotted(tomllib.loads(path.read_text("utf-8-sig")))
+    except OSError as error:
+        raise UserError(f"experiment {path}: cannot be read ({error.strerror})") from None
+    except UserError as error:
+        raise UserError(f"experiment {path}: {error}") from None
+    except RecursionError:
+        raise UserError(f"experiment {path}: not valid TOML (nested too deeply)") from None
+    except ValueError as error:  # not TOML, not UTF-8, or a number that Python does not read
+        raise UserError(f"experiment {path}: not valid TOML ({error})") from None
+    for name in ("model.path", "data.train", "data.validation", "data.prompts"):
+        value = flat.get(name)
+        place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if place and place != "embedded" and is_place(place) and (path.parent / place).exists():
+            flat[name] = f"{(path.parent / place).resolve()}{colon}{part}"
+    return flat
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """A command line's KEY=VALUE; the value is read as TOML, or else is a string.
+
+    Raises:
+        UserError: there is no '='.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals or not name:
+        raise UserError(f"--set {text}: expected KEY=VALUE, such as reference.interval=16")
+    try:
+        found = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
+        return name, value
+    return name, found["value"] if len(found) == 1 else value  # a second line would be another setting
+
+
+def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """An experiment file's settings (or the defaults) with overrides on top, checked."""
+    return resolve(merge(read(path) if path else {}, overrides or {}))

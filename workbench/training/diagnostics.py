@@ -1,0 +1,250 @@
+"""What a policy has become: per-timestep diagnostics, distance from the pretrained model, win rates on samples.
+
+All diagnostics compare with the *pretrained* model, the one yardstick that is the same in every run; where the
+reference is frozen the two are the same. Draws are fixed, so runs and steps are compared on the same noise,
+and the pretrained model's side is computed once.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from workbench.common import distributed
+from workbench.common.cache import cached, digest
+from workbench.common.stats import mean_interval, wins
+from workbench.data.pairs import EncodedPairs
+from workbench.method.divergence import error_difference, kernel_kl
+from workbench.method.noise import ForwardProcess, bucket_names, bucket_of, squared_error, stratified
+from workbench.method.reference import Divergence
+from workbench.training.loop import Denoise, noised
+
+
+class Probe:
+    """Fixed noised winners, stratified over t, on which divergence from the pretrained model is measured.
+
+    Args:
+        pretrained: the pretrained denoiser; used here once, not kept.
+        size: number of winners, taken evenly from the data; at most as many as there are.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        pretrained: nn.Module,
+        pairs: EncodedPairs,
+        process: ForwardProcess,
+        *,
+        size: int,
+        device: torch.device,
+        seed: int = 0,
+        batch_size: int = 64,
+    ):
+        generator = Generator().manual_seed(seed)
+        self.size = size = min(size, len(pairs))
+        index = torch.randperm(len(pairs), generator=generator)[:size]
+        t = stratified(torch.rand(size, 1, generator=generator), torch.arange(size), size, len(process))[:, 0]
+        eps = torch.randn(size, *pairs.shape, generator=generator)
+        mine = distributed.spread(size)
+        kept = torch.device("cpu")  # long embeddings of many captions are no use on the device between measurements
+        batch, process = pairs.gather(index[mine], kept), process.to(kept)
+        self.t, eps, self.condition = t[mine], eps[mine], batch.condition
+        self.x_t, self.target = process.x_t(batch.x_w, eps, self.t), process.target(batch.x_w, eps, self.t)
+        self.denoise, self.batch_size, self.device = denoise, batch_size, device
+        self._compare_with(self._predict(pretrained))
+
+    def _compare_with(self, prediction: Tensor) -> None:
+        self.prediction_init, self.error_init = prediction, squared_error(prediction, self.target)
+
+    def state(self) -> Tensor:
+        """What the pretrained model predicted, of all processes; every one has to ask."""
+        return distributed.collect(self.prediction_init, self.size)
+
+    def going_on(self, state: Tensor) -> "Probe":
+        """The same probe with the predictions that `state` found, which another machine would round otherwise."""
+        probe = copy.copy(self)
+        probe._compare_with(state[distributed.spread(self.size)])
+        return probe
+
+    @torch.no_grad()
+    def _predict(self, model: nn.Module) -> Tensor:
+        parts = []
+        for start in range(0, len(self.t), self.batch_size):
+            chunk = slice(start, start + self.batch_size)
+            condition = {name: x[chunk].to(self.device) for name, x in self.condition.items()}
+            x_t, t = self.x_t[chunk].to(self.device), self.t[chunk].to(self.device)
+            parts.append(self.denoise(model, x_t, t, condition).float().cpu())
+        return torch.cat(parts)
+
+    def __call__(self, model: nn.Module) -> Divergence:
+        """The model's mean divergence: paper's Eq. 8 and the kernel KL; the same number on every process."""
+        prediction = self._predict(model)
+        difference = error_difference(squared_error(prediction, self.target), self.error_init)
+        kl = kernel_kl(prediction, self.prediction_init)
+        return Divergence(*distributed.collect(torch.stack([difference, kl], dim=1), self.size).mean(0).tolist())
+
+
+class BucketDiagnostics:
+    """Denoising loss, implicit reward, margin, accuracy and divergence on fixed draws of pairs, over all and by bucket.
+
+    The pairs are shuffled once; draw j of the i-th lies in bucket (i + j) mod buckets, so any number of first pairs
+    weighs the buckets alike, and `buckets` draws see every pair in every bucket. A curve over training has the same
+    pairs and noise at each of its points: the first draw of the first `curve` pairs.
+
+    Args:
+        pretrained: the pretrained denoiser; its errors on all draws are computed once and kept on disk.
+        pretrained_digest: of its weights, its schedule and the precision.
+        curve: pairs of the curve, at most all.
+        draws: timesteps a pair in the full pass, which sees all pairs.
+    """
+
+    MEANS = ("margin", "accuracy", "reward", "loss", "divergence")
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        pretrained: nn.Module,
+        pairs: EncodedPairs,
+        process: ForwardProcess,
+        *,
+        pretrained_digest: str,
+        buckets: int,
+        curve: int,
+        draws: int,
+        device: torch.device,
+        seed: int = 1,
+        batch_size: int = 64,
+    ):
+        self.denoise, self.pairs, self.process, self.device = denoise, pairs, process, device
+        self.buckets, self.batch_size, self.seed = buckets, batch_size, seed
+        self.curve, self.draws = min(curve, len(pairs)), draws
+        generator = Generator().manual_seed(seed)
+        place = torch.arange(len(pairs))
+        self.order = torch.randperm(len(pairs), generator=generator)
+        self.t = stratified(torch.rand(len(pairs), draws, generator=generator), place, buckets, len(process))
+        self.errors_init = cached(
+            "diagnostics",
+            digest("diagnostics-3", pairs.digest, pretrained_digest, buckets, draws, seed),
+            lambda: {str(draw): self._errors(pretrained, draw, len(pairs)).cpu() for draw in range(draws)},
+        )
+
+    @torch.no_grad()
+    def _errors(self, model: nn.Module, draw: int, count: int) -> Tensor:
+        """Errors on winners and losers of the first `count` pairs, (2, count)."""
+        generator = Generator().manual_seed(self.seed * 1000 + draw + 1)
+        parts = []
+        for place in torch.arange(count).split(self.batch_size // 2 * distributed.world()):
+            eps = torch.randn(len(place), *self.pairs.shape, generator=generator)
+            mine = distributed.spread(len(place))
+            batch = self.pairs.gather(self.order[place[mine]], self.device)
+            t = self.t[place[mine], draw].to(self.device)
+            x_t, t, condition, target = noised(batch, t, eps[mine].to(self.device), self.process)
+            errors = squared_error(self.denoise(model, x_t, t, condition), target)
+            parts.append(distributed.collect(errors.view(2, -1).T, len(place)))
+        return torch.cat(parts).T
+
+    def __call__(self, policy: nn.Module, full: bool) -> dict[str, float]:
+        """Means over the curve's pairs, `validation/*`, and after a full pass `timestep_*/BUCKET`; counts are exact."""
+        if not full:
+            return self._curve(self._table(policy, 0, self.curve))
+        tables = [self._table(policy, draw, len(self.pairs)) for draw in range(self.draws)]
+        table = pl.concat(tables)
+        quantities = [c for c in table.columns if c != "bucket"]
+        by_bucket = table.group_by("bucket").agg(pl.col(quantities).mean(), count=pl.len())
+        names = bucket_names(self.buckets, len(self.process))
+        metrics = {
+            f"timestep_{q}/{names[row['bucket']]}": row[q]
+            for row in by_bucket.to_dicts()
+            for q in (*quantities, "count")
+        }
+        return metrics | self._curve(tables[0].head(self.curve))
+
+    def _curve(self, table: pl.DataFrame) -> dict[str, float]:
+        return {f"validation/{name}": table[name].mean() for name in self.MEANS}  # type: ignore[misc]
+
+    def _table(self, policy: nn.Module, draw: int, count: int) -> pl.DataFrame:
+        policy_w, policy_l = self._errors(policy, draw, count).cpu()
+        init_w, init_l = self.errors_init[str(draw)][:, :count]
+        reward_w, reward_l = init_w - policy_w, init_l - policy_l
+        margin = reward_w - reward_l
+        values = {
+            "loss": (policy_w + policy_l) / 2,
+            "reward": (reward_w + reward_l) / 2,
+            "reward_size": (reward_w.abs() + reward_l.abs()) / 2,
+            "margin": margin,
+            "accuracy": (margin > 0).float() + 0.5 * (margin == 0).float(),
+            "divergence": error_difference(policy_w, init_w),
+        }
+        columns = {name: value.double().numpy() for name, value in values.items()}
+        bucket = bucket_of(self.t[:count, draw], self.buckets, len(self.process)).numpy()
+        return pl.DataFrame(columns).with_columns(bucket=bucket)
+
+
+def bucket_means(lam: Tensor, buckets: int) -> dict[str, float]:
+    """`timestep_lambda/BUCKET`: the mean of lambda(t), (T,), over each bucket."""
+    bucket = bucket_of(torch.arange(len(lam)), buckets, len(lam))
+    names = bucket_names(buckets, len(lam))
+    return {f"timestep_lambda/{name}": lam[bucket == i].mean().item() for i, name in enumerate(names)}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images of a model for fixed captions and seeds, with their scores.
+
+    Attributes:
+        rewards: ground-truth reward, (N,).
+        judged: log-probability that the independent judge gives the named concept, (N,).
+    """
+
+    captions: Sequence[str]
+    seeds: Sequence[int]
+    images: NDArray[np.uint8]
+    rewards: NDArray[np.float64]
+    judged: NDArray[np.float64]
+
+    def part(self, places: Sequence[int]) -> "Samples":
+        """Some of them, by index."""
+        chosen = list(places)
+        captions, seeds = [self.captions[i] for i in chosen], [self.seeds[i] for i in chosen]
+        return Samples(captions, seeds, self.images[chosen], self.rewards[chosen], self.judged[chosen])
+
+
+#: What `compare` measures, as `eval/NAME`.
+COMPARED = ("reward", "reward_gain", "judge", "judge_gain", "win_rate", "win_rate_low", "win_rate_high")
+
+
+def compare(ours: Samples, theirs: Samples) -> dict[str, float]:
+    """Mean reward and win rate of one model against another, same prompts and seeds, ties as half.
+
+    The interval resamples prompts, not images: images of one prompt are not independent.
+    """
+    won = pl.DataFrame({"caption": ours.captions, "won": wins(ours.rewards, theirs.rewards)})
+    low, high = mean_interval(won.group_by("caption", maintain_order=True).mean()["won"])
+    return {
+        "eval/reward": float(ours.rewards.mean()),
+        "eval/reward_gain": float((ours.rewards - theirs.rewards).mean()),
+        "eval/judge": float(ours.judged.mean()),
+        "eval/judge_gain": float((ours.judged - theirs.judged).mean()),
+        "eval/win_rate": float(won["won"].mean()),  # type: ignore[arg-type]
+        "eval/win_rate_low": low,
+        "eval/win_rate_high": high,
+    }
+
+
+#: What `progress` measures, as `samples/NAME`.
+PROGRESS = ("reward", "reward_gain", "win_rate")
+
+
+def progress(ours: Samples, theirs: Samples) -> dict[str, float]:
+    """The same of the few images that are drawn while a model trains."""
+    return {
+        "samples/reward": float(ours.rewards.mean()),
+        "samples/reward_gain": float((ours.rewards - theirs.rewards).mean()),
+        "samples/win_rate": float(wins(ours.rewards, theirs.rewards).mean()),
+    }

@@ -1,0 +1,186 @@
+"""The training loop: a generator of step records. It knows tensors and functions, no names of methods.
+
+On several processes each has its part of every batch, and the record is of the whole.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from workbench.common import distributed
+from workbench.data.pairs import Batch
+from workbench.method.noise import ForwardProcess, squared_error
+from workbench.method.objectives import Objective, PairErrors
+from workbench.method.reference import Reference
+from workbench.method.timesteps import draw
+
+#: Prediction of (denoiser, x_t, t, condition).
+Denoise = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one optimizer step showed: scalars still on the device, detached, in the order of NAMES."""
+
+    NAMES = (
+        "train/loss",
+        "train/grad_norm",
+        "rewards/margins",
+        "rewards/accuracies",
+        "rewards/chosen",
+        "rewards/rejected",
+        "train/error_winner",
+        "train/error_loser",
+    )
+    step: int
+    values: Tensor
+    lr: float
+
+
+class Noised(NamedTuple):
+    """What a denoiser is given and is to predict of a batch: winners, then losers, (2B, ...)."""
+
+    x_t: Tensor
+    t: Tensor
+    condition: Mapping[str, Tensor]
+    target: Tensor
+
+
+def noised(batch: Batch, t: Tensor, eps: Tensor, process: ForwardProcess) -> Noised:
+    """A batch at timesteps t, (B,), with noise eps, (B, C, H, W); winner and loser share both."""
+    t, eps, x0 = torch.cat([t, t]), torch.cat([eps, eps]), torch.cat([batch.x_w, batch.x_l])
+    condition = {name: torch.cat([x, x]) for name, x in batch.condition.items()}
+    return Noised(process.x_t(x0, eps, t), t, condition, process.target(x0, eps, t))
+
+
+def pair_errors(
+    denoise: Denoise,
+    policy: nn.Module,
+    reference: nn.Module,
+    batch: Batch,
+    t: Tensor,
+    eps: Tensor,
+    process: ForwardProcess,
+) -> PairErrors:
+    """Errors of policy and reference on a batch; winner and loser share t and eps and go through in one call.
+
+    Args:
+        t: timesteps, (B,).
+        eps: noise, (B, C, H, W).
+        process: forward process and target, on the device.
+    """
+    x_t, t, condition, target = noised(batch, t, eps, process)
+    with torch.no_grad():  # before the policy's, whose activations wait for the backward pass
+        predicted_reference = denoise(reference, x_t, t, condition)
+    predicted = denoise(policy, x_t, t, condition)
+    distance_w = squared_error(predicted.chunk(2)[0], predicted_reference.chunk(2)[0])
+    policy_w, policy_l = squared_error(predicted, target).chunk(2)
+    reference_w, reference_l = squared_error(predicted_reference, target).chunk(2)
+    return PairErrors(policy_w, policy_l, reference_w, reference_l, distance_w)
+
+
+def train(
+    policy: nn.Module,
+    reference: Reference,
+    batches: Iterator[Batch],
+    *,
+    denoise: Denoise,
+    objective: Objective,
+    process: ForwardProcess,
+    density: Tensor,
+    lam: Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler,
+    steps: int,
+    accumulation: int,
+    clip: float,
+    generator: Generator,
+    done: int = 0,
+    check_every: int = 1,
+) -> Iterator[StepRecord]:
+    """Preference optimisation, one record an optimizer step, yielded after the step and the reference's move.
+
+    Args:
+        policy: as `processes.wrap` returns it.
+        batches: of this process.
+        objective: loss of each pair from (errors, lambda(t)).
+        process, lam: over t, on the device, (T,).
+        density: probabilities over t, on the CPU, (T,).
+        scaler: of the loss, for float16; a disabled one does nothing.
+        generator: CPU generator of timesteps and noise, so that devices and numbers of processes draw alike.
+        done: steps that were taken before, by a run that this one goes on with.
+        check_every: steps between looks for non-finite numbers (each one waits for the device).
+    Raises:
+        FloatingPointError: a loss, gradient or error is not finite; names the step and the numbers.
+    """
+    unchecked: list[StepRecord] = []
+    weights = distributed.bare(policy)
+    for step in range(done + 1, steps + 1):
+        seen = []
+        for micro_step in range(1, accumulation + 1):
+            batch = next(batches)
+            t, eps = draw_noise(batch.x_w, density, generator)
+            with distributed.gradients(policy, shared=micro_step == accumulation):
+                errors = pair_errors(denoise, policy, reference.model, batch, t, eps, process)
+                loss = objective(errors, lam[t]).mean()
+                scaler.scale(loss / accumulation).backward()
+            seen.append(_summary(loss, errors))
+        scaler.unscale_(optimizer)
+        grad_norm = distributed.whole(nn.utils.clip_grad_norm_(weights.parameters(), clip))
+        lr = float(schedule.get_last_lr()[0])
+        scaler.step(optimizer)  # float16: a step whose gradients overflow is left out and the scale halved
+        scaler.update()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)  # here, so that what is measured between steps has their memory
+        loss_mean, *rest = distributed.mean(torch.stack(seen).mean(0))
+        record = StepRecord(step, torch.stack([loss_mean, grad_norm.detach(), *rest]), lr)
+        unchecked.append(record)
+        if step % check_every == 0 or step == steps:
+            _require_finite(unchecked, overflow=scaler.is_enabled() and scaler.get_scale() >= 1)
+            unchecked.clear()
+        reference.after_step(step, weights)
+        yield record
+
+
+def draw_noise(x0: Tensor, density: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Timesteps and noise of this process's part, drawn for the batch of all processes alike on each.
+
+    Args:
+        x0: this process's winners, (B, ...).
+    Returns:
+        t (B,) and eps (B, ...), on x0's device.
+    """
+    together, mine = len(x0) * distributed.world(), distributed.part_of(len(x0))
+    t = draw(density, together, generator)[mine]
+    eps = torch.randn(together, *x0.shape[1:], generator=generator)[mine]
+    return t.to(x0.device, non_blocking=True), eps.to(x0.device, non_blocking=True)
+
+
+def _summary(loss: Tensor, errors: PairErrors) -> Tensor:
+    margin = errors.margin.detach()
+    parts = (errors.reward_w, errors.reward_l, errors.policy_w, errors.policy_l)
+    accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).mean()  # a tie counts half
+    return torch.stack([loss.detach(), margin.mean(), accuracy, *(p.detach().mean() for p in parts)])
+
+
+def _require_finite(records: Sequence[StepRecord], overflow: bool) -> None:
+    """Args: overflow: whether a gradient may be too large for its precision, its step having been left out."""
+    for record, values in zip(records, torch.stack([r.values for r in records]).tolist(), strict=True):
+        spared = StepRecord.NAMES.index("train/grad_norm") if overflow else None
+        if not all(abs(v) < float("inf") for place, v in enumerate(values) if place != spared):
+            numbers = ", ".join(f"{n} = {v:.4g}" for n, v in zip(StepRecord.NAMES, values, strict=True))
+            raise FloatingPointError(f"step {record.step}: not finite ({numbers})")
+
+
+def as_floats(records: Sequence[StepRecord]) -> list[dict[str, float]]:
+    """Records as plain numbers, in one transfer from the device."""
+    if not records:
+        return []
+    rows = torch.stack([r.values for r in records]).tolist()
+    return [
+        dict(zip(StepRecord.NAMES, row, strict=True)) | {"train/lr": r.lr} for r, row in zip(records, rows, strict=True)
+    ]

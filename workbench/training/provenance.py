@@ -1,0 +1,37 @@
+"""What a run says of itself as it begins: what it is made with, what it learns from, what differs from the defaults."""
+
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from workbench.common.markdown import markdown_table
+from workbench.training.config import Config, resolve
+from workbench.training.preparation import Prepared
+
+
+def provenance() -> dict[str, str]:
+    """Tags that say what a run was made with: library versions, git commit."""
+    packages = ("torch", "diffusers", "transformers", "optuna", "mlflow")
+    tags = {f"version.{name}": version(name) for name in packages}
+    root = Path(__file__).parent
+    for tag, command in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "-uno"])):
+        found = subprocess.run(["git", "-C", root, *command], capture_output=True, text=True)
+        if found.returncode == 0:
+            tags[f"git.{tag}"] = found.stdout.strip()[:2000] or "none"
+    return tags
+
+
+def datasets(ready: Prepared) -> dict[str, tuple[str, dict[str, int]]]:
+    """Digest and row counts of the training and validation pairs."""
+    return {
+        "train": (ready.train.digest, ready.train.counts),
+        "validation": (ready.validation.digest, ready.validation.counts),
+    }
+
+
+def describe(config: Config, arm: str = "") -> str:
+    """A run's description in Markdown: what differs from the defaults."""
+    defaults = resolve({}).flat()
+    changed = [(f"`{k}`", v, defaults.get(k)) for k, v in config.flat().items() if defaults.get(k) != v]
+    head = f"Arm **{arm}** of the study.\n\n" if arm else ""
+    return head + (markdown_table(("setting", "here", "default"), changed) if changed else "All settings are defaults.")

@@ -1,0 +1,174 @@
+"""Snapshots of an unfinished run, from which it goes on to the same bits; not to be shared, unlike checkpoints.
+
+A snapshot is one file, written aside and moved into place, whose name holds the step and the SHA-256 of its contents:
+what is torn or damaged does not match its name. It holds tensors and plain values alone and is read as such.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import IO, Any, NamedTuple
+
+import torch
+
+from workbench.common.cache import partial_of
+from workbench.common.errors import Failure, UserError, one_line
+
+log = logging.getLogger(__name__)
+SUFFIX = ".snapshot"
+PATTERN = "[0-9]" * 8 + f"-*{SUFFIX}"
+
+
+class Snapshot(NamedTuple):
+    """What a snapshot holds: steps that are done, and the run's state after them."""
+
+    step: int
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """The snapshots of one run.
+
+    Attributes:
+        folder: where they are written.
+        interval: steps between them; 0 = only when the run is stopped.
+        keep: how many, the newest.
+        before: folders of earlier attempts at the same run, whose snapshots are read too.
+    """
+
+    folder: Path
+    interval: int = 0
+    keep: int = 2
+    before: Sequence[Path] = ()
+
+    def due(self, step: int) -> bool:
+        """Whether a snapshot is to be taken after this step."""
+        return self.interval > 0 and step % self.interval == 0
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write one, then remove the oldest beyond `keep`.
+
+        Raises:
+            Failure: the disk is full or cannot be written; what was there before is untouched.
+        """
+        partial, met = partial_of(self.folder / f"{step}"), list[OSError]()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as stream:
+                hashing = _Hashing(stream, met)
+                torch.save(dict(state), hashing)  # type: ignore[arg-type]
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, self.folder / f"{step:08d}-{hashing.digest}{SUFFIX}")
+            _sync(self.folder)
+        except (OSError, RuntimeError) as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            kept = self.steps()
+            last = f"that of step {kept[0]} is untouched" if kept else "there is none before it"
+            reason = met[0] if met else error
+            raise Failure(f"{self.folder}: the snapshot of step {step} cannot be written ({reason}); {last}") from None
+        for path in self._paths()[self.keep :]:
+            path.unlink(missing_ok=True)
+
+    def newest(self) -> Snapshot | None:
+        """The newest that is whole; those that are not are passed over, with a warning, and removed."""
+        for path in self._paths(*self.before):
+            try:
+                return Snapshot(step_of(path), _read(path))
+            except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+                log.warning("%s is damaged (%s): going back to the one before", path, one_line(error))
+                path.unlink(missing_ok=True)
+        return None
+
+    def steps(self) -> list[int]:
+        """Of those that are there, whole or not, newest first."""
+        return [step_of(path) for path in self._paths(*self.before)]
+
+    def discard(self) -> None:
+        """Remove them all: the run has come to its end."""
+        for folder in (self.folder, *self.before):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _paths(self, *others: Path) -> list[Path]:
+        """Files, newest first."""
+        found = [path for folder in (self.folder, *others) for path in folder.glob(PATTERN)]
+        return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step after which a snapshot was taken."""
+    return int(path.name.partition("-")[0])
+
+
+def require_same(stored: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
+    """Raise UserError unless a snapshot's run had these settings, but for how snapshots are taken."""
+    names = sorted(stored.keys() | settings.keys())
+    differing = [n for n in names if not n.startswith("snapshots.") and stored.get(n) != settings.get(n)]
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"{key} = {settings.get(key)!r}: the snapshot of {where} was made with {stored.get(key)!r} "
+            f"({len(differing)} differ); restore it, or begin anew under another name"
+        )
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of torch's global generators. The workbench draws from its own; an objective of one's own may not."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_states(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """As `random_states` found them."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+class _Hashing:
+    """A binary stream that is hashed as it is written; what it meets goes into `met`, since torch hides it."""
+
+    def __init__(self, stream: IO[bytes], met: list[OSError]):
+        self._stream, self._hash, self._met = stream, hashlib.sha256(), met
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self._stream.write(data)
+        except OSError as error:
+            self._met.append(error)
+            raise
+        self._hash.update(data)
+        return written
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()[:32]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+        if digest != path.stem.partition("-")[2]:
+            raise ValueError("it does not match the checksum in its name")
+        stream.seek(0)
+        return torch.load(stream, map_location="cpu", weights_only=True)
+
+
+def _sync(folder: Path) -> None:
+    """Let a new name in a folder survive a loss of power."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
