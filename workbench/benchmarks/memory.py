@@ -59,7 +59,7 @@ def in_new_process(side: str, model: str, rank: int, device: torch.device, image
         images: of the probe, at once.
     """
     call = f"measured({side!r}, {model!r}, {rank}, {str(device)!r}, {images})"
-    program = f"from workbench.benches.memory import measured; print({call})"
+    program = f"from workbench.benchmarks.memory import measured; print({call})"
     told = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(told, stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.split()[-1])
