@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 from papermill import inspect_notebook
-from tests.support.helpers import ROOT, workbench
 
 from tests.support import searched
+from tests.support.helpers import ROOT, workbench
 from workbench import report, tracking
 from workbench.common.errors import UserError
 

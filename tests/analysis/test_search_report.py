@@ -3,6 +3,7 @@
 import mlflow
 import optuna
 import pytest
+
 from tests.support.helpers import as_toml, workbench
 
 SWEEP = """

@@ -8,10 +8,10 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from tests.support.helpers import ROOT, pair_rows, workbench
 
 from tests.support import bad_checkpoints, bad_data, bad_places, bad_scorers, bad_settings, bad_stores
 from tests.support.bad_inputs import Place, files, limit, run, tracked
+from tests.support.helpers import ROOT, pair_rows, workbench
 from tests.support.reward_models import save_clip
 from workbench.common.errors import UserError
 from workbench.data.encoding import encode

@@ -13,8 +13,8 @@ import optuna
 import polars as pl
 import pytest
 from diffusers import StableDiffusionPipeline
-from tests.support.helpers import ROOT, as_toml, overrides, pair_rows, workbench
 
+from tests.support.helpers import ROOT, as_toml, overrides, pair_rows, workbench
 from workbench import tracking
 
 SPACE = """

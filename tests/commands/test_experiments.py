@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 import yaml
-from tests.support.helpers import ROOT
 
 from tests.support.families import make
+from tests.support.helpers import ROOT
 from workbench import models
 from workbench.studies.space import arms_of
 from workbench.studies.tuning import settle

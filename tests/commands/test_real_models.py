@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 from safetensors.torch import load_file
-from tests.support.helpers import overrides, pair_rows, workbench
 
 from tests.support.families import make
+from tests.support.helpers import overrides, pair_rows, workbench
 from tests.support.hub import serve
 from workbench import tracking
 

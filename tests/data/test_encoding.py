@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tests.support.helpers import pair_rows
 
+from tests.support.helpers import pair_rows
 from workbench.common import cache
 from workbench.common.errors import UserError
 from workbench.data import encoding

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 from datasets import load_dataset
 from PIL import Image
-from tests.support.helpers import pair_rows
 
+from tests.support.helpers import pair_rows
 from workbench.common.errors import Failure, UserError
 from workbench.data.rows import decode, kind_of, open_rows, read_prompts, report
 

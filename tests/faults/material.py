@@ -10,9 +10,9 @@ from typing import Any
 
 import polars as pl
 from safetensors.torch import load_file
-from tests.support.helpers import pair_rows
 
 from tests.support import families
+from tests.support.helpers import pair_rows
 from workbench import tracking
 from workbench.models.small.prompts import split
 from workbench.studies.space import arms_of

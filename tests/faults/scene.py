@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
-from tests.support.helpers import ROOT
 
+from tests.support.helpers import ROOT
 from tests.support.mlflow_server import Server
 from tests.support.postgres import Postgres
 

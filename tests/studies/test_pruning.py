@@ -2,8 +2,8 @@
 
 import optuna
 import pytest
-from test_survival import Line, made, steps_of
 
+from tests.support.studies import Line, made, steps_of
 from workbench import tracking
 from workbench.studies import trials, workers
 from workbench.training.config import resolve

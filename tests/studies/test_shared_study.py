@@ -9,8 +9,8 @@ import click
 import pytest
 import yaml
 from optuna import load_study
-from tests.support.helpers import ROOT, overrides, workbench
 
+from tests.support.helpers import ROOT, overrides, workbench
 from workbench import sweep
 
 CLUSTER = sorted((ROOT / "experiments" / "cluster").iterdir())

@@ -14,12 +14,13 @@ from optuna.trial import TrialState
 
 from tests.support.helpers import ROOT, overrides, workbench
 from tests.support.postgres import postgres  # noqa: F401
+from tests.support.studies import Line, made, steps_of
 from workbench import tracking
 from workbench.common import paths, processes
 from workbench.studies import lifecycle, recovery, trials, workers
 from workbench.studies.attempt import Attempt
 from workbench.studies.storage import locked, open_storage
-from workbench.training.config import merge, resolve
+from workbench.training.config import merge
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ARMS = {"sweep.arms": {"frozen": {"reference.policy": "frozen"}, "update": {"reference.policy": "update"}}}
@@ -33,26 +34,6 @@ def declared(tiny, workplace):
     return tiny | quick | more | ARMS
 
 
-class Line:
-    """What a worker says."""
-
-    def __init__(self):
-        self.said = []
-
-    def send(self, what):
-        self.said.append(what)
-
-
-def made(settings, name="s"):
-    """A study, its run, and what a worker of it is told."""
-    url, config = lifecycle.storage_url(), resolve(settings)
-    client = tracking.connect()
-    with locked(url):
-        study = lifecycle.open_study(config, settings, lifecycle.arms_of(config, settings), name, url)
-        parent = tracking.open_study(client, name, "note")
-    return study, client, workers.Worker(settings, name, url, parent, 0, study.user_attrs["asked"])
-
-
 def ended(study, client, told):
     """How trials and runs stand, after checking that they say the same."""
     assert tracking.agree(client, told.parent, lifecycle.states_of(study), look_only=True) == []
@@ -61,11 +42,6 @@ def ended(study, client, told):
     counted = [t for t in study.get_trials() if trials.counts(t)]
     assert sorted(t.user_attrs["arm"] for t in counted) == ["frozen", "update"]
     return [trials.state_of(t) for t in study.get_trials()]
-
-
-def steps_of(client, trial):
-    points = client.get_metric_history(trial.user_attrs["run_id"], "train/loss")
-    return [point.step for point in points]
 
 
 def test_a_worker_does_what_is_asked_and_no_more(declared):

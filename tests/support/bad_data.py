@@ -11,9 +11,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tests.support.helpers import pair_rows, picture
 
 from tests.support.bad_inputs import Bad, Place
+from tests.support.helpers import pair_rows, picture
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"><rect width="8" height="8"/></svg>'

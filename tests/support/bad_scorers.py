@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_scorers import MED, head_state, imagereward_state, open_clip_state
 
 from tests.support.bad_checkpoints import Harm, cut, disguised, edited, pickled, reweighed, written
+from tests.support.reward_models import MED, head_state, imagereward_state, open_clip_state
 from workbench.models.checkpoints import ASSETS
 
 NAN = float("nan")

@@ -14,7 +14,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tests.support.helpers import random_text_encoder
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -24,6 +23,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+from tests.support.helpers import random_text_encoder
 from workbench.models.small.prompts import split
 
 NAMES = ("sd", "sd-v", "sdxl", "sd3")

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from tests.support.helpers import ROOT
 
+from tests.support.helpers import ROOT
 from tests.support.mlflow_server import Server
 from tests.support.postgres import PASSWORD, postgres  # noqa: F401
 from workbench import tracking

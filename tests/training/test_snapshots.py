@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
-from tests.support.helpers import ROOT
 
+from tests.support.ended import Ended
+from tests.support.helpers import ROOT
 from workbench.common.errors import Failure, UserError
 from workbench.training import preparation
 from workbench.training.config import merge, resolve
@@ -23,34 +23,6 @@ from workbench.training.run import execute
 from workbench.training.snapshots import SUFFIX, Snapshots
 
 STEPS, INTERVAL = 11, 3
-
-
-class Ended:
-    """What a run told and left: metrics, images and tables to the bit, weights of the saved model."""
-
-    def __init__(self):
-        self.metrics, self.images, self.tables, self.weights = {}, {}, {}, {}
-
-    def log(self, step, metrics):
-        for name, value in metrics.items():
-            assert name not in self.metrics.setdefault(step, {}) or self.metrics[step][name] == value
-            self.metrics[step][name] = value
-
-    def image(self, key, step, pixels):
-        self.images[key, step] = pixels.tobytes()
-
-    def picture(self, file, pixels):
-        self.images[file] = pixels.tobytes()
-
-    def table(self, file, columns):
-        self.tables[file] = {name: list(values) for name, values in columns.items()}
-
-    def artifact(self, path, folder=None):
-        for file in path.rglob("*.safetensors"):  # tensor by tensor: a header's order is left to chance
-            self.weights |= {(file.name, name): tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
-
-    def __eq__(self, other):
-        return vars(self) == vars(other)
 
 
 @pytest.fixture
@@ -222,8 +194,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_good_snapshot(small_disk, 
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_snapshots import Ended, INTERVAL
+from tests.support.ended import Ended
 from workbench.training.config import resolve
 from workbench.training.run import execute
 from workbench.training.snapshots import Snapshots
@@ -231,7 +202,7 @@ def on_step(step, news):
     if step == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
 config = resolve(json.loads(Path("settings.json").read_text()))
-execute(config, Ended(), snapshots=Snapshots(Path("s"), INTERVAL), on_step=on_step)
+execute(config, Ended(), snapshots=Snapshots(Path("s"), {interval}), on_step=on_step)
 """
 
 
@@ -240,7 +211,7 @@ def test_a_process_killed_outright(long, workplace):
     expected = whole(long)
     (workplace / "settings.json").write_text(json.dumps(long))
     script = workplace / "run.py"
-    script.write_text(KILLED.format(tests=str(ROOT / "tests")))
+    script.write_text(KILLED.format(interval=INTERVAL))
     done = subprocess.run([sys.executable, script, "8"], cwd=workplace, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL
     ended = Ended()

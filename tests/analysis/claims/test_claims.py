@@ -3,8 +3,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from mlflow import MlflowClient
-from tests.support.helpers import workbench
 
+from tests.support.helpers import workbench
 from workbench.tracking import load_runs
 
 
