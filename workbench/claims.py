@@ -15,10 +15,11 @@ from workbench.common.command_line import (
     silence_transformers,
     this_python,
 )
+from workbench.common.paths import shipped
 from workbench.common.validation import study_name, writable_folder
 from workbench.training.settings_option import settings_option
 
-DEFAULT = Path(__file__).parent.parent / "experiments" / "claims.toml"
+DEFAULT = shipped("experiments/claims.toml")
 QUICK: dict[str, Any] = {
     "sweep.seeds": [0, 1],
     "train.steps": 32,

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench.common.command_line import command
+from workbench.common.paths import shipped
 from workbench.common.validation import study_name, writable_folder
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = shipped("notebooks")
 
 HELPERS = ("-tuning", "-checks")  #: studies that `python -m workbench.claims` runs beside the one to look at
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench.common.command_line import command, default_workers, one_process
+from workbench.common.paths import PACKAGE, shipped
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-EXPERIMENT = Path(__file__).parent.parent / "experiments" / "scale.toml"
+EXPERIMENT = shipped("experiments/scale.toml")
 SCORE = "validation/margin"  # what the report shows, as nothing is drawn
 WINDOW = 20  # trials whose starts are compared, from the 5th on and at the end
 
@@ -59,7 +60,7 @@ def _write(out: Path, measured: dict[str, Any]) -> None:
 
 
 def _call(place: Path, *arguments: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(EXPERIMENT.parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     subprocess.run([sys.executable, "-m", *arguments], cwd=place, env=environment, check=True)
 
 

@@ -13,10 +13,11 @@ from workbench.common.command_line import (
     silence_transformers,
     this_python,
 )
+from workbench.common.paths import shipped
 from workbench.common.validation import study_name
 from workbench.training.settings_option import settings_option
 
-DEFAULT = Path(__file__).parent.parent / "experiments" / "default.toml"
+DEFAULT = shipped("experiments/default.toml")
 
 
 @experiment_argument

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from workbench.common.command_line import command, silence_transformers
+from workbench.common.paths import shipped
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = shipped("experiments")
 REAL = ("sd15", "sdxl", "sd3")
 
 

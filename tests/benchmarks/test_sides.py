@@ -11,6 +11,7 @@ import torch
 from workbench import models, tracking
 from workbench.benchmarks import growth, sides, step, tracked
 from workbench.benchmarks.figure import Options
+from workbench.common.paths import shipped
 from workbench.data.encoding import encode
 from workbench.data.rows import open_rows
 from workbench.models.random_weights import SHAPES, random_backend
@@ -121,7 +122,7 @@ def test_an_invented_study_suits_the_notebooks(runs, options, empty_store):
         sides.invent("bench", runs, steps=16)
         assert len(tracking.load_runs("bench")) == runs
         done, took, reading = sides.draw_all("bench", options.place / "figures")
-    every = sorted(path.stem for path in (sides.ROOT / "notebooks").glob("*.ipynb"))
+    every = sorted(path.stem for path in shipped("notebooks").glob("*.ipynb"))
     assert done == (every if runs > 20 else ["divergence", "imbalance", "search"])
     assert 0 < reading < took and (options.place / "figures" / "search.png").is_file()
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from workbench.common import cache
+from workbench.common.paths import PACKAGE, shipped
 
-ROOT = Path(__file__).parent.parent.parent
-EXPERIMENTS = ROOT / "experiments"
+EXPERIMENTS = shipped("experiments")
 
 
 def places(folder: Path) -> dict[str, str]:
@@ -53,7 +53,7 @@ def call(folder: Path, *arguments: str, quiet: bool = False) -> None:
         quiet: do not show what it prints, but for progress and errors.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | places(folder) | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | places(folder) | {"PYTHONPATH": str(PACKAGE.parent)}
     out = subprocess.DEVNULL if quiet else None
     subprocess.run([sys.executable, "-m", *arguments], cwd=folder, env=environment, stdout=out, check=True)
 

@@ -20,12 +20,13 @@ import torch
 from PIL import Image
 
 from workbench import models, tracking
-from workbench.benchmarks.commands import EXPERIMENTS, ROOT, folder, workplace
+from workbench.benchmarks.commands import EXPERIMENTS, folder, workplace
 from workbench.benchmarks.figure import Figure, Options, control, figure
 from workbench.benchmarks.measurement import random_pairs
 from workbench.benchmarks.step import open_model
 from workbench.benchmarks.timing import in_turn, seconds
 from workbench.common.errors import UserError
+from workbench.common.paths import PACKAGE, shipped
 from workbench.data.encoding import encode as encode_pairs
 from workbench.data.rows import open_rows, read_prompts
 from workbench.models import Backend
@@ -208,7 +209,7 @@ def start(options: Options, runs: int = 10) -> Iterator[Figure]:
 
 
 def _python(*arguments: str) -> None:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-m", *arguments], env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -263,7 +264,7 @@ def draw_all(study: str, out: Path) -> tuple[list[str], float, float]:
     begin, done = time.perf_counter(), []
     reads = ("load_runs", "load_history", "load_samples", "load_sheets")
     with timed(tracking, *reads) as runs, timed(results, "open_search", "read") as search:
-        for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for path in sorted(shipped("notebooks").glob("*.ipynb")):
             try:
                 _execute(nbformat.read(path, as_version=4), {"study": study, "out": str(out)})
                 done.append(path.stem)

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from workbench.common.errors import Failure, UserError, memory_explained, on_one_line
+from workbench.common.paths import shipped
 from workbench.common.secrets import hide_passwords
 
 
@@ -120,9 +121,20 @@ def silence_transformers() -> None:
     diffusers_logging.set_verbosity_error()
 
 
+def _shipped_where_missing(context: click.Context, argument: click.Parameter, path: Path | None) -> Path | None:
+    """Let `experiments/NAME.toml` name the workbench's own file in folders that have no such file.
+
+    So the commands of the documentation work in a checkout and after a plain installation alike.
+    """
+    if path is not None and path.parent == Path("experiments") and not path.exists() and shipped(path).is_file():
+        return shipped(path)
+    return path
+
+
 experiment_argument = click.argument(
-    "experiment", type=click.Path(path_type=Path), default=None, required=False, metavar="[EXPERIMENT.toml]"
-)
+    "experiment", type=click.Path(path_type=Path), default=None, required=False, metavar="[EXPERIMENT.toml]",
+    callback=_shipped_where_missing,
+)  # fmt: skip
 set_option = click.option(
     "--set",
     "overrides",

@@ -1,7 +1,22 @@
-"""Where the workbench keeps what must survive a process."""
+"""Where files lie: those that come with the workbench, and those that must survive a process."""
 
 import os
 from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+
+
+def shipped(name: str | Path) -> Path:
+    """A file or folder of `experiments/` or `notebooks/`, which come with the workbench.
+
+    In a checkout they lie beside the package, where people look for them; in an installation inside it, as
+    `workbench/shipped/` (pyproject.toml maps them there).
+
+    Args:
+        name: relative to the checkout, such as "experiments/default.toml".
+    """
+    installed = PACKAGE / "shipped" / name
+    return installed if installed.exists() else PACKAGE.parent / name
 
 
 def state(*parts: str) -> Path:
