@@ -11,9 +11,9 @@ from importlib import import_module
 import click
 import pytest
 from click.testing import CliRunner
-from tests.support.helpers import ROOT
 
 import workbench
+from tests.support.helpers import ROOT
 from workbench.__main__ import main
 from workbench.common.command_line import experiment_argument
 from workbench.common.paths import shipped
