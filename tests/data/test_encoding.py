@@ -261,8 +261,8 @@ def test_streamed_pairs_keep_to_the_limit_and_count_what_they_drop(rows, backend
 def test_the_processes_of_a_run_share_streamed_batches(monkeypatch):
     both = []
     for rank in range(2):
-        monkeypatch.setattr(encoding.processes, "world", lambda: 2)
-        monkeypatch.setattr(encoding.processes, "part_of", lambda n, r=rank: slice(r * n, (r + 1) * n))
+        monkeypatch.setattr(encoding.distributed, "world", lambda: 2)
+        monkeypatch.setattr(encoding.distributed, "part_of", lambda n, r=rank: slice(r * n, (r + 1) * n))
         turns = Turns(3)
         both.append(turns(list(range(8))) + turns(list(range(8, 13))))
     assert both == [[0, 1, 2, 6, 7, 8, 12], [3, 4, 5, 9, 10, 11]]

@@ -146,6 +146,9 @@ class Backend(ABC):
         variant = {"variant": self.checkpoint.variant} if self.checkpoint.variant else {}
         kind, part = getattr(diffusers, self.DENOISER_CLASS), self.DENOISER
         loaded = load_network(kind, folder / part, f"{name}: {part}", torch_dtype=torch.float32, **variant)
+        for module in loaded.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(_contiguous)
         return loaded.eval().requires_grad_(False)
 
     def denoise(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -370,6 +373,15 @@ class Backend(ABC):
         """Of the files of the named parts, and how they are used: variant, precision, resolution."""
         files = sorted(f for part in parts for f in (self.folder / part).rglob("*") if f.is_file())
         return f"{self.dtype}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}"
+
+
+def _contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hook of a linear layer: its input, laid out in memory without gaps.
+
+    For any other layout torch chooses its matrix product by whether the weight requires a gradient, so that the policy
+    and a reference with the same weights may differ in the last bit; after a hard copy they must not (SDXL, SD3).
+    """
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def store_half(module: nn.Module, dtype: torch.dtype) -> nn.Module:
