@@ -152,7 +152,7 @@ def save_model(out: Path, vae, text_encoder, tokenizer, unet, scaling_factor: fl
     """Write the diffusers checkpoint folder in half precision."""
     from diffusers import StableDiffusionPipeline
 
-    from workbench.models.checkpoints import used_in_float32
+    from workbench.models.checkpoints import declare_float32
     from workbench.models.small.recipe import new_scheduler
 
     vae.register_to_config(scaling_factor=scaling_factor)
@@ -169,7 +169,7 @@ def save_model(out: Path, vae, text_encoder, tokenizer, unet, scaling_factor: fl
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.half()
     pipeline.save_pretrained(out, safe_serialization=True)
-    used_in_float32(out / "text_encoder" / "config.json")
+    declare_float32(out / "text_encoder" / "config.json")
 
 
 def verdict(out: Path, steps: int, guidance: float, made: dict[str, int]) -> None:

@@ -45,7 +45,7 @@ def main(model: str, pairs: int, rank: int, steps: int, rows: int, device: str, 
     from workbench.common.distributed import pick_device
     from workbench.common.errors import UserError
     from workbench.common.markdown import markdown_table
-    from workbench.models.random_weights import SHAPES
+    from workbench.models import SHAPES
 
     silence_transformers()
     if model != "embedded" and model not in SHAPES:

@@ -93,7 +93,7 @@ MEASURED = {
 
 def _counted(shapes: tuple[str, ...], variants: tuple[str, ...], utilisation: float) -> Iterator[dict[str, Any]]:
     from workbench.benchmarks import costs
-    from workbench.models.random_weights import SHAPES
+    from workbench.models import SHAPES
 
     for shape in shapes:
         for variant in variants:
@@ -120,7 +120,7 @@ def _measured(
     from workbench.benchmarks import costs
     from workbench.benchmarks.measurement import matrix_rate, measure
     from workbench.common.distributed import pick_device
-    from workbench.models.random_weights import SHAPES
+    from workbench.models import SHAPES
 
     place = pick_device(device)
     rate = matrix_rate(place, torch.bfloat16)

@@ -14,7 +14,7 @@ from workbench.benchmarks.figure import Options
 from workbench.common.paths import shipped
 from workbench.data.encoding import encode
 from workbench.data.rows import open_rows
-from workbench.models.random_weights import SHAPES, random_backend
+from workbench.models import SHAPES, random_backend
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from workbench import profile
 from workbench.benchmarks import limits, memory, step
 from workbench.benchmarks.figure import Options
 from workbench.method.noise import squared_error
-from workbench.models.random_weights import SHAPES, random_backend
+from workbench.models import SHAPES, random_backend
 from workbench.training.loop import as_floats
 
 CPU = torch.device("cpu")

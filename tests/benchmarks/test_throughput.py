@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from workbench import throughput
 from workbench.benchmarks import costs, measurement
-from workbench.models.random_weights import SHAPES, Shape, random_backend
+from workbench.models import SHAPES, Shape, random_backend
 from workbench.training.config import load, resolve
 
 META, CPU = torch.device("meta"), torch.device("cpu")

@@ -17,8 +17,7 @@ from workbench.common.errors import UserError
 from workbench.data.encoding import encode
 from workbench.data.rows import decode, open_rows
 from workbench.evaluation import reward_models
-from workbench.models import load
-from workbench.models.checkpoints import fetch
+from workbench.models import fetch, load
 from workbench.training.config import load as load_settings
 
 CASES = [*bad_settings.cases(), *bad_data.cases(), *bad_checkpoints.cases(), *bad_stores.cases(), *bad_places.cases()]

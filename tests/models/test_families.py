@@ -13,8 +13,7 @@ from tests.support.families import NAMES, make
 from workbench.common.errors import UserError
 from workbench.data.pairs import Batch
 from workbench.method.objectives import dpo
-from workbench.models import load
-from workbench.models.lora import adapt
+from workbench.models import adapt, load
 from workbench.training.loop import pair_errors
 
 CPU = torch.device("cpu")
@@ -224,9 +223,9 @@ def test_saved_results_load_in_plain_diffusers_and_draw(family, tmp_path):
     pipe.load_lora_weights(tmp_path / "lora")
     with_lora = draw(policy)
     assert np.abs(np.round(pipe(CAPTIONS, generator=seeds(), **call).images * 255) - with_lora).max() <= 1
-    assert np.abs(draw(backend.trained(tmp_path / "lora")).astype(int) - with_lora).max() <= 1
+    assert np.abs(draw(backend.load_trained(tmp_path / "lora")).astype(int) - with_lora).max() <= 1
     backend.save(whole, tmp_path / "alone", whole=False)
-    assert np.array_equal(draw(backend.trained(tmp_path / "alone")), draw(whole))
+    assert np.array_equal(draw(backend.load_trained(tmp_path / "alone")), draw(whole))
     assert np.abs(with_lora.astype(int) - draw(backend.denoiser())).max() > 1
 
 

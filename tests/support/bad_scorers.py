@@ -10,7 +10,7 @@ import torch
 
 from tests.support.bad_checkpoints import Harm, cut, disguised, edited, pickled, reweighed, written
 from tests.support.reward_models import MED, head_state, imagereward_state, open_clip_state
-from workbench.models.checkpoints import ASSETS
+from workbench.models import ASSETS
 
 NAN = float("nan")
 

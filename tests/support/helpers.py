@@ -17,7 +17,7 @@ def random_text_encoder():
     """The small model's tokenizer, and an untrained text encoder for it; the same in every session."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from workbench.models.checkpoints import ASSETS
+    from workbench.models import ASSETS
 
     torch.manual_seed(0)
     config = CLIPTextConfig.from_pretrained(ASSETS / "model" / "text_encoder")

@@ -14,8 +14,7 @@ from torch import nn
 
 from workbench.data.pairs import Batch
 from workbench.method.objectives import dpo
-from workbench.models import Backend
-from workbench.models.random_weights import Shape, random_backend
+from workbench.models import Backend, Shape, random_backend
 from workbench.training.loop import pair_errors
 
 #: Dense bf16 matrix rate by the makers' data sheets (SXM boards), FLOP/s.
@@ -72,7 +71,7 @@ def _step(backend: Backend, shape: Shape, lora: int, checkpointing: bool) -> tup
         policy.enable_gradient_checkpointing()
     place = backend.device
     x = torch.zeros(1, *shape.latent, device=place)
-    told = {name: torch.zeros(1, *size, device=place) for name, size in shape.told.items()}
+    told = {name: torch.zeros(1, *size, device=place) for name, size in shape.condition.items()}
     t = torch.zeros(1, dtype=torch.int64, device=place)
     process = backend.process.to(place)
     with FlopCounterMode(display=False) as one, torch.no_grad():

@@ -20,7 +20,7 @@ from workbench.benchmarks.commands import EXPERIMENTS, folder, workplace
 from workbench.benchmarks.figure import Options
 from workbench.benchmarks.step import loop, open_model
 from workbench.benchmarks.timing import in_turn
-from workbench.models.random_weights import SHAPES, random_backend
+from workbench.models import SHAPES, random_backend
 from workbench.studies.recovery import mend
 from workbench.studies.space import read_sampler, read_space, settings_of
 from workbench.studies.storage import locked, open_storage

@@ -16,8 +16,7 @@ from workbench.benchmarks.timing import seconds
 from workbench.data.pairs import EncodedPairs
 from workbench.method.noise import ForwardProcess
 from workbench.method.reference import Divergence, Reference, Rule
-from workbench.models import Backend
-from workbench.models.random_weights import Shape, random_backend
+from workbench.models import Backend, Shape, random_backend
 from workbench.training.config import Config, resolve
 from workbench.training.diagnostics import Probe
 from workbench.training.loop import as_floats, pair_errors
@@ -61,7 +60,7 @@ def random_pairs(shape: Shape, resolution: int, count: int = PAIRS) -> EncodedPa
     g = Generator().manual_seed(0)
     shard: dict[str, Tensor] = {name: torch.randn(count, *shape.latent, generator=g).half() for name in ("x_w", "x_l")}
     shard["caption"] = torch.arange(count)
-    for name, size in shape.told.items():
+    for name, size in shape.condition.items():
         if name == "time_ids":  # sizes in pixels, and no crop
             shard[f"pair.{name}"] = torch.tensor([resolution, resolution, 0, 0, resolution, resolution]).expand(
                 count, 6

@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from workbench.benchmarks.figure import Figure, Options, figure
 from workbench.benchmarks.step import VARIANTS, loop, open_model
-from workbench.models.lora import adapt
-from workbench.models.random_weights import SHAPES, random_backend
+from workbench.models import SHAPES, adapt, random_backend
 from workbench.training.optimizers import adamw
 
 MODEL, PAIRS = "sd34m", 4
@@ -109,7 +108,7 @@ def floor(model: str, rank: int, device: torch.device) -> None:
     else:
         policy, fixed = backend.denoiser().requires_grad_(True), backend.denoiser()
     optimizer = adamw(list(policy.parameters()), lr=1e-6, betas=(0.9, 0.99), weight_decay=0.0)
-    images, told = 2 * PAIRS, SHAPES[model].told
+    images, told = 2 * PAIRS, SHAPES[model].condition
     x_t = torch.randn(images, *SHAPES[model].latent, device=device)
     t = torch.randint(backend.timesteps, (images,), device=device)
     condition = {name: torch.randn(images, *size, device=device) for name, size in told.items()}

@@ -29,9 +29,8 @@ from workbench.common.errors import UserError
 from workbench.common.paths import PACKAGE, shipped
 from workbench.data.encoding import encode as encode_pairs
 from workbench.data.rows import open_rows, read_prompts
-from workbench.models import Backend
-from workbench.models.checkpoints import ASSETS, fetch
-from workbench.models.random_weights import VAE, Shape
+from workbench.models import ASSETS, Backend, Shape, fetch
+from workbench.models.random_weights import VAE
 from workbench.studies import lifecycle, results
 from workbench.studies.space import arms_of, read_space, settings_of
 from workbench.studies.storage import locked

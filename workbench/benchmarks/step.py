@@ -12,8 +12,7 @@ from workbench.benchmarks.figure import Figure, Options, control, figure
 from workbench.benchmarks.measurement import PAIRS, begin, free, random_pairs
 from workbench.benchmarks.timing import in_turn
 from workbench.common.validation import LARGEST
-from workbench.models import Backend
-from workbench.models.random_weights import SHAPES, Shape, random_backend
+from workbench.models import SHAPES, Backend, Shape, random_backend
 from workbench.training.config import resolve
 from workbench.training.loop import Noised, StepRecord, draw_noise, noised
 from workbench.training.run import Started
@@ -96,7 +95,7 @@ def open_model(name: str, device: torch.device) -> tuple[Backend, Shape]:
         return random_backend(SHAPES[name], device), SHAPES[name]
     backend = models.load(name, device)
     told = {key: tuple(x.shape[1:]) for key, x in backend.encode_text([""]).items()}
-    backend.rest()
+    backend.offload()
     described = backend.checkpoint.config
     return backend, Shape("sd", described(backend.DENOISER), told, vae=described("vae"))
 

@@ -23,8 +23,7 @@ from workbench.benchmarks.commands import folder, workplace
 from workbench.benchmarks.figure import Figure, Options, control, figure
 from workbench.benchmarks.step import loop, open_model
 from workbench.method.noise import bucket_names
-from workbench.models import Backend
-from workbench.models.random_weights import Shape
+from workbench.models import Backend, Shape
 from workbench.tracking import Client, Tracker, connect
 from workbench.training.loop import StepRecord
 

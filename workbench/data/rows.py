@@ -18,7 +18,7 @@ from PIL import Image
 
 from workbench.common import cache
 from workbench.common.errors import Failure, UserError, one_line
-from workbench.models.checkpoints import ASSETS, HUB_ID, digest_of
+from workbench.models import ASSETS, HUB_ID, digest_of
 
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
 #: What may become of a row.

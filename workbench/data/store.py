@@ -20,7 +20,7 @@ from workbench.common.errors import UserError, shown
 from workbench.common.validation import NotNegative, Positive
 from workbench.data.pairs import EncodedPairs
 from workbench.models import Backend
-from workbench.models.checkpoints import read_json
+from workbench.models.safe_loading import read_json
 
 FORMAT = "pairs-2"  # part of every digest: raise it when encoding changes
 INDEX = "index.json"

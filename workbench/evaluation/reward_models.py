@@ -29,15 +29,8 @@ from torch.nn.functional import normalize
 from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.validation import is_place
 from workbench.evaluation.weights import blip_from_imagereward, clip_from_open_clip, linear_head, read_state
-from workbench.models.checkpoints import (
-    ASSETS,
-    HUB_ID,
-    check_weights,
-    digest_of,
-    explained,
-    load_network,
-    require_finite,
-)
+from workbench.models import ASSETS, HUB_ID, digest_of
+from workbench.models.safe_loading import check_weights, explained, load_network, require_finite
 from workbench.models.small.prompts import parse
 from workbench.models.small.reward import Reward
 

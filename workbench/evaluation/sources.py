@@ -12,8 +12,8 @@ from workbench import models, tracking
 from workbench.common.cache import digest
 from workbench.common.errors import Failure, UserError
 from workbench.common.validation import is_place
-from workbench.models import Backend
-from workbench.models.checkpoints import digest_of, read_shapes
+from workbench.models import Backend, digest_of
+from workbench.models.safe_loading import read_shapes
 from workbench.tracking import Client
 
 #: What a folder of trained weights alone holds.
@@ -100,7 +100,7 @@ def open_backend(model: Contender, device: torch.device, sampling: Mapping[str, 
 def open_model(model: Contender, device: torch.device, sampling: Mapping[str, Any]) -> tuple[Backend, nn.Module]:
     """A model's backend and its denoiser, trained or as it was."""
     backend = open_backend(model, device, sampling)
-    return backend, backend.trained(model.folder) if model.folder else backend.denoiser()
+    return backend, backend.load_trained(model.folder) if model.folder else backend.denoiser()
 
 
 def describe(model: Contender, device: torch.device, sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from workbench.common.errors import UserError, one_line
-from workbench.models.checkpoints import check_declared, explained, read_json, require_finite
+from workbench.models.safe_loading import check_declared, explained, read_json, require_finite
 
 State = dict[str, Tensor]
 

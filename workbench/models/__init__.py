@@ -1,18 +1,22 @@
-"""Diffusion model families behind one small interface: SD1.x and SD2.x, SDXL, SD3.
+"""Diffusion models: checkpoints of several families behind one interface, LoRA, random-weight shapes, the small model.
 
-A backend owns what is frozen (autoencoder, text encoders, forward process) and makes denoisers; policy and reference
-are plain modules that it hands out and the trainer moves. A family is one class in `families`; everything else is
-diffusers' own pipeline of that family.
+`load` opens a checkpoint as a `Backend`. A family is one class in `families`; all else is diffusers' own pipeline of
+that family. Weights that come from elsewhere are read through `safe_loading`.
 """
 
 import torch
 
 from workbench.common.errors import UserError
-from workbench.models.backend import Backend, Condition, store_half
-from workbench.models.checkpoints import ASSETS, family_of, fetch
+from workbench.models.backend import Backend, Condition
+from workbench.models.checkpoints import ASSETS, HUB_ID, digest_of, family_of, fetch
 from workbench.models.families import FAMILIES
+from workbench.models.lora import adapt
+from workbench.models.random_weights import SHAPES, Shape, random_backend
 
-__all__ = ["ASSETS", "FAMILIES", "Backend", "Condition", "load", "store_half"]
+__all__ = [
+    "ASSETS", "FAMILIES", "HUB_ID", "SHAPES", "Backend", "Condition", "Shape", "adapt", "digest_of", "fetch", "load",
+    "random_backend",
+]  # fmt: skip
 
 
 def load(
@@ -25,18 +29,20 @@ def load(
     variant: str = "",
     resolution: int = 0,
 ) -> Backend:
-    """The backend of a checkpoint.
+    """Open a checkpoint as the backend of its family.
 
     Args:
         source: a diffusers folder, a hub id, or "embedded" for the small model that comes with the workbench.
-        family: a name in FAMILIES, or "auto": as the checkpoint says.
+        device, dtype, resolution: see Backend.
+        family: a name in FAMILIES that the checkpoint must be of, or "auto" for any.
         revision: branch, tag or commit of a hub id.
-        variant: which of the checkpoint's weight files, such as "fp16".
+        variant: which of the checkpoint's weight files to read, such as "fp16".
     Raises:
-        UserError: it is not there, not a diffusers checkpoint, or of another family.
+        UserError: the checkpoint is not there, not in diffusers' layout, or of another family.
+        Failure: the hub does not answer.
     """
     checkpoint = fetch(source, revision, variant)
-    found = family_of(checkpoint, {kind.PIPELINE: name for name, kind in FAMILIES.items()})
-    if family not in ("auto", found):
-        raise UserError(f"model.family = {family!r}: {source} is a {found!r} checkpoint ({checkpoint.pipeline})")
-    return FAMILIES[found](checkpoint, device, dtype, resolution)
+    actual = family_of(checkpoint, {kind.PIPELINE: name for name, kind in FAMILIES.items()})
+    if family not in ("auto", actual):
+        raise UserError(f"model.family = {family!r}: {source} is a {actual!r} checkpoint ({checkpoint.pipeline})")
+    return FAMILIES[actual](checkpoint, device, dtype, resolution)

@@ -1,4 +1,10 @@
-"""What the model families have in common: a checkpoint's frozen parts and the denoisers made from it."""
+"""What the model families have in common: a checkpoint's frozen parts and the denoisers loaded from it.
+
+A backend owns what is never trained (autoencoder, text encoders, forward process) and hands out denoisers as plain
+modules; policy and reference are such modules, and the training loop changes them. Everything that a pipeline of
+diffusers can do is left to that pipeline, so that results cannot drift from it; a family (`families`) adds how its
+denoiser is called and how its latents and embeddings are shaped.
+"""
 
 import inspect
 import warnings
@@ -17,36 +23,45 @@ from workbench.common.errors import UserError, one_line, shown
 from workbench.common.validation import EDGE
 from workbench.method.noise import ForwardProcess, diffusion
 from workbench.models import checks
-from workbench.models.checkpoints import Checkpoint, digest_of, explained, load_network, require_finite
+from workbench.models.checkpoints import Checkpoint, digest_of
 from workbench.models.lora import Adapter, save_adapter
+from workbench.models.safe_loading import explained, load_network, require_finite
 
-#: Embeddings and the like that go into a denoiser beside x_t and t, by name, each of shape (B, ...).
+#: What a denoiser is given beside x_t and t: text embeddings and the like, by name, each of shape (B, ...).
 Condition = Mapping[str, Tensor]
+
+#: The file that `save_lora_weights` of diffusers writes and `load_lora_weights` reads.
+LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 class Backend(ABC):
-    """A checkpoint folder in diffusers' layout.
+    """One checkpoint, ready to encode images and captions, to denoise, to sample and to save.
 
     Attributes:
-        process: forward process and target, on the CPU, (T,).
-        sampler: the diffusers scheduler that draws, by its class's name.
+        checkpoint: the folder that everything is read from.
+        device, dtype, resolution: see below.
+        process: forward process and training target at each t; tensors of shape (T,) on the CPU.
+        sampler: class name of the diffusers scheduler that draws samples.
 
     Args:
-        checkpoint: the folder and how it is read.
+        checkpoint: the folder, opened by `checkpoints.fetch`.
         device: where everything runs.
         dtype: precision of forward passes, by autocast; trained weights, errors and the autoencoder stay float32.
-        resolution: edge of the images in pixels; 0 = the model's own.
+        resolution: edge of the square images in pixels; 0 = the model's own.
     Raises:
-        UserError: a part is missing, or the model predicts something that the family does not.
+        UserError: a part is missing or invalid, the parts do not fit together, or the model predicts something that
+            the family does not.
     """
 
+    #: Class of the diffusers pipeline that the checkpoint names.
     PIPELINE: ClassVar[str]
+    #: The denoiser's folder in the checkpoint, its class, and the class of the scheduler that draws samples.
     DENOISER: ClassVar[str] = "unet"
     DENOISER_CLASS: ClassVar[str] = "UNet2DConditionModel"
     SCHEDULER: ClassVar[str] = "DDIMScheduler"
-    #: Ends of the names of the layers that LoRA adapts, as diffusers' DPO and LoRA scripts of the family choose them.
+    #: Ends of the names of the layers that LoRA adapts by default, as diffusers' training scripts choose them.
     LORA_TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    #: Parts that decide the encoded data.
+    #: Text encoders and tokenizers: with the autoencoder, the parts that decide what images and captions become.
     ENCODERS: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -59,11 +74,11 @@ class Backend(ABC):
         self._require_parts()
         self.scheduler = checks.load_scheduler(checkpoint, getattr(diffusers, self.SCHEDULER))
         self.sampler = self.SCHEDULER
+        checks.require_sizes(checkpoint, self.DENOISER)
+        self._shapes_tried: set[tuple] = set()  # those that `require_fit` found to be taken
+        self.resolution = self._checked(resolution) if resolution else self._own_resolution()
         self.process = self._process()
         checks.require_noise(checkpoint, self.process.abar)
-        checks.require_sizes(checkpoint, self.DENOISER)
-        self._taken: set[tuple] = set()  # shapes that the denoiser takes, as far as they were tried
-        self.resolution = self._checked(resolution) if resolution else self._own_resolution()
 
     @property
     def timesteps(self) -> int:
@@ -72,15 +87,16 @@ class Backend(ABC):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Everything that decides what is drawn."""
+        """Names of all parts that decide what is sampled."""
         return (*self.ENCODERS, "vae", "scheduler", self.DENOISER)
 
-    # What a family says of itself
+    # What differs between families
 
     def _require_parts(self) -> None:
         self.checkpoint.require(self.DENOISER, "vae", *self.ENCODERS, "scheduler")
 
     def _process(self) -> ForwardProcess:
+        """Forward process and target on the axis t = 0..T-1, noise growing with t; by default that of diffusion."""
         kind = self.scheduler.config.prediction_type
         try:
             return diffusion(self.scheduler.alphas_cumprod.float(), kind)
@@ -90,57 +106,69 @@ class Backend(ABC):
             ) from None
 
     @abstractmethod
-    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """The denoiser's prediction."""
+    def _predict(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """Call the denoiser as its pipeline does.
+
+        Args:
+            x_t: noised latents, (B, C, H, W).
+            time: `process.time` at each sample's t, (B,).
+        Returns:
+            What `process.target` is compared with, (B, C, H, W).
+        """
 
     @abstractmethod
     def _embed(self, captions: list[str]) -> dict[str, Tensor]:
-        """What the pipeline's own `encode_prompt` makes of captions, by name."""
+        """Text embeddings by name, each (N, ...), from the pipeline's own `encode_prompt`."""
 
     def pair_condition(self, height: int, width: int, top: int, left: int) -> dict[str, Tensor]:
-        """What the denoiser is told of a pair beside its caption: nothing, but for SDXL.
+        """What a denoiser is given of a pair beside its caption: nothing, except for SDXL.
 
         Args:
             height, width: of the original image, pixels.
-            top, left: where the crop begins, after resizing, pixels.
+            top, left: corner of the crop after resizing, pixels.
+        Returns:
+            Tensors by name, without a batch dimension.
         """
         return {}
 
     # Denoisers
 
     def denoiser(self, half: bool = False, device: torch.device | str | None = None) -> nn.Module:
-        """A fresh copy of the pretrained denoiser, frozen.
+        """Load a new copy of the pretrained denoiser, frozen and in eval mode.
 
         Args:
+            half: store the weights of linear and convolution layers in `dtype`, as autocast would cast them anyway:
+                half the memory, the same outputs to the bit. For models that are not trained. See `store_half`.
             device: default: the backend's.
-            half: keep the weights of linear and convolution layers in the precision in which autocast uses them anyway:
-                half the memory and the same numbers to the bit. Norms stay float32. For models that are not trained.
         """
         module = self._load_denoiser(self.folder, self.checkpoint.name)
         return (store_half(module, self.dtype) if half else module).to(device or self.device)
 
-    def trained(self, folder: Path) -> nn.Module:
-        """The denoiser that a run saved: the family's subfolder, or `pytorch_lora_weights.safetensors` over this model.
+    def load_trained(self, folder: Path) -> nn.Module:
+        """Load a denoiser that `save` wrote, frozen and in eval mode.
 
+        Args:
+            folder: holds the denoiser's folder, or LoRA weights for this backend's pretrained denoiser.
         Raises:
-            UserError: the folder holds neither, or it does not fit.
+            UserError: the folder holds neither, or weights that do not fit.
         """
         if (folder / self.DENOISER).is_dir():
             return self._load_denoiser(folder, str(folder)).to(self.device)
-        weights = folder / "pytorch_lora_weights.safetensors"
+        weights = folder / LORA_FILE
         if not weights.is_file():
-            raise UserError(f"{folder}: holds neither {self.DENOISER}/ nor pytorch_lora_weights.safetensors")
+            raise UserError(f"{folder}: holds neither {self.DENOISER}/ nor {LORA_FILE}")
         module: Any = self.denoiser()
         with explained(f"{weights}: on {self.checkpoint.source}"):
             module.load_lora_adapter(
                 str(folder), prefix=self.DENOISER, weight_name=weights.name, use_safetensors=True, local_files_only=True
             )
-        if not getattr(module, "peft_config", None):
+        if not getattr(module, "peft_config", None):  # diffusers only warns where no name in the file matches
             raise UserError(f"{weights}: holds no LoRA weights for this family's {self.DENOISER}")
         require_finite(module, str(weights))
         return module.eval().requires_grad_(False)
 
     def _load_denoiser(self, folder: Path, name: str) -> nn.Module:
+        """Load the denoiser below a folder in float32, frozen; `name` is the folder in messages."""
         import diffusers
 
         variant = {"variant": self.checkpoint.variant} if self.checkpoint.variant else {}
@@ -152,38 +180,45 @@ class Backend(ABC):
         return loaded.eval().requires_grad_(False)
 
     def denoise(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """What a denoiser predicts: noise or velocity, see `process.target`.
+        """Predict noise or velocity, whichever `process.target` is, in the precision `dtype`.
 
         Args:
             x_t: noised latents, (B, C, H, W).
-            t: places on the timestep axis, (B,).
+            t: places on the timestep axis, int64, (B,).
             condition: see Condition.
+        Returns:
+            Prediction, (B, C, H, W).
         """
         with self._precision():
-            return self._call(denoiser, x_t, self._time[t], condition)
+            return self._predict(denoiser, x_t, self._time[t], condition)
 
     def require_fit(self, latents: Tensor, condition: Condition) -> None:
-        """Raise UserError unless the denoiser takes such latents and embeddings; tried on shapes alone, once each."""
-        tried = (latents.shape, *sorted((name, x.shape) for name, x in condition.items()))
-        if tried in self._taken:
+        """Check that the denoiser takes latents and embeddings of these shapes.
+
+        The denoiser runs on the meta device, which computes shapes and nothing else; each combination is tried once.
+
+        Raises:
+            UserError: it does not take them.
+        """
+        shapes = (latents.shape, *sorted((name, x.shape) for name, x in condition.items()))
+        if shapes in self._shapes_tried:
             return
-        shapes = {name: x.to("meta", torch.float32) for name, x in condition.items()}
+        on_meta = {name: x.to("meta", torch.float32) for name, x in condition.items()}
+        time = torch.zeros(len(latents), device="meta")
         try:
-            self._call(
-                self._placeholder, latents.to("meta", torch.float32), torch.zeros(len(latents), device="meta"), shapes
-            )
+            self._predict(self._placeholder, latents.to("meta", torch.float32), time, on_meta)
         except (RuntimeError, ValueError, TypeError) as error:
             parts = f"its {self.DENOISER} does not take what its autoencoder and text encoders make"
             raise UserError(f"{self.checkpoint.name}: {parts} ({one_line(error)})") from None
-        self._taken.add(tried)
+        self._shapes_tried.add(shapes)
 
     @cached_property
-    def _fits(self) -> bool:
-        """Whether the parts fit together, found once."""
-        size, edge = self.resolution, self.resolution // self._pixels_a_latent()
+    def _parts_fit(self) -> bool:
+        """True, once `require_fit` has passed for this backend's own latents and embeddings."""
+        size, edge = self.resolution, self.resolution // self._pixels_per_latent
         channels = self.checkpoint.number("vae", "latent_channels", 4, 1, 1024)
-        told = {name: x[None] for name, x in self.pair_condition(size, size, 0, 0).items()} | self.encode_text([""])
-        self.require_fit(torch.empty(1, channels, edge, edge, device="meta"), told)
+        condition = {name: x[None] for name, x in self.pair_condition(size, size, 0, 0).items()}
+        self.require_fit(torch.empty(1, channels, edge, edge, device="meta"), condition | self.encode_text([""]))
         return True
 
     @cached_property
@@ -193,30 +228,34 @@ class Backend(ABC):
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    # Images and texts
+    # The frozen parts, which lie in the family's pipeline
 
     @cached_property
     def pipeline(self) -> Any:
-        """The family's diffusers pipeline with a placeholder for the denoiser, made when it is first needed."""
+        """The family's diffusers pipeline, loaded on first use, with a placeholder in the denoiser's place.
+
+        Training needs none of it once the pairs are encoded, so a run on encoded pairs never loads it.
+        """
         import diffusers
 
         kind, checkpoint = getattr(diffusers, self.PIPELINE), self.checkpoint
         known = inspect.signature(kind.__init__).parameters
         given: dict[str, Any] = {k: v for k, v in checkpoint.index.items() if k in known and not isinstance(v, list)}
+        # No safety checker: it would black out images of random weights, and the comparison needs every image.
         given |= {name: None for name in checkpoint.parts if name in known} | {"requires_safety_checker": False}
-        parts = {name: self._part(name) for name in ("vae", *self.ENCODERS) if checkpoint.parts[name] != (None, None)}
+        parts = {name: self._load_part(name) for name in ("vae", *self.ENCODERS) if checkpoint.parts[name][0]}
         checks.require_tokens(checkpoint, parts)
         given |= {self.DENOISER: self._placeholder, "scheduler": self.scheduler, **parts}
         with explained(checkpoint.name), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # pipelines warn of a missing safety checker and of old configs
             pipe = kind(**{name: value for name, value in given.items() if name in known})
         pipe.set_progress_bar_config(disable=True)
         for part in self._frozen(pipe):
             part.eval().requires_grad_(False)
         return pipe
 
-    def _part(self, name: str) -> Any:
-        """A frozen part."""
+    def _load_part(self, name: str) -> Any:
+        """Load a tokenizer, a text encoder in `dtype`, or the autoencoder in float32, as it overflows in half."""
         if name.startswith("tokenizer"):
             with explained(f"{self.checkpoint.name}: {name}"):
                 return self.checkpoint.kind(name).from_pretrained(self.folder / name, local_files_only=True)
@@ -224,7 +263,7 @@ class Backend(ABC):
 
     @cached_property
     def _placeholder(self) -> nn.Module:
-        """A denoiser without weights, which says what the pipeline wants to know of one."""
+        """A denoiser on the meta device: no weights, but the config that pipelines ask their denoiser for."""
         import diffusers
 
         kind = getattr(diffusers, self.DENOISER_CLASS)
@@ -232,8 +271,8 @@ class Backend(ABC):
             return kind.from_config(kind.load_config(self.folder, subfolder=self.DENOISER))
 
     @contextmanager
-    def _with(self, denoiser: nn.Module) -> Iterator[Any]:
-        """The pipeline with a denoiser in it, which it holds no longer than needed."""
+    def _pipeline_with(self, denoiser: nn.Module) -> Iterator[Any]:
+        """The pipeline with a denoiser in it, taken out at the end so that its memory can be freed."""
         pipe = self.pipeline
         with Adapter.active(denoiser) as module:
             pipe.register_modules(**{self.DENOISER: module})
@@ -243,34 +282,46 @@ class Backend(ABC):
                 pipe.register_modules(**{self.DENOISER: self._placeholder})
 
     def _frozen(self, pipe: Any) -> list[nn.Module]:
+        """Autoencoder and text encoders of a pipeline."""
         return [m for name, m in pipe.components.items() if isinstance(m, nn.Module) and name != self.DENOISER]
 
-    def _awake(self) -> Any:
+    def _loaded_pipeline(self) -> Any:
+        """The pipeline with its frozen parts on the device."""
         for part in self._frozen(self.pipeline):
             part.to(self.device)
         return self.pipeline
 
-    def rest(self) -> None:
-        """Move autoencoder and text encoders off the device until they are needed again."""
+    def offload(self) -> None:
+        """Move autoencoder and text encoders from a GPU to the CPU; they come back when they are next needed."""
         if self.device.type != "cuda":
             return
-        if "pipeline" in self.__dict__:
+        if "pipeline" in self.__dict__:  # the attribute itself would load it
             for part in self._frozen(self.pipeline):
                 part.to("cpu")
         torch.cuda.empty_cache()
 
-    def _pixels_a_latent(self) -> int:
+    # Images and captions
+
+    @property
+    def _pixels_per_latent(self) -> int:
+        """Pixels along an edge that become one latent."""
         return 2 ** checks.halvings(self.checkpoint, "vae")
 
     def _own_resolution(self) -> int:
-        edge = self._pixels_a_latent()
-        return self.checkpoint.number(self.DENOISER, "sample_size", None, 1, EDGE // edge) * edge
+        """Edge in pixels of the images that the model was trained on."""
+        pixels = self._pixels_per_latent
+        return self.checkpoint.number(self.DENOISER, "sample_size", None, 1, EDGE // pixels) * pixels
 
     def _checked(self, resolution: int) -> int:
+        """The resolution itself.
+
+        Raises:
+            UserError: the model cannot halve it as often as it has to; names the nearest edges that it can.
+        """
         if resolution > EDGE:
             raise UserError(f"model.resolution = {resolution}: expected at most {EDGE}")
         patch = self.checkpoint.number(self.DENOISER, "patch_size", 1, 1, 64)
-        step = max(8, self._pixels_a_latent() * patch * 2 ** checks.halvings(self.checkpoint, self.DENOISER))
+        step = max(8, self._pixels_per_latent * patch * 2 ** checks.halvings(self.checkpoint, self.DENOISER))
         if resolution % step:
             near = sorted({max(step, resolution // step * step), -(-resolution // step) * step})
             raise UserError(
@@ -281,13 +332,19 @@ class Backend(ABC):
 
     @property
     def images_at_once(self) -> int:
-        """Images in one call of the autoencoder: 8 at 512 pixels, 2 at 1024."""
+        """Images in one call of the autoencoder: 8 at 512 pixels, 2 at 1024; even, as pairs come in twos."""
         return 2 * max(1, min(64, 2**20 // self.resolution**2))
 
     @torch.no_grad()
     def encode_images(self, pixels: np.ndarray) -> Tensor:
-        """Scaled latents (posterior means), (N, C, H, W), float32, of images (N, H, W, 3), uint8."""
-        vae, latents = self._awake().vae, []
+        """Latents of images: means of the autoencoder's posterior, shifted and scaled as the denoiser expects them.
+
+        Args:
+            pixels: (N, H, W, 3), uint8.
+        Returns:
+            (N, C, h, w), float32, on the device.
+        """
+        vae, latents = self._loaded_pipeline().vae, []
         for chunk in torch.from_numpy(pixels).split(self.images_at_once):
             batch = chunk.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
             latents.append(vae.encode(batch).latent_dist.mean - (vae.config.shift_factor or 0.0))
@@ -295,8 +352,14 @@ class Backend(ABC):
 
     @torch.no_grad()
     def decode_images(self, latents: Tensor) -> np.ndarray:
-        """Images (N, H, W, 3), uint8, of scaled latents; in float32, where half precision overflows."""
-        pipe = self._awake()
+        """Images of latents as `encode_images` makes them, decoded in float32.
+
+        Args:
+            latents: (N, C, h, w).
+        Returns:
+            (N, H, W, 3), uint8.
+        """
+        pipe = self._loaded_pipeline()
         vae = pipe.vae
         raw = latents.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         images = [
@@ -308,11 +371,11 @@ class Backend(ABC):
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Text embeddings by name, each (N, ...), as the family's pipeline makes and pads them."""
-        self._awake()
+        self._loaded_pipeline()
         return self._embed(list(captions))
 
     def require_steps(self, steps: int) -> None:
-        """Raise UserError where a sampler cannot take so many."""
+        """Raise UserError where a sampler is to take more steps than the model has timesteps."""
         if steps > self.timesteps:
             raise UserError(f"{steps} steps of the sampler: {self.checkpoint.name} has {self.timesteps} timesteps")
 
@@ -327,18 +390,23 @@ class Backend(ABC):
         guidance: float,
         batch_size: int,
     ) -> np.ndarray:
-        """One image a caption through diffusers' own pipeline, each from its own seed.
+        """Sample one image a caption through diffusers' own pipeline.
 
+        Args:
+            seeds: one an image; each image has its own generator, so it does not depend on its batch.
+            steps: of the sampler.
+            guidance: scale of the guidance, the pipeline's `guidance_scale`.
+            batch_size: images at once.
         Returns:
             (N, H, W, 3), uint8.
         Raises:
-            UserError: more steps than the model was trained with.
+            UserError: more steps than the model has timesteps, or parts that do not fit together.
         """
         self.require_steps(steps)
-        assert self._fits
-        self._awake()
+        assert self._parts_fit  # raises where they do not
+        self._loaded_pipeline()
         images = []
-        with self._with(denoiser) as pipe:
+        with self._pipeline_with(denoiser) as pipe:
             for start in range(0, len(captions), batch_size):
                 chunk = slice(start, start + batch_size)
                 with self._precision():
@@ -354,13 +422,15 @@ class Backend(ABC):
                 images.append(self.decode_images(latents))
         return np.concatenate(images)
 
-    # On disk
+    # Files
 
     def save(self, denoiser: nn.Module, folder: Path, whole: bool = True) -> None:
         """Write a trained denoiser so that plain diffusers loads it.
 
+        Adapters are written as LoRA weights, whatever `whole` says.
+
         Args:
-            whole: with copies of the checkpoint's other parts; else alone, as LoRA weights always are.
+            whole: write a complete checkpoint, with copies of this one's other parts; else the denoiser's folder alone.
         """
         if isinstance(denoiser, Adapter):
             save_adapter(denoiser, folder, self.PIPELINE, self.DENOISER)
@@ -370,7 +440,7 @@ class Backend(ABC):
         denoiser.save_pretrained(folder / self.DENOISER, variant=self.checkpoint.variant or None)  # type: ignore[operator]
 
     def digest(self, *parts: str) -> str:
-        """Of the files of the named parts, and how they are used: variant, precision, resolution."""
+        """Digest of the files of some parts and of how they are used: precision, variant and resolution."""
         files = sorted(f for part in parts for f in (self.folder / part).rglob("*") if f.is_file())
         return f"{self.dtype}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}"
 
@@ -385,7 +455,14 @@ def _contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 
 def store_half(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Linear and convolution weights in autocast's own precision, in place; everything else stays as it is."""
+    """Cast the weights of linear and convolution layers to a precision, in place.
+
+    These are the layers that autocast casts on every call. All others, norms above all, stay float32: a model stored in
+    half precision throughout differs from its float32 twin, and the logit after a hard copy would not be exactly 0.
+
+    Returns:
+        The module itself.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             part.to(dtype)

@@ -1,34 +1,33 @@
-"""Checkpoints in diffusers' layout: found on disk or on the hub, checked, and what is wrong with them in one line.
+"""Checkpoints in diffusers' layout, from a folder or from the hub.
 
-They may come from anybody: nothing in one is run or followed out of its folder, weights are never read from pickles,
-and a library is asked to build only what the weights beside it can fill.
+A checkpoint is a folder with model_index.json, which names a pipeline and its components, and a folder a component.
+`fetch` finds and opens one; `Checkpoint` answers what its files say, checked by `safe_loading`.
 """
 
 import hashlib
 import importlib
 import json
-import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from workbench.common.errors import Failure, UserError, one_line, shown
 from workbench.common.validation import is_place
+from workbench.models.safe_loading import check_weights, load_network, read_json
 
+#: The small model that comes with the workbench, its reward model, judge and pairs.
 ASSETS = Path(str(files("workbench"))) / "models" / "small" / "assets"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-#: Keys of a config.json that say nothing of the numbers; `dtype` is of storage, the backend chooses its own.
+#: Keys of a config.json that do not change what a network computes; `dtype` is of storage, the backend chooses its own.
 PROVENANCE = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
-WHOLE = 64 * 2**20  # files up to this size are hashed whole
-LONGEST = 2**20  # bytes of a JSON file that describes something
-#: The classes that a part may name, by library; a class is looked up nowhere else.
+#: Files up to this size, bytes, are hashed whole by `digest_of`.
+HASHED_WHOLE = 64 * 2**20
+#: The classes that a component may name, by library. No other is looked up: a class name from a file must not import
+#: anything that the families do not need.
 CLASSES = {
     "diffusers": ("AutoencoderKL", "UNet2DConditionModel", "SD3Transformer2DModel"),
     "transformers": (
@@ -38,139 +37,15 @@ CLASSES = {
 }  # fmt: skip
 
 
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """What a library says of files that it cannot read becomes one line; also a decorator."""
-    try:
-        yield
-    except (UserError, Failure):
-        raise
-    except Exception as error:  # diffusers, transformers, tokenizers and peft raise all kinds, and plain Exception
-        if "out of memory" in str(error):
-            raise
-        raise UserError(f"{what} cannot be loaded ({one_line(error)})") from None
-
-
-def read_json(path: Path, what: str, longest: int = LONGEST) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Args:
-        what: the thing that it describes, for messages.
-        longest: that such a file gets, in bytes.
-    Raises:
-        UserError: no such file, or something else in it.
-    """
-    try:
-        if path.stat().st_size > longest:
-            raise UserError(f"{what}: {path.name} is too long to be what it should be")
-        found = json.loads(path.read_text("utf-8"))
-    except UserError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{what}: {path.name} cannot be read ({one_line(error)})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{what}: {path.name} holds {shown(found)}, not an object")
-    return found
-
-
-def load_network(kind: Any, folder: Path, what: str, **options: Any) -> Any:
-    """A network from a folder with config.json and safetensors, whole and finite.
-
-    Args:
-        kind: its class, of diffusers or transformers.
-        what: it, for messages.
-        options: of `from_pretrained`; pickles are never read.
-    Raises:
-        UserError: it is damaged, incomplete, not a network's weights, or its config says something else.
-    """
-    check_weights(folder, what, options.get("variant", ""))
-    with explained(what):
-        network, info = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
-        )
-    for key, problem in (
-        ("missing_keys", "is not there"),
-        ("mismatched_keys", "has another shape than config.json says"),
-    ):
-        if info.get(key):
-            first = sorted(name if isinstance(name, str) else name[0] for name in info[key])[0]
-            raise UserError(f"{what}: {first} {problem} ({len(info[key])} in all)")
-    require_finite(network, what)
-    return network
-
-
-def require_finite(network: Any, what: str) -> None:
-    """Raise UserError unless every weight of a network is a number."""
-    for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"{what}: {name} has values that are not finite")
-
-
-def check_weights(folder: Path, what: str, variant: str = "") -> None:
-    """Look at the heads of a part's weight files and at its config, before a library builds what they describe.
-
-    Raises:
-        UserError: they cannot be read, are no floating-point numbers, or lie elsewhere; or the config describes more.
-    """
-    for index in folder.glob("*.index*.json"):
-        listed = read_json(index, what).get("weight_map")
-        for name in listed.values() if isinstance(listed, dict) else [listed]:
-            if not (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")):
-                raise UserError(f"{what}: {index.name} names {shown(name)}, not a safetensors file beside it")
-    files = sorted(folder.glob("*.safetensors"))
-    shapes = read_shapes([path for path in files if variant and f".{variant}" in path.name] or files, what)
-    if not shapes:
-        raise UserError(f"{what}: no weights in safetensors in {folder}")
-    check_declared(read_json(folder / "config.json", what), shapes, what)
-
-
-def read_shapes(files: Sequence[Path], what: str) -> dict[str, list[int]]:
-    """Shapes of the tensors in safetensors files, by name, from the files' heads alone.
-
-    Raises:
-        UserError: one cannot be read, or holds weights that are no floating-point numbers.
-    """
-    shapes: dict[str, list[int]] = {}
-    for path in files:
-        with explained(f"{what}: {path.name}"), safe_open(path, "pt") as stream:
-            for name in stream.keys():  # noqa: SIM118 (no mapping)
-                tensor = stream.get_slice(name)
-                if name.endswith(("weight", "bias")) and not re.match("B?F", tensor.get_dtype()):
-                    raise UserError(f"{what}: {name} is stored as {tensor.get_dtype()}, expected floating point")
-                shapes[name] = tensor.get_shape()
-    return shapes
-
-
-def check_declared(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], what: str) -> None:
-    """Raise UserError where a config counts more layers than there are tensors, or beyond the largest of them.
-
-    Args:
-        shapes: of the tensors beside it, by name.
-    """
-    most = max(2**16, *(math.prod(shape) for shape in shapes.values()))
-
-    def check(key: str, value: Any) -> None:
-        largest = len(shapes) if "layers" in key else math.isqrt(most) if key == "pos_embed_max_size" else most
-        if isinstance(value, int | float) and abs(value) > largest:
-            raise UserError(f"{what}: {key} = {shown(value)} in its config, which is more than its weights hold")
-        if isinstance(value, list) and len(value) > max(64, len(shapes)):
-            raise UserError(f"{what}: {key} in its config has {len(value)} entries, more than its weights have tensors")
-        for name, inner in value.items() if isinstance(value, dict) else ():
-            check(name, inner)
-        for inner in value if isinstance(value, list) else ():
-            check(key, inner)
-
-    check("config", config)
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A diffusers folder on this machine.
 
     Attributes:
-        source: what the user called it.
+        source: what the user gave: a folder, a hub id or "embedded".
+        folder: where it lies.
         index: its model_index.json, checked.
-        variant: which of its weight files are meant, such as "fp16"; "" = the plain ones.
+        variant: which of its weight files to read, such as "fp16"; "" = the plain ones.
     """
 
     source: str
@@ -180,24 +55,24 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """As messages call it."""
+        """The checkpoint as messages call it."""
         return f"model.path = {shown(self.source)}"
 
     @property
     def pipeline(self) -> str:
-        """Name of the diffusers pipeline that it belongs to."""
+        """Name of the diffusers pipeline that the checkpoint was saved from."""
         return str(self.index.get("_class_name"))
 
     @property
     def parts(self) -> dict[str, tuple[str | None, str | None]]:
-        """Library and class of every part, by its name; a part that was left out has neither."""
+        """Library and class of every component, by its name; (None, None) for a component that was left out."""
         return {name: (entry[0], entry[1]) for name, entry in self.index.items() if isinstance(entry, list)}
 
     def kind(self, part: str) -> Any:
-        """The class of a part.
+        """The class of a component.
 
         Raises:
-            UserError: none that a checkpoint may name.
+            UserError: the checkpoint names a class that is not in CLASSES.
         """
         library, name = self.parts.get(part, (None, None))
         if library is None or name not in CLASSES.get(library, ()):
@@ -205,14 +80,16 @@ class Checkpoint:
         return getattr(importlib.import_module(library), str(name))
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        """What a part's JSON file says."""
+        """The object in a component's JSON file."""
         return read_json(self.folder / part / file, f"{self.name}: {part}")
 
     def number(self, part: str, key: str, default: Any, low: float, high: float, file: str = "config.json") -> Any:
-        """A number of a part's JSON file.
+        """A number in a component's JSON file.
 
+        Args:
+            default: where the file does not have the key.
         Raises:
-            UserError: it is none from `low` to `high`.
+            UserError: it is no number, or not within low..high.
         """
         value = self.config(part, file).get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -220,12 +97,18 @@ class Checkpoint:
         return value
 
     def load(self, part: str, **options: Any) -> Any:
-        """A part with weights."""
+        """A component that has weights, loaded by `safe_loading.load_network` with these options."""
         options |= {"variant": self.variant} if self.variant else {}
         return load_network(self.kind(part), self.folder / part, f"{self.name}: {part}", **options)
 
     def require(self, *parts: str) -> None:
-        """Raise UserError unless these parts are there and can be read; one that the index gives as null may lack."""
+        """Check that components are there and that their weights and configs can be read.
+
+        A component that model_index.json gives as null may be missing.
+
+        Raises:
+            UserError: one is missing, has only pickled weights, or fails `safe_loading.check_weights`.
+        """
         missing = [p for p in parts if self.parts.get(p, "") != (None, None) and not (self.folder / p).is_dir()]
         if missing:
             raise UserError(f"{self.name}: no {', '.join(missing)} in {self.folder}")
@@ -242,7 +125,7 @@ class Checkpoint:
             check_weights(folder, f"{self.name}: {part}", self.variant)
 
     def copy_parts(self, folder: Path, without: str) -> None:
-        """Copy the files of every part but one, to the byte but for what `used_in_float32` changes."""
+        """Copy the files of every component but one into a folder, byte for byte but for `declare_float32`."""
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.folder / "model_index.json", folder / "model_index.json")
         for part in self.parts:
@@ -254,23 +137,28 @@ class Checkpoint:
                     shutil.copyfile(file, folder / part / file.name)
             config = folder / part / "config.json"
             if part.startswith("text_encoder") and config.is_file():
-                used_in_float32(config)
+                declare_float32(config)
 
 
-def used_in_float32(config: Path) -> None:
-    """Let a text encoder's config.json say float32, below which its weights may be stored.
+def declare_float32(config: Path) -> None:
+    """Set a text encoder's dtype to float32 in its config.json, whatever precision its weights are stored in.
 
-    transformers would use them as they are stored, diffusers the denoiser in float32, and the two would not fit.
+    transformers loads weights in the dtype that the config names, diffusers the denoiser in float32; a plain
+    `from_pretrained` of the saved pipeline would mix the two and fail.
     """
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
-    """A checkpoint by folder, hub id or "embedded"; from the hub through its own cache, with its own token handling.
+    """Open a checkpoint; one on the hub is downloaded first, through the hub's own cache and token.
 
+    Args:
+        source: a folder, a hub id, or "embedded" for the small model that comes with the workbench.
+        revision: branch, tag or commit of a hub id.
+        variant: see Checkpoint.
     Raises:
-        UserError: no such folder, or not a diffusers checkpoint.
-        Failure: the hub does not answer, or does not have it.
+        UserError: no such folder or hub model, or not a diffusers checkpoint.
+        Failure: the hub does not answer, or wants a licence accepted.
     """
     if not is_place(source) or not is_place(variant) or "/" in variant:
         raise UserError(f"model.path = {shown(source)}, variant {shown(variant)}: nothing has such a name")
@@ -286,7 +174,8 @@ def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
             f"{folder})"
         )
     index = read_json(path, f"model.path = {shown(source)}")
-    for part, entry in index.items():  # parts are folders
+    for part, entry in index.items():
+        # A component's name becomes a path below the folder: an identifier cannot lead out of it.
         if isinstance(entry, list) and not (part.isidentifier() and _is_class(entry)):
             raise UserError(
                 f"model.path = {shown(source)}: {shown(part)} = {shown(entry)} in model_index.json, expected a part's "
@@ -296,10 +185,12 @@ def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
 
 
 def _is_class(entry: list) -> bool:
+    """Whether an entry of model_index.json has the form [library, class], or [null, null] for a part left out."""
     return len(entry) == 2 and (all(isinstance(x, str) for x in entry) or entry == [None, None])
 
 
 def _download(source: str, revision: str, variant: str) -> Path:
+    """Download a hub model into the hub's cache; returns its folder there."""
     from diffusers import DiffusionPipeline
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -308,7 +199,7 @@ def _download(source: str, revision: str, variant: str) -> Path:
         return Path(
             DiffusionPipeline.download(source, revision=revision or None, variant=variant or None, use_safetensors=True)
         )
-    except GatedRepoError:
+    except GatedRepoError:  # a subclass of RepositoryNotFoundError, so it comes first
         raise Failure(
             f"{what}: needs its licence accepted on the hub and a token (hf auth login, or HF_TOKEN)"
         ) from None
@@ -326,12 +217,12 @@ def _download(source: str, revision: str, variant: str) -> Path:
 
 
 def family_of(checkpoint: Checkpoint, pipelines: Mapping[str, str]) -> str:
-    """The family whose pipeline the checkpoint names.
+    """Name of the family that a checkpoint's pipeline belongs to.
 
     Args:
-        pipelines: diffusers pipeline -> family.
+        pipelines: family by diffusers pipeline.
     Raises:
-        UserError: none of these.
+        UserError: its pipeline is none of these.
     """
     if checkpoint.pipeline not in pipelines:
         raise UserError(
@@ -342,20 +233,23 @@ def family_of(checkpoint: Checkpoint, pipelines: Mapping[str, str]) -> str:
 
 
 def digest_of(paths: Sequence[Path]) -> str:
-    """SHA-256 over names, sizes and contents; of a file above 64 MiB the first and last MiB stand for its contents.
+    """SHA-256, in hexadecimal, over names, sizes and contents of files.
 
-    A config.json counts by what it says of the model, not where it came from or which library wrote it.
+    Of a file above 64 MiB its first and last MiB stand for the contents: hashing 24 GB of weights takes longer than
+    reading the pairs that are encoded with them. Of a config.json only what changes the numbers counts, so that a
+    checkpoint saved again by a newer library keeps its digest.
     """
     digest = hashlib.sha256()
     for path in paths:
         if path.name == "config.json":
-            said = read_json(path, str(path.parent))
-            digest.update(json.dumps({k: v for k, v in said.items() if k not in PROVENANCE}, sort_keys=True).encode())
+            content = read_json(path, str(path.parent))
+            kept = {k: v for k, v in content.items() if k not in PROVENANCE}
+            digest.update(json.dumps(kept, sort_keys=True).encode())
             continue
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as stream:
-            if size <= WHOLE:
+            if size <= HASHED_WHOLE:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
             else:
                 digest.update(stream.read(2**20))

@@ -1,4 +1,8 @@
-"""Whether a checkpoint's parts are what they should be and fit together, found before anything runs with them."""
+"""Checks that the parts of a checkpoint are valid and fit together, made before anything runs with them.
+
+Each raises a UserError of one line. Without them the same faults surface hours later, as a shape error deep in a
+library or as training on a schedule that makes no sense.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -7,32 +11,41 @@ from typing import Any
 from torch import Tensor
 
 from workbench.common.errors import UserError, shown
-from workbench.models.checkpoints import Checkpoint, explained
+from workbench.models.checkpoints import Checkpoint
+from workbench.models.safe_loading import explained
 
 
 def load_scheduler(checkpoint: Checkpoint, kind: Any) -> Any:
     """A checkpoint's scheduler.
 
     Args:
-        kind: its diffusers class.
+        kind: diffusers class that it is read as.
     Raises:
-        UserError: its config says what it cannot work with.
+        UserError: its config holds what that class cannot work with.
     """
     checkpoint.number("scheduler", "num_train_timesteps", 1000, 2, 100_000, "scheduler_config.json")
     with explained(f"{checkpoint.name}: scheduler"):
         scheduler = kind.from_pretrained(checkpoint.folder, subfolder="scheduler", local_files_only=True)
-        copy.deepcopy(scheduler).set_timesteps(2)  # which reads the rest of what it is told
+        copy.deepcopy(scheduler).set_timesteps(2)  # reads the settings that the constructor only stores
     return scheduler
 
 
 def require_noise(checkpoint: Checkpoint, abar: Tensor) -> None:
-    """Raise UserError unless there is more noise, or as much, at each timestep after the first: abar, (T,)."""
+    """Raise UserError unless noise never shrinks along the timestep axis.
+
+    Args:
+        abar: signal's share of the variance at each t, shape (T,).
+    """
     if not (((abar >= 0) & (abar < 1)).all() and (abar.diff() <= 0).all()):
         raise UserError(f"{checkpoint.name}: scheduler describes no noise that grows with the timesteps")
 
 
 def require_sizes(checkpoint: Checkpoint, denoiser: str) -> None:
-    """Raise UserError where autoencoder and denoiser say of themselves what does not fit."""
+    """Raise UserError where the configs of autoencoder and denoiser contradict each other.
+
+    Args:
+        denoiser: name of that part, "unet" or "transformer".
+    """
     number = checkpoint.number
     for key in ("in_channels", "out_channels"):
         number("vae", key, 3, 3, 3)
@@ -49,7 +62,11 @@ def require_sizes(checkpoint: Checkpoint, denoiser: str) -> None:
 
 
 def halvings(checkpoint: Checkpoint, part: str) -> int:
-    """How often a part halves the resolution of what it is given."""
+    """How many times a convolutional part halves the resolution of its input: once a block but the last.
+
+    Raises:
+        UserError: its config lists no such blocks.
+    """
     blocks = checkpoint.config(part).get("block_out_channels", [0])
     if not isinstance(blocks, list) or not 0 < len(blocks) <= 8:
         raise UserError(f"{checkpoint.name}: {part} has block_out_channels = {shown(blocks)}, expected 1 to 8 of them")
@@ -57,7 +74,7 @@ def halvings(checkpoint: Checkpoint, part: str) -> int:
 
 
 def require_tokens(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:
-    """Raise UserError where a tokenizer makes what its text encoder does not take.
+    """Raise UserError where a tokenizer produces ids or lengths that its text encoder does not take.
 
     Args:
         parts: tokenizers and text encoders, by name.
@@ -70,6 +87,6 @@ def require_tokens(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:
             raise UserError(f"{checkpoint.name}: {name} has no tokenizer")
         if len(tokenizer) > config.vocab_size:
             raise UserError(f"{checkpoint.name}: {name} has {config.vocab_size} tokens, its tokenizer {len(tokenizer)}")
-        longest, asked = getattr(config, "max_position_embeddings", None), tokenizer.model_max_length
-        if not isinstance(asked, int) or asked < 2 or (longest is not None and asked > longest):
-            raise UserError(f"{checkpoint.name}: {name} takes {longest} tokens, its tokenizer makes {shown(asked)}")
+        longest, length = getattr(config, "max_position_embeddings", None), tokenizer.model_max_length
+        if not isinstance(length, int) or length < 2 or (longest is not None and length > longest):
+            raise UserError(f"{checkpoint.name}: {name} takes {longest} tokens, its tokenizer makes {shown(length)}")

@@ -1,8 +1,8 @@
-"""LoRA: policy, reference and pretrained model in one denoiser.
+"""LoRA: policy, reference and pretrained model in one denoiser (Hu et al. 2021).
 
-The denoiser holds two sets of adapters. The policy is the denoiser with the first switched on, the reference with the
-second, the pretrained model with both off. Each is an `Adapter`, a module of its own to the rest of the workbench; to
-move the reference is to copy small matrices.
+The denoiser holds two sets of adapters. It is the policy with the first set switched on, the reference with the second,
+the pretrained model with neither. Each of the three is an `Adapter`, a module of its own to the rest of the workbench,
+and to move the reference is to copy the small matrices of one set into the other.
 """
 
 import copy
@@ -20,14 +20,14 @@ POLICY, REFERENCE = "policy", "reference"
 
 
 class Adapter(nn.Module):
-    """One set of a denoiser's adapters, or none of them, as a model; its parameters are that set's alone.
+    """A denoiser with one of its sets of adapters switched on, or none; its parameters are that set's alone.
 
-    The policy's set is the one at rest, so that gradient checkpointing, which runs layers again in the backward pass,
-    runs them with the policy's.
+    Between calls the policy's set is on. Gradient checkpointing runs layers again during the backward pass, when no
+    Adapter's forward is active, and what it recomputes is the policy's activations.
 
     Args:
-        denoiser: with peft's layers in it.
-        name: of the set; "" = the pretrained model.
+        denoiser: holds peft's layers.
+        name: of the set, POLICY or REFERENCE; "" = no set, which is the pretrained model.
     """
 
     def __init__(self, denoiser: nn.Module, name: str):
@@ -38,18 +38,19 @@ class Adapter(nn.Module):
         self._layers = [m for m in denoiser.modules() if isinstance(m, BaseTunerLayer)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The denoiser's, with this set on."""
+        """The denoiser's forward pass with this set on."""
         with self._on():
             return self.denoiser(*args, **kwargs)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Of this set alone."""
+        """Parameters of this set alone, so that optimizers, copies and divergences see nothing else."""
         for key, parameter in super().named_parameters(*args, **kwargs):
             if self.name and f".{self.name}." in key:
                 yield key, parameter
 
     @contextmanager
     def _on(self) -> Iterator[None]:
+        """This set on; afterwards the policy's again, also after an error."""
         if self.name == POLICY:
             yield
             return
@@ -66,7 +67,10 @@ class Adapter(nn.Module):
     @staticmethod
     @contextmanager
     def active(model: nn.Module) -> Iterator[nn.Module]:
-        """The denoiser itself with a model's set on, for who needs more of it than its forward pass."""
+        """The denoiser behind a model, with the model's set on.
+
+        For callers that need more of a denoiser than its forward pass, such as pipelines, which read its config.
+        """
         if isinstance(model, Adapter):
             with model._on():
                 yield model.denoiser
@@ -77,14 +81,14 @@ class Adapter(nn.Module):
 def adapt(
     denoiser: Any, *, rank: int, alpha: float, targets: Sequence[str], seed: int = 0
 ) -> tuple[Adapter, Adapter, Adapter]:
-    """Give a denoiser two equal sets of adapters that change nothing yet (Hu et al. 2021; B = 0).
+    """Add two equal sets of adapters to a denoiser, which change nothing yet, as their second factor B is 0.
 
     Args:
-        denoiser: from diffusers, frozen; changed in place.
+        denoiser: of diffusers, frozen; changed in place.
         rank: of the update.
         alpha: the update is scaled by alpha / rank.
         targets: ends of the names of the layers to adapt.
-        seed: of the adapters' first factor; the same in every process.
+        seed: of the adapters' first factor, the same on every process.
     Returns:
         Policy (its adapters trainable, float32), reference, pretrained model.
     Raises:
@@ -93,7 +97,7 @@ def adapt(
     from peft import LoraConfig
 
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))  # type: ignore
-    for name in (REFERENCE, POLICY):  # the last added is the one at rest
+    for name in (REFERENCE, POLICY):  # peft switches on the set that was added last: the policy's, see Adapter
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -106,7 +110,7 @@ def adapt(
             ) from None
     policy, reference, pretrained = (Adapter(denoiser, name) for name in (POLICY, REFERENCE, ""))
     for ours, theirs in zip(policy.parameters(), reference.parameters(), strict=True):
-        ours.data = ours.data.float()
+        ours.data = ours.data.float()  # peft makes them in the precision of the layer that they adapt
         theirs.data = ours.data.clone()
         theirs.requires_grad_(False)
         ours.requires_grad_(True)
@@ -114,9 +118,10 @@ def adapt(
 
 
 def save_adapter(policy: Adapter, folder: Path, pipeline: str, part: str) -> None:
-    """Write `pytorch_lora_weights.safetensors`, which the pipeline's `load_lora_weights` reads.
+    """Write LoRA weights that the pipeline's `load_lora_weights` reads, rank and alpha included.
 
     Args:
+        policy: the set to save.
         pipeline: name of the diffusers pipeline.
         part: what is adapted, "unet" or "transformer".
     """

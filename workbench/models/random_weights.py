@@ -1,7 +1,7 @@
-"""The real models' shapes: each family's public configuration, and a backend of it with random weights.
+"""Shapes of the real models: each family's published configuration, and a backend of it with random weights.
 
 What a training step costs depends on a model's shape and not on what it has learned, so costs can be counted and
-measured where no checkpoint can be had.
+measured on a machine that has no checkpoint.
 """
 
 import json
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from workbench.models import FAMILIES, Backend
+from workbench.models.backend import Backend
 from workbench.models.checkpoints import fetch
+from workbench.models.families import FAMILIES
 
-#: Image to latents, eight to one, in SD1.x, SDXL and SD3 alike.
+#: Blocks of the autoencoder of SD1.x, SDXL and SD3: eight pixels to a latent along each edge.
 VAE = {"block_out_channels": [128, 256, 512, 512]}
 #: The noise schedule of SD1.x and SDXL (scheduler/scheduler_config.json of both).
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -29,16 +30,16 @@ class Shape:
     """A model without its weights.
 
     Attributes:
-        family: name in backends.FAMILIES.
-        denoiser: what its config.json says beyond the defaults of diffusers' class.
-        told: what the denoiser is told of a pair beside x_t and t, by name: the shape for one image.
-        vae: what decides the resolution, and the channels where they are not 4.
-        scheduler: what its scheduler_config.json says beyond the defaults.
+        family: name in FAMILIES.
+        denoiser: its config.json, without what equals the defaults of diffusers' class.
+        condition: what the denoiser is given beside x_t and t, by name: the shape for one image.
+        vae: the part of its config.json that decides the latents' shape.
+        scheduler: its scheduler_config.json, without what equals the defaults.
     """
 
     family: str
     denoiser: Mapping[str, Any]
-    told: Mapping[str, tuple[int, ...]]
+    condition: Mapping[str, tuple[int, ...]]
     vae: Mapping[str, Any] = field(default_factory=lambda: VAE)
     scheduler: Mapping[str, Any] = field(default_factory=lambda: SCHEDULE)
 
@@ -111,32 +112,34 @@ SHAPES = {
 
 
 def random_backend(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
-    """The family's own backend, whose denoisers are made from the configuration with weights of a fixed seed.
+    """The family's own backend, with denoisers of random weights, the same ones every time.
 
     It can denoise and train; it has no autoencoder and no text encoders.
+
+    Args:
+        device: "meta" counts FLOPs and weights without computing or holding any.
+        dtype: precision of forward passes.
     """
     family = FAMILIES[shape.family]
 
     class Random(family):  # type: ignore[misc, valid-type]
         def _require_parts(self) -> None:
-            pass  # there is nothing but what describes them
+            pass  # there are only configs
 
         def _load_denoiser(self, folder: Path, name: str) -> nn.Module:
             import diffusers
 
-            makes = [self.device] if self.device.type == "cuda" else []
-            with (
-                torch.random.fork_rng(makes),
-                torch.device(self.device),
-            ):  # on the device: SDXL takes a minute elsewhere
+            # Made on the device itself (SDXL takes a minute on the CPU), without disturbing its generator.
+            generators = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(generators), torch.device(self.device):
                 torch.manual_seed(0)
                 module = getattr(diffusers, self.DENOISER_CLASS).from_config(dict(shape.denoiser))
             return module.eval().requires_grad_(False)
 
         def _precision(self) -> Any:
-            return nullcontext() if self.device.type == "meta" else super()._precision()
+            return nullcontext() if self.device.type == "meta" else super()._precision()  # meta has no autocast
 
-    with TemporaryDirectory() as name:  # read only while the backend is made
+    with TemporaryDirectory() as name:  # a backend reads the configs while it is made, and never again
         folder = Path(name)
         for part in (family.DENOISER, "vae", "scheduler", *family.ENCODERS):
             (folder / part).mkdir()

@@ -46,7 +46,7 @@ class Prepared:
 def prepare(config: Config) -> Prepared:
     """Load and encode everything that a run of these settings needs, or reuse what this process has."""
     ready = _prepare(config.model, config.data, config.diagnostics, config.evaluation)
-    ready.backend.rest()  # training needs none of the frozen parts
+    ready.backend.offload()  # training needs none of the frozen parts
     return ready
 
 

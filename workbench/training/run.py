@@ -22,8 +22,7 @@ from workbench.data.pairs import Batch
 from workbench.method import reward_scale
 from workbench.method.noise import bucket_names
 from workbench.method.reference import Divergence, Reference, Rule
-from workbench.models import Backend
-from workbench.models.lora import adapt
+from workbench.models import Backend, adapt
 from workbench.training import diagnostics, optimizers
 from workbench.training.config import Config
 from workbench.training.diagnostics import BucketDiagnostics, Probe, Samples
@@ -360,7 +359,7 @@ def _grid(config: Config, ready: Prepared, policy: nn.Module) -> tuple[np.ndarra
     rows = _grid_rows(config, ready)
     captions = [ready.captions[i] for i in rows]
     images = draw(ready.backend, policy, captions, [0] * len(captions), config.evaluation)
-    ready.backend.rest()
+    ready.backend.offload()
     gained = {}
     if ready.scorer is not None and ready.baseline is not None:
         gained = diagnostics.progress(ready.scorer(images, rows), ready.baseline.part(rows))

@@ -1,19 +1,19 @@
-"""The families: how a denoiser is called, what its text embeddings are named, which scheduler draws."""
+"""Stability's families: SD1.x and SD2.x, SDXL, SD3 and SD3.5."""
 
 import torch
 from torch import Tensor, nn
 
-from workbench.method.noise import ForwardProcess, flow
 from workbench.models.backend import Backend, Condition
+from workbench.models.families.flow_matching import FlowMatching
 
 
 class StableDiffusion(Backend):
-    """SD1.x and SD2.x, which predict noise or v."""
+    """SD1.x and SD2.x: a UNet that predicts noise, or v, from the embeddings of one text encoder."""
 
     PIPELINE = "StableDiffusionPipeline"
     ENCODERS = ("text_encoder", "tokenizer")
 
-    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def _predict(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         return denoiser(x_t, time, encoder_hidden_states=condition["text"], return_dict=False)[0]
 
     def _embed(self, captions: list[str]) -> dict[str, Tensor]:
@@ -22,16 +22,15 @@ class StableDiffusion(Backend):
 
 
 class StableDiffusionXL(Backend):
-    """SDXL: two text encoders, pooled embeddings, size and crop conditioning."""
+    """SDXL: a UNet with two text encoders, pooled embeddings, and the sizes and crop of the image (`time_ids`)."""
 
     PIPELINE = "StableDiffusionXLPipeline"
     ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
-    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def _predict(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         added = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
-        return denoiser(x_t, time, encoder_hidden_states=condition["text"], added_cond_kwargs=added, return_dict=False)[
-            0
-        ]
+        text = condition["text"]
+        return denoiser(x_t, time, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
 
     def _embed(self, captions: list[str]) -> dict[str, Tensor]:
         text, _, pooled, _ = self.pipeline.encode_prompt(
@@ -40,26 +39,22 @@ class StableDiffusionXL(Backend):
         return {"text": text, "pooled": pooled}
 
     def pair_condition(self, height: int, width: int, top: int, left: int) -> dict[str, Tensor]:
-        """Size of the pair's first image before, crop after resizing, and the size trained at (diffusers' script)."""
+        """Original size, corner of the crop and size trained at, as in diffusers' training scripts; pixels, (6,)."""
         return {"time_ids": torch.tensor([height, width, top, left, self.resolution, self.resolution]).float()}
 
 
-class StableDiffusion3(Backend):
-    """SD3 and SD3.5: a transformer trained by flow matching; the third text encoder may be left out."""
+class StableDiffusion3(FlowMatching):
+    """SD3 and SD3.5: a transformer with two CLIP text encoders and T5, which a checkpoint may leave out."""
 
     PIPELINE = "StableDiffusion3Pipeline"
-    DENOISER, DENOISER_CLASS = "transformer", "SD3Transformer2DModel"
-    SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+    DENOISER_CLASS = "SD3Transformer2DModel"
     LORA_TARGETS = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
     )  # fmt: skip
     ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
 
-    def _process(self) -> ForwardProcess:
-        return flow(self.scheduler.sigmas.flip(0).float(), self.scheduler.timesteps.flip(0).float())
-
-    def _call(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def _predict(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         return denoiser(
             hidden_states=x_t,
             timestep=time,
@@ -73,6 +68,3 @@ class StableDiffusion3(Backend):
             captions, captions, captions, device=self.device, do_classifier_free_guidance=False
         )
         return {"text": text, "pooled": pooled}
-
-
-FAMILIES: dict[str, type[Backend]] = {"sd": StableDiffusion, "sdxl": StableDiffusionXL, "sd3": StableDiffusion3}
