@@ -1,4 +1,4 @@
-# make sweep · make claims · make test · make lab · make ui · make figures; each sets up .venv first where it is missing.
+# make sweep · figures · claims · ui · lab · test · check · docs; each sets up .venv first where it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STUDY ?= default
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export WORKBENCH_STORAGE ?= sqlite:///$(CURDIR)/optuna.db
 
-.PHONY: install sweep claims test check lab ui figures clean
+.PHONY: install sweep claims test check docs lab ui figures clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,14 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Everything below the first comment of the settings' page is printed by the code.
+docs: install
+	@sed -n '1,/^<!--/p' docs/settings.md > docs/.settings.md
+	@$(BIN)/python -m workbench.train --settings >> docs/.settings.md
+	@mv docs/.settings.md docs/settings.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "Open: site/index.html"
+
 lab: install
 	WORKBENCH_HOME=$(CURDIR) $(BIN)/jupyter lab --notebook-dir=notebooks
 
@@ -45,4 +53,4 @@ claims: install
 	$(BIN)/python -m workbench.claims
 
 clean:
-	rm -rf $(VENV) .cache *.egg-info
+	rm -rf $(VENV) .cache site dist

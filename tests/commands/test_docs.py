@@ -1,0 +1,181 @@
+"""What README and docs/ say exists, exists, and they form a site without broken links."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from tests.support.helpers import ROOT
+from workbench import train
+from workbench.__main__ import main
+from workbench.evaluation.reward_models import SCORERS
+from workbench.method import reward_scale
+from workbench.models.checkpoints import ASSETS
+from workbench.studies.space import arms_of, read_pruner, read_space
+from workbench.studies.tuning import settle
+from workbench.training.config import CHOICES, catalogue, read, resolve
+from workbench.training.run import metric_names
+
+README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
+TEXT = {page.name: page.read_text() for page in PAGES}
+EVERYTHING = "\n".join(TEXT.values())
+TAGS = {"state"}  #: of MLflow runs, which are called workbench.NAME too
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# --- files, modules, commands ------------------------------------------------------------------------------------
+
+
+@every_page
+def test_its_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text()):
+        file, _, anchor = target.partition("#")
+        found = page.parent / file if file else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+@every_page
+def test_the_files_and_modules_that_it_names_exist(page):
+    text = page.read_text()
+    for path in set(re.findall(r"\b((?:workbench|tests|experiments|notebooks|docs)/[\w./*-]*\w)", text)):
+        if "NAME" not in path:
+            assert list(ROOT.glob(path)), path
+    for module in set(re.findall(r"\bworkbench\.([a-z_.]*[a-z_])", text)) - TAGS:
+        place = ROOT / "workbench" / module.replace(".", "/")
+        assert place.with_suffix(".py").exists() or place.is_dir(), module
+
+
+@every_page
+def test_its_commands_exist(page):
+    commands = set(main.list_commands(click.Context(main)))
+    called = set(re.findall(r"(?:-m workbench\.|^workbench )([a-z_]+)", page.read_text(), re.MULTILINE))
+    assert called <= commands, called - commands
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@every_page
+def test_the_options_of_its_commands_exist(page):
+    for block in blocks(page.read_text(), "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            found = re.search(r"-m workbench\.([a-z_]+)([^#]*)", line)
+            if found:
+                command: click.Command | None = main.get_command(click.Context(main), found[1])
+                words = found[2].split()
+                if isinstance(command, click.Group):
+                    command = command.commands[words.pop(0)]
+                known = {option for parameter in command.params for option in parameter.opts}
+                options = {word for word in words if word.startswith("-")}
+                assert options <= known, f"{line.strip()}: {options - known}"
+
+
+def test_the_readme_is_short_and_every_page_is_linked_from_it():
+    assert len(README.read_text().splitlines()) <= 160
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)\)", TEXT["README.md"]))
+    indexed = set(re.findall(r"\]\(([\w-]+\.md)\)", TEXT["index.md"]))
+    names = {page.name for page in DOCS}
+    assert names - {"index.md"} <= indexed
+    assert names - {"claims-table.md"} <= linked
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert set(re.findall(r"[\w-]+\.md", str(nav))) == names
+
+
+def test_the_packages_that_it_lists_are_the_packages():
+    packages = {path.parent.name for path in (ROOT / "workbench").glob("*/__init__.py")}
+    table = TEXT["README.md"].split("| package |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `([a-z]+)` \|", table, re.MULTILINE)) == packages
+    table = TEXT["architecture.md"].split("| package |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `workbench/([a-z]+)` \|", table, re.MULTILINE)) == packages
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.stem for path in (tmp_path / "site").glob("*.html")} >= {page.stem for page in DOCS}
+    for page in (tmp_path / "site").glob("*.html"):
+        loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?://[^\s\">]+)", page.read_text())
+        assert not loaded, "the site must need no network"
+
+
+def test_the_small_models_picture_is_the_one_that_comes_with_it():
+    same = (ROOT / "docs" / "small-model.png").read_bytes() == (ASSETS / "model" / "samples.png").read_bytes()
+    assert same, "cp workbench/models/small/assets/model/samples.png docs/small-model.png"
+
+
+# --- settings and examples ---------------------------------------------------------------------------------------
+
+
+@every_page
+def test_its_settings_are_settings(page):
+    known = {row.name for row in catalogue()}
+    sections = "|".join({name.split(".")[0] for name in known if "." in name})
+    named = set(re.findall(rf"`((?:{sections})\.[a-z_]+)(?: = [^`]+)?`", page.read_text()))
+    assert named <= known, named - known
+
+
+def test_the_page_of_settings_is_what_the_code_says():
+    _, generated = re.split(r"^<!--.*-->\n", TEXT["settings.md"], flags=re.MULTILINE)
+    assert generated == CliRunner().invoke(train.main, ["--settings"]).output, "make docs renews the page"
+
+
+def test_every_choice_is_explained():
+    for selector, (key, table, _) in CHOICES.items():
+        assert all(f"`{name}`" in EVERYTHING for name in table), (selector, key)
+    assert all(f"| `{name}` |" in TEXT["method.md"] for name in CHOICES["objective"][1])
+    assert all(f"| `{name}`" in TEXT["evaluation.md"] for name in SCORERS)
+
+
+def test_every_setting_is_explained():
+    for row in catalogue():
+        assert row.meaning.strip() and not row.meaning.endswith(") "), row.name
+
+
+@every_page
+def test_its_examples_are_valid_experiments(page, tmp_path):
+    for block in blocks(page.read_text(), "toml"):
+        (tmp_path / "example.toml").write_text(block.replace('"late"', '"linear"'))  # the worked example's own shape
+        settings = settle(read(tmp_path / "example.toml"), {})
+        config = resolve(settings)
+        assert {name for _, name in config.sweep.metrics} <= metric_names(config)
+        assert arms_of(config, settings) is not None and read_space(config) is not None
+        assert read_pruner(config) is not None
+
+
+def test_the_worked_example_is_a_shape_and_a_study_in_under_15_lines(tmp_path):
+    (code,), (file,) = blocks(TEXT["README.md"], "python"), blocks(TEXT["README.md"], "toml")
+    assert len(code.strip().splitlines()) + 1 + len(file.strip().splitlines()) < 15  # 1: its line in SHAPES
+    module = dict(vars(reward_scale))
+    exec(code, module)
+    curve = module["late"](torch.linspace(0.99, 0.01, 11), start=0.5)
+    assert curve.tolist() == pytest.approx([0, 0, 0, 0, 0, 0, 0.1, 0.2, 0.3, 0.4, 0.5], abs=1e-6)
+    (tmp_path / "late.toml").write_text(file.replace('"late"', '"linear"'))  # which exists without the line in SHAPES
+    settings = settle(read(tmp_path / "late.toml"), {})
+    assert len(arms_of(resolve(settings), settings)) == 9
+
+
+@pytest.mark.parametrize("mark", ["@[A-Z_]+@", r"\bTODO\b", r"\bTBD\b"])
+@pytest.mark.parametrize("page", [*PAGES, ASSETS / "model" / "README.md"], ids=lambda page: page.name)
+def test_it_has_no_gaps(mark, page):
+    assert not re.search(mark, page.read_text())
