@@ -20,7 +20,8 @@ from workbench.method import reward_scale
 from workbench.models.checkpoints import ASSETS
 from workbench.studies.space import arms_of, read_pruner, read_space
 from workbench.studies.tuning import settle
-from workbench.training.config import CHOICES, catalogue, read, resolve
+from workbench.training.catalogue import catalogue
+from workbench.training.config import CHOICES, known_names, read, resolve
 from workbench.training.run import metric_names
 
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
@@ -131,7 +132,7 @@ def test_the_small_models_picture_is_the_one_that_comes_with_it():
 def test_its_settings_are_settings(page):
     known = {row.name for row in catalogue()}
     sections = "|".join({name.split(".")[0] for name in known if "." in name})
-    named = set(re.findall(rf"`((?:{sections})\.[a-z_]+)(?: = [^`]+)?`", page.read_text()))
+    named = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)(?: = [^`]+)?`", page.read_text()))
     assert named <= known, named - known
 
 
@@ -148,8 +149,12 @@ def test_every_choice_is_explained():
 
 
 def test_every_setting_is_explained():
-    for row in catalogue():
-        assert row.meaning.strip() and not row.meaning.endswith(") "), row.name
+    rows = catalogue()
+    assert {row.name for row in rows} >= {name for name in known_names() if not name.startswith("sweep.")}
+    for row in rows:
+        assert row.meaning.strip(), row.name
+    betas = {choice: row.default for row in rows if row.name == "objective.beta" for choice in row.choices}
+    assert betas["dpo"] == betas["linear"] == "300.0" and betas["kto"] == "150.0"  # a default for each choice
 
 
 @every_page

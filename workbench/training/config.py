@@ -8,13 +8,12 @@ in Python, in Optuna and in MLflow. Sections that choose a function (`objective`
 import copy
 import difflib
 import inspect
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
@@ -272,48 +271,6 @@ def known_names() -> list[str]:
     for section, (_, table, _) in CHOICES.items():
         names += [f"{section}.{key}" for function in table.values() for key in _keywords(function)]
     return sorted(set(names))
-
-
-class Setting(NamedTuple):
-    """A row of the settings' catalogue."""
-
-    name: str
-    default: Any
-    meaning: str
-
-
-def catalogue() -> list[Setting]:
-    """Every setting with its default and meaning, from the sections' fields and the functions' docstrings."""
-    rows = []
-    for section, field in Config.model_fields.items():
-        if section in CHOICES:
-            selector, table, default = CHOICES[section]
-            listed = "; ".join(f"`{name}`: {_first_sentence(f)}" for name, f in table.items())
-            rows.append(Setting(f"{section}.{selector}", default, listed))
-            functions = [*table.items(), *(("all", common) for name, common in COMMON.items() if name == section)]
-            arguments: dict[str, Setting] = {}
-            for name, function in functions:
-                for key, (_, value) in _keywords(function).items():
-                    meaning = f"({name}) {_argument(function, key)}"
-                    arguments.setdefault(key, Setting(f"{section}.{key}", value, meaning))
-            rows += arguments.values()
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            for key, inner in field.annotation.model_fields.items():
-                default = inner.get_default(call_default_factory=True)
-                rows.append(Setting(f"{section}.{key}", default, inner.description or key.replace("_", " ")))
-        else:
-            rows.append(Setting(section, field.default, field.description or ""))
-    return rows
-
-
-def _first_sentence(function: Callable) -> str:
-    return (inspect.getdoc(function) or "").split("\n")[0].rstrip(".")
-
-
-def _argument(function: Callable, name: str) -> str:
-    """What a Google-style docstring says of an argument, on one line."""
-    found = re.search(rf"^    {name}: (.+(?:\n        .+)*)", inspect.getdoc(function) or "", re.MULTILINE)
-    return re.sub(r"\s+", " ", found[1]).rstrip(".") if found else ""
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -3,14 +3,12 @@
 import click
 
 
-def _list_settings(context: click.Context, option: click.Parameter, asked: bool) -> None:
-    if not asked:
+def _list_settings(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
         return
-    from workbench.training.config import catalogue
+    from workbench.training.catalogue import as_markdown
 
-    click.echo("| setting | default | meaning |\n| --- | --- | --- |")
-    for row in catalogue():
-        click.echo(f"| `{row.name}` | {row.default} | {row.meaning} |")
+    click.echo(as_markdown(), nl=False)
     context.exit()
 
 
