@@ -8,6 +8,8 @@ from importlib import import_module
 
 import click
 
+from workbench import __version__
+
 #: What the list of commands shows, in this order. Every module beside this one is in it.
 SECTIONS = {
     "Train and compare": ("sweep", "train", "claims", "report", "study"),
@@ -29,16 +31,15 @@ class Commands(click.Group):
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, each with the first sentence of its help."""
-        width = formatter.width - 2 - max(map(len, self.list_commands(context))) - 2
         for title, names in SECTIONS.items():
             with formatter.section(title):
                 commands = {name: self.get_command(context, name) for name in names}
-                rows = [(name, found.get_short_help_str(width)) for name, found in commands.items() if found]
+                rows = [(name, found.get_short_help_str(limit=500)) for name, found in commands.items() if found]
                 formatter.write_dl(rows)
 
 
 @click.command(cls=Commands, context_settings={"max_content_width": 120})
-@click.version_option(package_name="diffusion-dpo-workbench")
+@click.version_option(__version__, prog_name="workbench")
 def main() -> None:
     """Train, sweep and understand preference optimisation of text-to-image diffusion models.
 
