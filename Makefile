@@ -37,7 +37,7 @@ docs: install
 	@$(BIN)/python -m workbench.train --settings >> docs/.settings.md
 	@mv docs/.settings.md docs/settings.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
-	@echo "Open: site/index.html"
+	@echo "Open: site/index.html, or with its search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
 lab: install
 	WORKBENCH_HOME=$(CURDIR) $(BIN)/jupyter lab --notebook-dir=notebooks
