@@ -65,6 +65,7 @@ def main(
     from workbench.analysis.claims import checks, rules, table
     from workbench.analysis.claims.evidence import Evidence
     from workbench.studies import lifecycle, tuning
+    from workbench.tracking import ui
     from workbench.training.config import merge, parse_override, read, resolve
 
     folder = writable_folder("--out", out / name)
@@ -90,7 +91,7 @@ def main(
     )
     rows = rules.judge(rules.CLAIMS, evidence)
     client = tracking.connect()
-    links = tracking.link_claims(client, name, {row["number"]: row["arms"] for row in rows if row["arms"]})
+    links = ui.claim_links(client, name, {row["number"]: row["arms"] for row in rows if row["arms"]})
     for row in rows:
         row["link"] = links.get(row["number"]) or tracking.ui_link(client, f"{name}-checks")
     tuned = lifecycle.tuned_values(settings, name) if planned else {}

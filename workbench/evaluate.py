@@ -181,6 +181,7 @@ def report(client: "Client", job: "Job", options: Mapping[str, Any]) -> None:
     from workbench.analysis import paper, tables, win_rates
     from workbench.evaluation import sample_store
     from workbench.evaluation.reward_models import SCORERS
+    from workbench.tracking import ui
 
     headings = {name: SCORERS[name].heading for name in job.record["scorers"]}
     scores = sample_store.read_scores([shard.path for shard in job.shards()], list(headings))
@@ -201,7 +202,7 @@ def report(client: "Client", job: "Job", options: Mapping[str, Any]) -> None:
     click.echo(f"\n{note}")
     track(client, job, numbers, note, options)
     click.echo(f"Folder:       {job.output}\nOpen the UI:  {tracking.ui_command()}")
-    click.echo(f"              {tracking.ui_evaluations(client)}")
+    click.echo(f"              {ui.evaluations_link(client)}")
 
 
 def _sheet(job: "Job", prompts: "PromptSet", wanted: int) -> None:
@@ -228,6 +229,7 @@ def track(
     """Put it all into MLflow as one run, unless the same is there already."""
     from workbench import tracking
     from workbench.common.cache import digest
+    from workbench.tracking import tags
     from workbench.training.provenance import provenance
 
     name = options["name"] or job.output.resolve().name
@@ -246,8 +248,8 @@ def track(
             params |= {f"{kind}.{one}.{key}": value for key, value in about.items() if value != ""}
     datasets = {f"prompts {one.name}": (one.digest, {"prompts": len(one.prompts)}) for one in job.prompts.values()}
     datasets["samples"] = (result, {"images": sum(len(shard.rows) for shard in job.shards())})
-    tags = provenance() | {"workbench.kind": "evaluation", "mlflow.note.content": note}
-    tracker = tracking.Tracker(client, name, params=params, tags=tags, datasets=datasets)
+    about = provenance() | {tags.KIND: "evaluation", tags.NOTE: note}
+    tracker = tracking.Tracker(client, name, params=params, tags=about, datasets=datasets)
     state = "failed"
     try:
         tracker.log(0, metrics(job, numbers))

@@ -42,6 +42,7 @@ def main(study: str | None, chosen: tuple[str, ...], out: Path, parameters: tupl
     """
     from workbench import tracking
     from workbench.common.errors import UserError
+    from workbench.tracking import study_runs
     from workbench.training.config import parse_override
 
     available = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb"), key=_place)}
@@ -53,11 +54,11 @@ def main(study: str | None, chosen: tuple[str, ...], out: Path, parameters: tupl
         if name in given:
             raise UserError(f"--parameter {name}: use --{name}")
     client = tracking.connect()
-    studies = tracking.studies(client)
+    studies = study_runs.study_names(client)
     if study is None and not studies:
         raise UserError("no study yet; run python -m workbench.sweep first")
     study = study or next((name for name in studies if not name.endswith(HELPERS)), studies[0])
-    tracking.require_study(client, study_name(study))
+    study_runs.require_study(client, study_name(study))
     plan = {name: path for name, path in available.items() if not chosen or name in chosen}
     known = known_parameters(plan, given)
     folder = writable_folder("--out", out / study)

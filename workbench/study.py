@@ -165,15 +165,16 @@ def doctor(name: str | None, dry_run: bool) -> None:
     from workbench.common.errors import Failure
     from workbench.studies import lifecycle, storage
     from workbench.studies.doctor import Finding, examine
+    from workbench.tracking import delivery, reconcile
 
     url, client = storage.storage_url(), tracking.connect()
-    left = tracking.undelivered() if dry_run else tracking.deliver(client)
+    left = delivery.undelivered() if dry_run else delivery.deliver(client)
     findings = [Finding(f"run {run}: has not delivered everything it told", False if dry_run else None) for run in left]
-    for what in tracking.bury_dead(client, look_only=dry_run):
+    for what in reconcile.close_dead_runs(client, dry_run=dry_run):
         findings.append(Finding(what, not dry_run))
     for each in [study_name(name)] if name else lifecycle.names(url):
         study = lifecycle.require_study(each, url)
-        for found in examine(study, client, url, look_only=dry_run):
+        for found in examine(study, client, url, dry_run=dry_run):
             findings.append(found._replace(what=f"{each}: {found.what}"))
     for finding in findings:
         done = {True: "mended", False: "to mend", None: "cannot be mended"}[finding.mended]

@@ -63,7 +63,7 @@ def main(
         _require_empty(output)
 
     from workbench.common import distributed, locks, paths
-    from workbench.common.signals import PATIENCE, asked_to_stop
+    from workbench.common.signals import PATIENCE, stop_on_signals
     from workbench.training.listener import Silence
     from workbench.training.run import check, execute
     from workbench.training.snapshots import Snapshots
@@ -74,10 +74,10 @@ def main(
     label = name or f"{stem}-{time.strftime('%m%d-%H%M%S')}"
     snapshots = None
     if name or distributed.world() == 1:
-        snapshots = Snapshots(paths.state("runs", label), config.snapshots.interval, config.snapshots.keep)
+        snapshots = Snapshots(paths.state_path("runs", label), config.snapshots.interval, config.snapshots.keep)
     with ExitStack() as stack:
         if distributed.is_main() and snapshots:
-            if not stack.enter_context(locks.claimed(snapshots.folder)):
+            if not stack.enter_context(locks.try_lock(snapshots.folder)):
                 raise UserError(f"--name {label}: a run of that name is at work")
             if snapshots.steps() and not resume:
                 raise UserError(
@@ -86,7 +86,7 @@ def main(
                 )
         check(config)
         patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
-        stopping = stack.enter_context(asked_to_stop("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
+        stopping = stack.enter_context(stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
         if distributed.is_main():
             _tracked(config, label, study, snapshots, stopping, output)
         else:
@@ -115,25 +115,26 @@ def _tracked(
     from workbench import tracking
     from workbench.common import distributed
     from workbench.common.errors import Failure
+    from workbench.tracking import reconcile, study_runs, tags
     from workbench.training.provenance import datasets, describe, provenance
     from workbench.training.run import execute, prepare
 
     client = tracking.connect()
-    tracking.bury_dead(client)
-    found = tracking.find_study(client, study) if study else None
+    reconcile.close_dead_runs(client)
+    found = study_runs.find_study(client, study) if study else None
     parent = found.info.run_id if found else None
     if study and not found:
-        parent = tracking.open_study(client, study, f"Study **{study}**: single runs.")
-    tags = provenance() | {
-        "workbench.processes": str(distributed.world()),
-        "workbench.kind": "run",
-        "workbench.arm": label,
-        "mlflow.note.content": describe(config),
+        parent = study_runs.open_study(client, study, f"Study **{study}**: single runs.")
+    about = provenance() | {
+        tags.PROCESSES: str(distributed.world()),
+        tags.KIND: "run",
+        tags.ARM: label,
+        tags.NOTE: describe(config),
     }
     if study:
-        tags["workbench.study"] = study
+        about[tags.STUDY] = study
     tracker = tracking.Tracker(
-        client, label, params=config.flat(), tags=tags, datasets=datasets(prepare(config)), parent=parent
+        client, label, params=config.flat(), tags=about, datasets=datasets(prepare(config)), parent=parent
     )
     bar = tqdm(total=config.train.steps, desc=label, unit="step")
 

@@ -15,6 +15,7 @@ from tests.support import searched
 from tests.support.helpers import ROOT, workbench
 from workbench import report, tracking
 from workbench.common.errors import UserError
+from workbench.tracking import study_runs
 
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 ARMS = tomllib.loads((ROOT / "experiments" / "claims.toml").read_text())["sweep"]["arms"]
@@ -53,7 +54,7 @@ def test_a_parameter_must_belong_to_a_notebook():
 def invent(study: str, arms: list[str]) -> None:
     """A study of one tracked run an arm, with everything that a run keeps and nothing trained."""
     client = tracking.connect()
-    parent = tracking.open_study(client, study, "")
+    parent = study_runs.open_study(client, study, "")
     rng = np.random.default_rng(0)
     for arm in arms:
         settings = {"reference.policy": "threshold", "reference.interval": 8, "reference.delta": 0.005,
@@ -120,7 +121,7 @@ STDERR = 'data-mime-type="application/vnd.jupyter.stderr"'
 def attached(study: str) -> set[str]:
     client = tracking.connect()
     return {
-        Path(a.path).name for a in client.list_artifacts(tracking.require_study(client, study).info.run_id, "figures")
+        Path(a.path).name for a in client.list_artifacts(study_runs.require_study(client, study).info.run_id, "figures")
     }
 
 

@@ -15,6 +15,7 @@ from workbench.common.paths import shipped
 from workbench.data.encoding import encode
 from workbench.data.rows import open_rows
 from workbench.models import SHAPES, random_backend
+from workbench.tracking import store
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def test_a_tracked_chunk_delivers_all_that_it_was_told(workplace, tiny_backend):
     client, records = tracking.connect(), step.loop(tiny_backend, SHAPES["tiny"], pairs=2).started.records
     chunk = tracked.tracked(client, records, 10, 2, CPU)
     assert 0 < chunk.logging < chunk.wall and chunk.around > 0 and chunk.delivering >= 0
-    (run,) = client.search_runs([tracking.experiment(client).experiment_id])
+    (run,) = client.search_runs([store.experiment(client).experiment_id])
     assert run.data.tags["workbench.state"] == "complete"
     assert len(run.data.metrics) == tracked.METRICS + 5 * 10
     assert len(client.get_metric_history(run.info.run_id, "train/metric-00")) == 12

@@ -27,6 +27,7 @@ CASES = [*bad_settings.cases(), *bad_data.cases(), *bad_checkpoints.cases(), *ba
 def stores(tmp_path_factory):
     """Tracking store, studies and cache that all cases share: to make them anew takes longer than most cases."""
     from workbench import tracking
+    from workbench.tracking import study_runs
 
     folder = tmp_path_factory.mktemp("stores")
     with pytest.MonkeyPatch.context() as patch:
@@ -35,7 +36,7 @@ def stores(tmp_path_factory):
         patch.setenv("WORKBENCH_STATE", str(folder / "state"))
         patch.setenv("WORKBENCH_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        tracking.open_study(tracking.connect(), "made", "A study without runs.")
+        study_runs.open_study(tracking.connect(), "made", "A study without runs.")
         optuna.create_study(study_name="made", storage=f"sqlite:///{folder / 'optuna.db'}")
         yield folder
 

@@ -21,6 +21,7 @@ from workbench import tracking
 from workbench.evaluate import main
 from workbench.evaluation import reward_models, sample_store, sources
 from workbench.models.small.prompts import split
+from workbench.tracking import store, study_runs
 
 PROMPTS = [str(p) for p in split()["test"][:5]]
 QUICK = ("--steps", "2", "--seeds", "2", "--prompts", "mine=prompts.txt")
@@ -79,7 +80,7 @@ def evaluate(*arguments, code=0):
 
 def evaluations():
     client = tracking.connect()
-    number = tracking.experiment(client).experiment_id
+    number = store.experiment(client).experiment_id
     return client.search_runs([number], "tags.`workbench.kind` = 'evaluation'")
 
 
@@ -248,7 +249,7 @@ def test_several_prompt_sets_are_told_apart(place):
 def keep_weights(name, path, weights, study=None):
     """A tracked run as training leaves it behind."""
     client = tracking.connect()
-    parent = tracking.open_study(client, study, "") if study else None
+    parent = study_runs.open_study(client, study, "") if study else None
     params = {"model.path": str(path), "seed": 0}
     tags = {"workbench.kind": "run", "workbench.arm": name} | ({"workbench.study": study} if study else {})
     tracker = tracking.Tracker(client, name, params=params, tags=tags, parent=parent)

@@ -19,7 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 from tests.faults.material import Result, digests
 from workbench import tracking
 from workbench.studies.trials import counts, state_of
-from workbench.tracking.store import STATUS, children
+from workbench.tracking import study_runs
+from workbench.tracking.store import STATUS
+from workbench.tracking.study_runs import children
 
 #: Metrics that are compared value by value: one of every step, of some steps, of the last.
 COMPARED = ("train/loss", "divergence/policy", "eval/win_rate")
@@ -195,7 +197,7 @@ def held(url: str, study: str, state: Path, cache: Path) -> Held:
     client = tracking.connect()
     trials = optuna.load_study(study_name=study, storage=url).get_trials()
     complete = {trial.number for trial in trials if trial.state == TrialState.COMPLETE}
-    parent, runs = tracking.require_study(client, study), []
+    parent, runs = study_runs.require_study(client, study), []
     for run in children(client, parent):
         info, tags = run.info, run.data.tags
         found = Run(info.run_id, int(tags["workbench.trial"]), info.status, tags.get("workbench.state", ""))

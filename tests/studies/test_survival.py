@@ -15,11 +15,11 @@ from optuna.trial import TrialState
 from tests.support.helpers import ROOT, overrides, workbench
 from tests.support.postgres import postgres  # noqa: F401
 from tests.support.studies import Line, made, steps_of
-from workbench import tracking
 from workbench.common import paths, processes
 from workbench.studies import lifecycle, recovery, trials, workers
 from workbench.studies.attempt import Attempt
 from workbench.studies.storage import locked, open_storage
+from workbench.tracking import delivery, reconcile, store
 from workbench.training.config import merge
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -36,8 +36,8 @@ def declared(tiny, workplace):
 
 def ended(study, client, told):
     """How trials and runs stand, after checking that they say the same."""
-    assert tracking.agree(client, told.parent, lifecycle.states_of(study), look_only=True) == []
-    runs = tracking.runs_of_trials(client, told.parent)
+    assert reconcile.reconcile_runs(client, told.parent, lifecycle.states_of(study), dry_run=True) == []
+    runs = reconcile.runs_of_trials(client, told.parent)
     assert all(len(each) == 1 for each in runs.values())
     counted = [t for t in study.get_trials() if trials.counts(t)]
     assert sorted(t.user_attrs["arm"] for t in counted) == ["frozen", "update"]
@@ -50,7 +50,7 @@ def test_a_worker_does_what_is_asked_and_no_more(declared):
     workers._work(told, Line(), lambda: False)
     assert ended(study, client, told) == ["complete", "complete"]
     assert [t.user_attrs["snapshot"] for t in study.get_trials()] == [8, 8]  # none at the end, so none is claimed
-    assert not recovery.leftovers(study) and not any(paths.state("outbox").glob("*"))
+    assert not recovery.leftovers(study) and not any(paths.state_path("outbox").glob("*"))
 
 
 def test_asked_to_stop_it_hands_the_trial_back_and_another_goes_on(declared):
@@ -76,7 +76,6 @@ def killed(told, moment):
     script = f"""
 import os, signal, json, sys
 from pathlib import Path
-from workbench import tracking
 from workbench.studies import attempt, workers, lifecycle
 told = workers.Worker(**json.loads(Path("told.json").read_text()))
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
@@ -107,8 +106,8 @@ def test_a_worker_killed_at_any_moment_of_a_trial(declared, moment):
     study, client, told = made(declared)
     killed(told, moment)
     workers._work(told, Line(), lambda: False)
-    tracking.deliver(client)
-    tracking.agree(client, told.parent, lifecycle.states_of(study))
+    delivery.deliver(client)
+    reconcile.reconcile_runs(client, told.parent, lifecycle.states_of(study))
     again = ["interrupted", "complete", "complete"]
     assert ended(study, client, told) == (again if moment not in ("told", "ended") else ["complete", "complete"])
     for trial in study.get_trials():
@@ -169,7 +168,7 @@ def test_doctor_finds_and_mends(declared, workplace):
     stray = recovery.snapshots_of(study, 1)
     stray.mkdir(parents=True)
     orphan = client.create_run(
-        tracking.experiment(client).experiment_id,
+        store.experiment(client).experiment_id,
         tags={
             "workbench.kind": "run",
             "workbench.process": processes.this_process().replace(f"|{os.getpid()}|", "|9|"),

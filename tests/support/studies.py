@@ -3,6 +3,7 @@
 from workbench import tracking
 from workbench.studies import lifecycle, workers
 from workbench.studies.storage import locked
+from workbench.tracking import study_runs
 from workbench.training.config import resolve
 
 
@@ -22,7 +23,7 @@ def made(settings, name="s"):
     client = tracking.connect()
     with locked(url):
         study = lifecycle.open_study(config, settings, lifecycle.arms_of(config, settings), name, url)
-        parent = tracking.open_study(client, name, "note")
+        parent = study_runs.open_study(client, name, "note")
     return study, client, workers.Worker(settings, name, url, parent, 0, study.user_attrs["asked"])
 
 

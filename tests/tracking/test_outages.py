@@ -17,6 +17,7 @@ from tests.support.mlflow_server import Server
 from tests.support.postgres import PASSWORD, postgres  # noqa: F401
 from workbench import tracking
 from workbench.common.errors import Failure
+from workbench.tracking import delivery
 from workbench.tracking.outbox import Outbox
 
 METRICS = 12
@@ -157,11 +158,11 @@ def test_what_a_killed_process_kept_is_delivered_afterwards(server, place, monke
     training.wait_until_said("store is away")
     training.go_on(50)
     training.kill()
-    assert tracking.undelivered() == [training.run_id]
+    assert delivery.undelivered() == [training.run_id]
     server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     client = tracking.connect()
-    assert tracking.deliver(client) == [] == tracking.undelivered()
+    assert delivery.deliver(client) == [] == delivery.undelivered()
     steps = len(client.get_metric_history(training.run_id, "m/0"))
     assert steps >= 80
     require_all(client, training.run_id, steps, place)
@@ -197,13 +198,13 @@ def test_a_run_that_ends_during_an_outage_is_kept_and_ended_later(postgres, data
         assert not run.finish(patience=1.0) and not run.end("complete")
         assert time.monotonic() - begin < 10
         run.close("complete")  # once more does no harm
-        assert tracking.undelivered() == [run.run_id] == tracking.deliver(client)
-        assert not tracking.wait_until_reachable(seconds=0.5)
-        assert not tracking.wait_until_reachable(stopping=lambda: True)
+        assert delivery.undelivered() == [run.run_id] == delivery.deliver(client)
+        assert not delivery.wait_until_reachable(seconds=0.5)
+        assert not delivery.wait_until_reachable(stopping=lambda: True)
     finally:
         postgres.start()
     assert "`python -m workbench.study doctor` delivers it" in caplog.text
-    assert tracking.wait_until_reachable() and tracking.deliver(client) == [] == tracking.undelivered()
+    assert delivery.wait_until_reachable() and delivery.deliver(client) == [] == delivery.undelivered()
     found = client.get_run(run.run_id)
     assert found.info.status == "FINISHED" and found.data.metrics == {"x": 1.0}
     assert PASSWORD not in caplog.text and PASSWORD not in str(found.to_dictionary())

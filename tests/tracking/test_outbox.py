@@ -12,7 +12,8 @@ from requests import HTTPError, Response
 
 from workbench import tracking
 from workbench.common.errors import Failure
-from workbench.tracking.delivery import hand_over, is_away
+from workbench.tracking import delivery
+from workbench.tracking.delivery import deliver_outbox, is_away
 from workbench.tracking.outbox import Outbox
 
 
@@ -136,7 +137,7 @@ def test_what_the_store_refuses_is_put_aside_and_the_rest_delivered(client, run,
     kept = [json.loads(line) for line in (run._outbox.folder / "refused.jsonl").read_text().splitlines()]
     assert [record["values"] for record in kept] == [{"not, fine": 1.0}] and "Invalid" in kept[0]["refused"]
     assert client.get_run(run.run_id).info.status == "FAILED"
-    assert tracking.undelivered() == [] and "what the store refused is kept in" in caplog.text
+    assert delivery.undelivered() == [] and "what the store refused is kept in" in caplog.text
 
 
 def test_a_complete_run_that_cannot_be_tracked_has_failed(client, run):
@@ -154,7 +155,7 @@ def test_a_run_that_is_stopped_during_an_outage_tells_its_end_before_it_waits(cl
     assert not run.close("interrupted", patience=0.2)
     monkeypatch.undo()
     monkeypatch.setenv("WORKBENCH_STATE", str(place / "state"))
-    assert tracking.undelivered() == [run.run_id] and tracking.deliver(client) == []
+    assert delivery.undelivered() == [run.run_id] and delivery.deliver(client) == []
     assert client.get_run(run.run_id).info.status == "KILLED"
     assert "history.parquet" in [file.path for file in client.list_artifacts(run.run_id)]
 
@@ -179,18 +180,18 @@ def test_a_run_whose_disk_is_full_still_ends(client, run, monkeypatch):
 def test_a_live_run_is_left_alone(client, place):
     run = tracking.Tracker(client, "run", params={}, tags={}, seconds=60)
     run.log(1, {"a": 1.0})
-    assert tracking.deliver(client) == [] == tracking.undelivered() and run._outbox.folder.exists()
+    assert delivery.deliver(client) == [] == delivery.undelivered() and run._outbox.folder.exists()
     assert run.close("complete") and run.close("complete") and run.finish()
-    assert tracking.deliver(client) == [] and not run._outbox.folder.exists()
+    assert delivery.deliver(client) == [] and not run._outbox.folder.exists()
 
 
 def test_a_run_of_another_store_keeps_waiting(client, outbox, caplog):
     outbox.run_id = "0" * 32
     outbox.add("tags", values={"a": "b"})
     with pytest.raises(MlflowException):
-        hand_over(client, outbox)
+        deliver_outbox(client, outbox)
     outbox.close()
-    assert tracking.deliver(client) == ["run"] == tracking.undelivered() and "still waits in" in caplog.text
+    assert delivery.deliver(client) == ["run"] == delivery.undelivered() and "still waits in" in caplog.text
 
 
 def answer(status):

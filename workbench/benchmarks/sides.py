@@ -36,6 +36,7 @@ from workbench.studies.space import arms_of, read_space, settings_of
 from workbench.studies.storage import locked
 from workbench.studies.trials import SHOWN
 from workbench.studies.tuning import settle
+from workbench.tracking import study_runs, tags
 from workbench.training.config import Config, read, resolve
 from workbench.training.diagnostics import BucketDiagnostics
 from workbench.training.run import metric_names
@@ -296,7 +297,7 @@ def invent(study: str, runs: int, steps: int = 128) -> None:
     url, rng = os.environ["WORKBENCH_STORAGE"], np.random.default_rng(0)
     with locked(url):
         search = lifecycle.open_study(config, settings, arms_of(config, settings), study, url)
-    parent = tracking.open_study(client, study, "")
+    parent = study_runs.open_study(client, study, "")
     for _ in range(runs):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nobody shows signs of life
@@ -304,16 +305,16 @@ def invent(study: str, runs: int, steps: int = 128) -> None:
         own = resolve(settings_of(trial, settings, read_space(config)))
         number, arm = trial.number, trial.user_attrs.get("arm", "sampled")
         name = trial.user_attrs.get("name", f"trial-{number}")
-        tags = {"workbench.kind": "trial", "workbench.study": study, "workbench.trial": str(number)}
+        about = {tags.KIND: "trial", tags.STUDY: study, tags.TRIAL: str(number)}
         tracker = tracking.Tracker(
-            client, name, params=own.flat(), tags=tags | {"workbench.arm": arm}, parent=parent, flush=10**9
+            client, name, params=own.flat(), tags=about | {tags.ARM: arm}, parent=parent, flush=10**9
         )
         last = _tell(tracker, own, steps, rng)
         for metric in SHOWN:
             trial.set_user_attr(metric, last[metric])
         search.tell(trial, [last[metric] for metric in config.sweep.objectives])
         tracker.close("complete")
-    tracking.finish_study(client, parent, {}, "", "complete")
+    study_runs.finish_study(client, parent, {}, "", "complete")
 
 
 def _tell(tracker: tracking.Tracker, config: Config, steps: int, rng: np.random.Generator) -> dict[str, float]:

@@ -24,7 +24,7 @@ from workbench.benchmarks.figure import Figure, Options, control, figure
 from workbench.benchmarks.step import loop, open_model
 from workbench.method.noise import bucket_names
 from workbench.models import Backend, Shape
-from workbench.tracking import Client, Tracker, connect
+from workbench.tracking import Client, Tracker, connect, tags
 from workbench.training.loop import StepRecord
 
 GROUP = "tracking"
@@ -118,7 +118,7 @@ def tracked(client: Client, records: Iterator[StepRecord], steps: int, lead: int
     quantities = ("loss", "reward", "margin", "accuracy", "divergence")
     of_buckets = {f"timestep_{q}/{name}": 0.5 for q in quantities for name in bucket_names(10, 1000)}
     began = time.perf_counter()
-    tracker = Tracker(client, "bench", params={"bench": True}, tags={"workbench.kind": "bench"})
+    tracker = Tracker(client, "bench", params={"bench": True}, tags={tags.KIND: "bench"})
     around, logging, begin, busy = time.perf_counter() - began, 0.0, 0.0, 0.0
     for step in range(1, lead + steps + 1):
         if step == lead + 1:

@@ -1,4 +1,4 @@
-"""Locks that all processes on a database or a folder share."""
+"""Locks shared by all processes that use a database or a folder."""
 
 import hashlib
 import time
@@ -9,43 +9,43 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from workbench.common.paths import state
+from workbench.common.paths import state_path
 
 
 @contextmanager
-def exclusive(url: str, what: str = "", patience: float = 0.0) -> Iterator[None]:
-    """Hold a lock that all processes on a database share; a process that dies lets go of it.
+def exclusive(url: str, purpose: str = "", patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock that all processes on a database share. A process that dies releases it.
 
-    PostgreSQL's advisory lock, across machines; for sqlite, whose users are all on one machine, a lock file beside it.
-    Nothing has to be in the database yet. Not reentrant.
+    PostgreSQL has advisory locks, which hold across machines. An sqlite database, whose users are all on one machine,
+    gets a lock file beside it. The database may still be empty. Not reentrant.
 
     Args:
-        url: of the database, as SQLAlchemy reads it; for any other kind of place, the lock is in the state folder.
-        what: is done meanwhile; locks of other purposes are other locks.
-        patience: seconds for which a database that is away is waited for.
+        url: of the database, as SQLAlchemy reads it; for any other address the lock file is in the state folder.
+        purpose: names the lock; locks of different purposes do not exclude each other.
+        patience: seconds to wait for a database that is away.
     """
     if url.startswith("postgresql"):
         from sqlalchemy import create_engine, text
         from sqlalchemy.pool import NullPool
 
         engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        wait_for(engine, patience)
-        with engine.connect() as connection:  # the lock goes with the connection
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _key(what)})
+        retry_connections(engine, patience)
+        with engine.connect() as connection:  # the lock belongs to the connection and ends with it
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _advisory_key(purpose)})
             yield
         return
     if url.startswith("sqlite:///"):
-        path = Path(".".join(filter(None, (url.removeprefix("sqlite:///"), what, "lock"))))
+        path = Path(".".join(filter(None, (url.removeprefix("sqlite:///"), purpose, "lock"))))
     else:
-        path = state("locks", hashlib.sha256(f"{url} {what}".encode()).hexdigest()[:16])
+        path = state_path("locks", hashlib.sha256(f"{url} {purpose}".encode()).hexdigest()[:16])
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path):
         yield
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """Hold a folder for this process alone; what is returned says whether it could be had. Freed at its death."""
+def try_lock(path: Path) -> Iterator[bool]:
+    """Lock a folder for this process; yields False where another process holds it. Death releases the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
@@ -59,8 +59,8 @@ def claimed(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def wait_for(engine: Any, patience: float) -> None:
-    """Let an SQLAlchemy engine's new connections wait, so many seconds, for a database that is away."""
+def retry_connections(engine: Any, patience: float) -> None:
+    """Let new connections of an SQLAlchemy engine wait up to `patience` seconds for a database that is away."""
     from sqlalchemy import event
 
     @event.listens_for(engine, "do_connect")
@@ -76,6 +76,6 @@ def wait_for(engine: Any, patience: float) -> None:
             pause = min(5.0, 2 * pause)
 
 
-def _key(what: str) -> int:
-    """A number for PostgreSQL that no other program is likely to lock."""
-    return int.from_bytes(hashlib.sha256(f"diffusion-dpo-workbench{what}".encode()).digest()[:7], "big")
+def _advisory_key(purpose: str) -> int:
+    """A key of PostgreSQL's advisory locks that no other program is likely to use."""
+    return int.from_bytes(hashlib.sha256(f"diffusion-dpo-workbench{purpose}".encode()).digest()[:7], "big")

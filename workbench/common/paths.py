@@ -19,10 +19,10 @@ def shipped(name: str | Path) -> Path:
     return installed if installed.exists() else PACKAGE.parent / name
 
 
-def state(*parts: str) -> Path:
-    """A place under $WORKBENCH_STATE, or under .workbench in the working folder.
+def state_path(*parts: str) -> Path:
+    """A path under $WORKBENCH_STATE, by default .workbench in the working folder.
 
-    Snapshots of unfinished runs lie there, and what a tracking store that is away has not taken yet. Workers on several
-    machines that are to take up each other's trials have to share it.
+    Snapshots of unfinished runs lie there, and outboxes with what a tracking store has not accepted yet. Workers on
+    several machines that continue each other's trials have to share it.
     """
     return Path(os.environ.get("WORKBENCH_STATE", ".workbench")).resolve().joinpath(*parts)

@@ -1,4 +1,4 @@
-"""The name of a process that nobody else ever has, and whether it has ended."""
+"""A name for a process that no other process ever has, and whether that process has ended."""
 
 import os
 import platform
@@ -7,22 +7,24 @@ import psutil
 
 
 def this_process() -> str:
-    """Machine, process and when it began: what nobody else ever is."""
+    """Machine, process id and start time of this process, as one text: `HOST/NAMESPACE|PID|SECONDS`."""
     try:
-        namespace = str(os.stat("/proc/self/ns/pid").st_ino)  # containers of one name count their processes anew
+        # Containers of one host name count their processes from 1 each, but have process namespaces of their own.
+        namespace = str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:
         namespace = ""
     return f"{platform.node()}/{namespace}|{os.getpid()}|{psutil.Process().create_time():.2f}"
 
 
 def is_gone(process: str) -> bool | None:
-    """Whether a process, as `this_process` calls it, has ended; None where this machine cannot know."""
+    """Whether a process, named by `this_process`, has ended; None if it ran where this machine cannot see it."""
     place, _, rest = process.partition("|")
-    pid, _, began = rest.partition("|")
+    pid, _, started = rest.partition("|")
     if place != this_process().partition("|")[0]:
         return None
     try:
-        found = psutil.Process(int(pid))
-        return f"{found.create_time():.2f}" != began or found.status() == psutil.STATUS_ZOMBIE
+        there = psutil.Process(int(pid))
+        # Another start time means that the id was given to a new process.
+        return f"{there.create_time():.2f}" != started or there.status() == psutil.STATUS_ZOMBIE
     except psutil.Error:
         return True

@@ -1,38 +1,38 @@
-"""Stopping: asked for by a signal, granted where nothing is half done."""
+"""Stopping on signals at a moment when nothing is half done."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-PATIENCE = 15.0  # schedulers kill what has not ended after some 30 seconds
+PATIENCE = 15.0  #: seconds until a stop is forced; schedulers kill a process some 30 seconds after their signal
 
 
 @contextmanager
-def asked_to_stop(*names: str, patience: float = PATIENCE) -> Iterator[Callable[[], bool]]:
-    """Within, these signals ask to stop, and what is returned says whether one has.
+def stop_on_signals(*names: str, patience: float = PATIENCE) -> Iterator[Callable[[], bool]]:
+    """Inside, these signals only request a stop; yields a function that says whether one was requested.
 
-    Whoever asks a second time, or has waited for so many seconds, gets a KeyboardInterrupt wherever the process is.
+    A second signal, or `patience` seconds without an end, raises KeyboardInterrupt wherever the process is.
 
     Args:
-        names: of signals; those that this system does not have, and those that are ignored, stay as they are.
+        names: of signals; those that this system lacks, and those that are ignored, stay as they are.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        if len(asked) > 1 or number == signal.SIGALRM:
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1 or number == signal.SIGALRM:
             raise KeyboardInterrupt
         signal.setitimer(signal.ITIMER_REAL, patience)
 
     numbers = [getattr(signal, name) for name in (*names, "SIGALRM") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
-    heard = {number for number in numbers if before[number] != signal.SIG_IGN}
-    for number in heard:
-        signal.signal(number, hear)
+    handled = {number for number in numbers if before[number] != signal.SIG_IGN}
+    for number in handled:
+        signal.signal(number, handle)
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number in heard:
+        for number in handled:
             signal.signal(number, before[number])

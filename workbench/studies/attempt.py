@@ -21,6 +21,7 @@ from workbench.common.secrets import hide_passwords
 from workbench.studies import recovery
 from workbench.studies.space import constrain, outcome, read_space, settings_of
 from workbench.studies.trials import SHOWN, SPAN, counts, state_of
+from workbench.tracking import tags
 from workbench.training.config import Config, resolve
 from workbench.training.provenance import datasets, describe, provenance
 from workbench.training.run import execute, prepare
@@ -137,17 +138,19 @@ class Attempt:
 
     def _track(self, trial: Trial, config: Config) -> tracking.Tracker:
         arm, name = trial.user_attrs.get("arm", ""), trial.user_attrs.get("name", f"trial-{trial.number}")
-        tags = provenance() | {
-            "workbench.kind": "trial",
-            "workbench.study": self.study.study_name,
-            "workbench.trial": str(trial.number),
-            "workbench.arm": arm or "sampled",
-            "mlflow.note.content": describe(config, arm),
+        about = provenance() | {
+            tags.KIND: "trial",
+            tags.STUDY: self.study.study_name,
+            tags.TRIAL: str(trial.number),
+            tags.ARM: arm or "sampled",
+            tags.NOTE: describe(config, arm),
         }
         if "retry_of" in trial.user_attrs:
-            tags["workbench.retry_of"] = str(trial.user_attrs["retry_of"])
+            about[tags.RETRY_OF] = str(trial.user_attrs["retry_of"])
         inputs = datasets(prepare(config))
-        return tracking.Tracker(self.client, name, params=config.flat(), tags=tags, datasets=inputs, parent=self.parent)
+        return tracking.Tracker(
+            self.client, name, params=config.flat(), tags=about, datasets=inputs, parent=self.parent
+        )
 
     def _say(self, trial: Trial, key: str, value: Any) -> None:
         """A sign of life with some news.

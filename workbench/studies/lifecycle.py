@@ -24,6 +24,7 @@ from workbench.studies.space import arms_of, read_pruner, read_sampler
 from workbench.studies.storage import PATIENCE, find_study, locked, open_storage, storage_url
 from workbench.studies.trials import state_of, summary, summary_metrics
 from workbench.studies.workers import Worker, missing, supervise
+from workbench.tracking import delivery, reconcile, study_runs
 from workbench.training.config import Config, resolve
 
 Queue = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -135,19 +136,19 @@ def _run_study(settings: dict[str, Any], name: str, workers: int) -> Study:
     read_sampler(config)
     read_pruner(config)
     client = tracking.connect()
-    with locked(url), tracking.reaching():
+    with locked(url), delivery.require_reachable():
         done = find_study(name, open_storage(url))
-        if done is not None and not missing(done, asked, running=False) and tracking.is_complete(client, name):
+        if done is not None and not missing(done, asked, running=False) and study_runs.is_complete(client, name):
             open_study(config, settings, queued, name, url)  # is it the same study?
             tqdm.write(f"Study {name}: all {asked} trials are there.")
             return done
     _check(config, prepared=workers > 0)
-    with locked(url), tracking.reaching():
+    with locked(url), delivery.require_reachable():
         study = open_study(config, settings, queued, name, url)
-        parent = tracking.open_study(client, name, f"Study **{name}**, running.")
-    with tracking.reaching():
-        tracking.deliver(client)
-        tracking.agree(client, parent, states_of(study))
+        parent = study_runs.open_study(client, name, f"Study **{name}**, running.")
+    with delivery.require_reachable():
+        delivery.deliver(client)
+        reconcile.reconcile_runs(client, parent, states_of(study))
     to_come = missing(study, asked, running=False)
     failed = True
     try:
@@ -204,20 +205,21 @@ def conclude(
     with locked(storage_url(), PATIENCE):
         mend(study)
         clear(study)
-    if not tracking.wait_until_reachable(seconds=60):
+    if not delivery.wait_until_reachable(seconds=60):
         return
     try:
-        with tracking.reaching():
-            tracking.deliver(client)
-        with locked(storage_url(), PATIENCE), tracking.reaching():  # two commands may come to their end at once
+        with delivery.require_reachable():
+            delivery.deliver(client)
+        # Under the lock, since two commands may come to their end at once.
+        with locked(storage_url(), PATIENCE), delivery.require_reachable():
             states = states_of(study)
-            tracking.agree(client, parent, states)
+            reconcile.reconcile_runs(client, parent, states)
             if not missing(study, asked, running=False):
                 state = "complete"
             elif "running" in states.values():
                 state = "running"
             else:
                 state = "failed" if failed else "interrupted"
-            tracking.finish_study(client, parent, summary_metrics(study), summary(study, config), state)
+            study_runs.finish_study(client, parent, summary_metrics(study), summary(study, config), state)
     except Failure as error:
         tqdm.write(f"Study {study.study_name}: {error}; `python -m workbench.study doctor` does the rest.")

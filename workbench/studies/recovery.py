@@ -14,7 +14,7 @@ import optuna
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from workbench.common.paths import state
+from workbench.common.paths import state_path
 from workbench.common.processes import is_gone
 from workbench.studies.trials import counts, deaths
 
@@ -103,4 +103,4 @@ def clear(study: Study) -> None:
 
 def snapshots_of(study: Study, number: int) -> Path:
     """The folder of a trial's snapshots; two studies of one name share none."""
-    return state("studies", f"{study.study_name}-{study.user_attrs.get('token', '')}", f"{number:05d}")
+    return state_path("studies", f"{study.study_name}-{study.user_attrs.get('token', '')}", f"{number:05d}")

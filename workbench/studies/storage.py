@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.common.errors import Failure, one_line
-from workbench.common.locks import exclusive, wait_for
+from workbench.common.locks import exclusive, retry_connections
 from workbench.common.secrets import hide_passwords
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -65,7 +65,7 @@ def open_storage(url: str) -> RDBStorage:
     if sqlite:
         _one_writer(storage.engine)
     else:
-        wait_for(storage.engine, PATIENCE)
+        retry_connections(storage.engine, PATIENCE)
     return storage
 
 

@@ -19,14 +19,14 @@ from optuna import Study
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from workbench import tracking
 from workbench.common.command_line import print_uncaught, quiet, silence_transformers
 from workbench.common.errors import Failure, UserError
-from workbench.common.signals import asked_to_stop
+from workbench.common.signals import stop_on_signals
 from workbench.studies.recovery import mend
 from workbench.studies.space import read_pruner, read_sampler
 from workbench.studies.storage import PATIENCE, locked, open_storage
 from workbench.studies.trials import counts, line_of
+from workbench.tracking import delivery
 from workbench.training.config import resolve
 
 #: What tells the commands of a cluster's job, or one machine's GPUs, apart.
@@ -65,7 +65,7 @@ def work(told: Worker, line: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with asked_to_stop("SIGTERM") as asked:
+        with stop_on_signals("SIGTERM") as asked:
             _work(told, line, asked)
     except KeyboardInterrupt:
         pass
@@ -101,7 +101,7 @@ def _work(told: Worker, line: Connection, asked: Callable[[], bool]) -> None:
     study.pruner = read_pruner(config)
     study.sampler = read_sampler(config, told.index + 1000 * len(study.get_trials(deepcopy=False)) + _place())
     try:
-        while not stopping() and (client := tracking.wait_until_reachable(stopping)):
+        while not stopping() and (client := delivery.wait_until_reachable(stopping)):
             with ExitStack() as lock:
                 lock.enter_context(locked(told.url, PATIENCE))
                 mend(study)

@@ -1,4 +1,4 @@
-"""The way from an outbox to the tracking store, for live runs and for those whose process is gone."""
+"""Delivery of outboxes to the tracking store, for live runs and for runs whose process is gone."""
 
 import json
 import logging
@@ -17,22 +17,23 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_LOGGED_IMAG
 from workbench.common.errors import Failure
 from workbench.tracking.outbox import LIMIT, Outbox, Record, outboxes
 from workbench.tracking.store import STATUS, connect, in_short
+from workbench.tracking.tags import STATE
 
 log = logging.getLogger(__name__)
 
 
 def deliver(client: MlflowClient) -> list[str]:
-    """Hand over what runs told whose processes are gone; such a run stays as it is, unless it told its end.
+    """Deliver the outboxes of runs whose processes are gone. A run ends only if its outbox says how it ended.
 
     Returns:
-        Ids of runs with something that still waits; a warning says why.
+        Ids of runs that could not be delivered completely; a warning says why.
     """
     left = []
     for outbox in outboxes():
-        if not outbox.take():  # a live run's
+        if not outbox.acquire():  # the run is alive and delivers by itself
             continue
         try:
-            hand_over(client, outbox)
+            deliver_outbox(client, outbox)
             if outbox.refused:
                 log.warning(
                     "run %s: the store refused something (%s), kept in %s", outbox.run_id, outbox.refused, outbox.folder
@@ -46,49 +47,49 @@ def deliver(client: MlflowClient) -> list[str]:
 
 
 def undelivered() -> list[str]:
-    """Ids of runs whose processes are gone while something still waits."""
-    found = []
+    """Ids of runs whose processes are gone and whose outboxes are not empty."""
+    run_ids = []
     for outbox in outboxes():
-        if outbox.take():
+        if outbox.acquire():
             if outbox.waiting:
-                found.append(outbox.run_id)
+                run_ids.append(outbox.run_id)
             outbox.close()
-    return found
+    return run_ids
 
 
-def hand_over(client: MlflowClient, outbox: Outbox) -> None:
-    """Deliver all that waits, in order.
+def deliver_outbox(client: MlflowClient, outbox: Outbox) -> None:
+    """Deliver an outbox's waiting records, in order.
 
-    Doing it again after a crash changes nothing: MLflow leaves out metrics that it has to the millisecond, and
-    whatever else there is replaces what was there.
+    A record that is delivered again after a crash changes nothing: MLflow ignores a metric that it has with the same
+    step, value and millisecond, and records of other kinds overwrite what they wrote before.
 
     Raises:
-        Exception: what the store's client raises while the store is away; what it has not taken still waits.
+        Exception: what the store's client raises while the store is away; records that it has not accepted still wait.
     """
 
-    def give(records: list[Record]) -> None:
+    def send(records: list[Record]) -> None:
         try:
-            _KINDS[records[0]["kind"]](client, outbox, records)
+            _SENDERS[records[0]["kind"]](client, outbox, records)
         except Exception as error:
             if is_away(error):
                 raise
-            if len(records) > 1:  # the others shall not suffer for one
+            if len(records) > 1:  # one bad record must not keep the rest of its batch out
                 for record in records:
-                    give([record])
+                    send([record])
             else:
                 records[0]["refused"] = in_short(error)
 
     for batch in outbox.batches():
-        give(batch)
+        send(batch)
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether it may help to try again: the store is out of reach, broken or does not let us in.
+    """Whether a retry may help: the store is unreachable, broken or denies access, but has not rejected the content.
 
-    Not where it refuses what it was told. A run that it does not know counts as away: it may be another store.
+    A store that does not know the run counts as away, since the run may belong to another store.
     """
     if isinstance(error, MlflowException):
-        if error.error_code == "BAD_REQUEST" and "sqlalche.me" in str(error):  # an error of any database
+        if error.error_code == "BAD_REQUEST" and "sqlalche.me" in str(error):  # MLflow's code for any database error
             return not re.search(r"DataError|IntegrityError|ProgrammingError", str(error))
         status = error.get_http_status_code()
     elif isinstance(error, requests.HTTPError) and error.response is not None:
@@ -115,10 +116,10 @@ def _tags(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
 
 
 def _inputs(client: MlflowClient, outbox: Outbox, records: list[Record], tries: int = 5) -> None:
-    """Name a run's data sets, again where another run named one for the first time at the same moment.
+    """Log a run's data sets; retried, since another run may be the first to log the same data set at this moment.
 
-    MLflow looks a data set up and then inserts it; whoever comes second meets its own uniqueness constraint, and the
-    next time finds it.
+    MLflow looks a data set up and then inserts it. Of two runs that do so at once, one violates MLflow's uniqueness
+    constraint; when it tries again, it finds the other's row.
     """
     inputs = [
         DatasetInput(
@@ -150,7 +151,7 @@ def _image(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
 
 
 def _table(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
-    """As `log_table` does it, which would add the rows to those that are there."""
+    """Upload a table as MLflow's `log_table` would, which itself would append to rows that a first try has written."""
     _artifact(client, outbox, records)
     tables = json.loads(client.get_run(outbox.run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
     table = {"path": outbox.path(records[0]).name, "type": "table"}
@@ -163,12 +164,13 @@ def _end(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
 
 
 def end_run(client: MlflowClient, run_id: str, tags: Mapping[str, str], end_time: int | None = None) -> None:
-    """Set the tags of a run's end and its status, which follows from them."""
+    """Set the tags of a run's end, then the status that follows from its state."""
+    # In this order: a run that is killed in between is still RUNNING, so that it is looked at again and ended.
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    client.set_terminated(run_id, STATUS.get(tags["workbench.state"], "KILLED"), end_time)
+    client.set_terminated(run_id, STATUS.get(tags[STATE], "KILLED"), end_time)
 
 
-_KINDS: dict[str, Callable[[MlflowClient, Outbox, list[Record]], None]] = {
+_SENDERS: dict[str, Callable[[MlflowClient, Outbox, list[Record]], None]] = {
     "metrics": _metrics,
     "params": _params,
     "tags": _tags,
@@ -181,8 +183,8 @@ _KINDS: dict[str, Callable[[MlflowClient, Outbox, list[Record]], None]] = {
 
 
 @contextmanager
-def reaching() -> Iterator[None]:
-    """For what cannot be told later.
+def require_reachable() -> Iterator[None]:
+    """For requests to the store that cannot be made later.
 
     Raises:
         Failure: the tracking store has gone away since it was connected to.
@@ -198,10 +200,10 @@ def reaching() -> Iterator[None]:
 def wait_until_reachable(
     stopping: Callable[[], bool] = lambda: False, seconds: float = float("inf")
 ) -> MlflowClient | None:
-    """Connect to the tracking store; wait while it is away, and say so once.
+    """Connect to the tracking store, and wait for it while it is away. A warning is logged once.
 
     Returns:
-        None where `stopping` says so, or after `seconds`.
+        None if `stopping` returned True, or after `seconds`.
     """
     pause, warned, begin = 1.0, False, time.monotonic()
     while True:

@@ -13,11 +13,13 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from workbench.common.errors import UserError
-from workbench.tracking.store import children, connect, require_study
+from workbench.tracking import tags
+from workbench.tracking.store import connect
+from workbench.tracking.study_runs import children, require_study
 from workbench.tracking.tracker import HISTORY
 
-SAMPLES = "samples.json"  # of the images that a run draws at its end
-SHEET, PRETRAINED_SHEET = "samples.png", "pretrained.png"
+SAMPLES = "samples.json"  #: artifact with the scores of the images that a run draws at its end
+SHEET, PRETRAINED_SHEET = "samples.png", "pretrained.png"  #: artifacts with these images, and the pretrained model's
 
 
 def load_runs(study: str, runs: str = "") -> pl.DataFrame:
@@ -34,14 +36,14 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
     parent = require_study(client, study)
     rows = []
     for run in children(client, parent):
-        tags = run.data.tags
-        if tags.get("workbench.state") not in ("complete", "pruned"):
+        state = run.data.tags.get(tags.STATE)
+        if state not in ("complete", "pruned"):
             continue
         about = {
             "run_id": run.info.run_id,
             "name": run.info.run_name,
-            "arm": tags.get("workbench.arm", ""),
-            "state": tags["workbench.state"],
+            "arm": run.data.tags.get(tags.ARM, ""),
+            "state": state,
             "artifacts": run.info.artifact_uri,
         }
         rows.append(about | run.data.params | run.data.metrics)
@@ -91,9 +93,9 @@ def load_samples(runs: pl.DataFrame) -> pl.DataFrame:
             path = _artifact(row, SAMPLES, folder)
             if path is None:
                 continue
-            found = json.loads(path.read_text())
+            content = json.loads(path.read_text())
             about = [pl.lit(row[key]).alias(key) for key in ("run_id", "name", "arm")]
-            table = pl.DataFrame(found["data"], schema=found["columns"], orient="row", infer_schema_length=None)
+            table = pl.DataFrame(content["data"], schema=content["columns"], orient="row", infer_schema_length=None)
             scores = pl.exclude("caption", "seed").cast(pl.Float64)
             frames.append(table.select(*about, "caption", pl.col("seed").alias("image_seed"), scores))
     if not frames:
@@ -119,7 +121,7 @@ def load_sheets(runs: pl.DataFrame, pretrained: bool = False) -> dict[str, np.nd
 
 
 def _artifact(run: Mapping[str, str], file: str, folder: str) -> Path | None:
-    """Where a run's artifact lies on this machine, fetched into a folder of its own if need be; None if it has none."""
+    """The path of a run's artifact on this machine, downloaded into a folder if need be; None if the run lacks it."""
     path = _local(run["artifacts"]) / file if run["artifacts"].startswith("file:") else None
     if path is not None and path.exists():
         return path

@@ -1,4 +1,4 @@
-"""Trained weights that runs kept, as their artifact folder `model`."""
+"""Trained weights that runs have kept, as their artifact folder `model`."""
 
 import time
 from collections.abc import Mapping
@@ -11,7 +11,8 @@ from mlflow.exceptions import MlflowException
 
 from workbench.common.cache import folder
 from workbench.common.errors import Failure, UserError
-from workbench.tracking.store import children, require_study
+from workbench.tracking import tags
+from workbench.tracking.study_runs import children, require_study
 
 MODEL = "model"
 
@@ -56,12 +57,12 @@ def kept_models(client: MlflowClient, study: str) -> dict[str, str]:
     runs = [
         run
         for run in children(client, require_study(client, study))
-        if run.data.tags.get("workbench.state") == "complete" and client.list_artifacts(run.info.run_id, MODEL)
+        if run.data.tags.get(tags.STATE) == "complete" and client.list_artifacts(run.info.run_id, MODEL)
     ]
     if not runs:
         raise UserError(f"study {study!r}: none of its complete runs kept its weights")
     seeds = [run.data.params.get("seed", "") for run in runs]
-    arms = [run.data.tags.get("workbench.arm") or str(run.info.run_name) for run in runs]
+    arms = [run.data.tags.get(tags.ARM) or str(run.info.run_name) for run in runs]
     names = [arm if arms.count(arm) == 1 else f"{arm}-{seed}" for arm, seed in zip(arms, seeds, strict=True)]
     ids = [run.info.run_id for run in runs]
     return {

@@ -1,8 +1,14 @@
-"""What a run tells, kept on disk until the tracking store has taken it.
+"""What a run logs, kept on disk until the tracking store has accepted it.
 
-A folder a run, under `outbox` in the state folder: `journal.jsonl`, to which every record is added in one piece;
-`files`, of which records speak; `taken`, how much of the journal the store has; `refused.jsonl`, what the store did
-not want; `lock`, held by the process that delivers.
+One folder a run, under `outbox` in the state folder:
+
+| file | content |
+| --- | --- |
+| `journal.jsonl` | every record, one line each, appended in a single write |
+| `files/` | the files that records refer to |
+| `taken` | how many bytes of the journal the store has accepted |
+| `refused.jsonl` | records that the store rejected |
+| `lock` | held by the process that delivers |
 """
 
 import json
@@ -20,45 +26,46 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from workbench.common.errors import Failure
-from workbench.common.paths import state
+from workbench.common.paths import state_path
 
-Record = dict[str, Any]  # its "kind", its "time" in milliseconds, and what the kind needs
+Record = dict[str, Any]  # "kind", "time" in milliseconds, and the fields of that kind
 METRICS = "metrics"
-LIMIT = 1000  # values that MLflow takes at once
+LIMIT = 1000  #: metric values that MLflow accepts in one request
 
 _encode = json.JSONEncoder(default=float, separators=(",", ":")).encode  # numpy's numbers too; NaN and Infinity pass
 
 
 class Outbox:
-    """One run's: the process whose run it is adds records; whoever holds its lock delivers them, in order.
+    """The outbox of one run. The process that owns the run appends records; whoever holds its lock delivers them.
 
     Attributes:
-        handing: kind of the records that are being delivered, or were last.
-        refused: why the store did not want something, if so, which was put aside.
+        delivering: kind of the records that are being delivered, or were last.
+        refused: why the store rejected something; empty if it has not.
     """
 
     def __init__(self, run_id: str):
-        self.run_id, self.folder, self.handing = run_id, state("outbox", run_id), ""
+        self.run_id, self.folder, self.delivering = run_id, state_path("outbox", run_id), ""
         self.refused = ""
-        self._journal, self._files, self._taken = (self.folder / name for name in ("journal.jsonl", "files", "taken"))
-        self._aside = self.folder / "refused.jsonl"
-        self._lock = FileLock(self.folder / "lock", thread_local=False)  # taken by one thread, let go of by another
-        self._adding = threading.Lock()
+        self._journal, self._files = self.folder / "journal.jsonl", self.folder / "files"
+        self._accepted, self._rejects = self.folder / "taken", self.folder / "refused.jsonl"
+        self._lock = FileLock(self.folder / "lock", thread_local=False)  # acquired by one thread, released by another
+        self._append = threading.Lock()
         self._stream: IO[bytes] | None = None
 
     def open(self) -> None:
-        """Begin a new one, which is this process's.
+        """Start the outbox of a new run and lock it for this process.
 
         Raises:
-            Failure: the disk is full or cannot be written.
+            Failure: the disk is full or not writable.
         """
-        with self._kept():
+        with self._disk_errors():
             self._files.mkdir(parents=True, exist_ok=True)
-            self.take()  # before there is a journal, which is what others look for
+            # Others look for journals. The lock comes first, or one of them could deliver from a live run's outbox.
+            self.acquire()
             self._stream = self._journal.open("ab", buffering=0)
 
-    def take(self) -> bool:
-        """Make it this process's to deliver from; False where another process, or a live run, has it."""
+    def acquire(self) -> bool:
+        """Lock the outbox for delivery; False where another process holds it, as a live run does."""
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -66,111 +73,116 @@ class Outbox:
         return True
 
     def add(self, kind: str, **fields: Any) -> None:
-        """Add a record; from then on it outlives the process.
+        """Append a record. Once this returns, the record survives the process.
 
         Raises:
-            Failure: the disk is full or cannot be written.
+            Failure: the disk is full or not writable.
         """
         assert self._stream is not None
         line = (_encode({"kind": kind, "time": time.time_ns() // 1_000_000, **fields}) + "\n").encode()
-        with self._adding, self._kept():
+        with self._append, self._disk_errors():
             size = os.fstat(self._stream.fileno()).st_size
             try:
                 if self._stream.write(line) < len(line):
                     raise OSError(ENOSPC, os.strerror(ENOSPC))
             except OSError:
                 with suppress(OSError):
-                    self._stream.truncate(size)  # no half of a line in front of the next
+                    self._stream.truncate(size)  # or the next record would be glued to half of this one
                 raise
 
     @contextmanager
     def file(self, kind: str, name: str, **fields: Any) -> Iterator[Path]:
-        """Where to write a file, or a folder, of this name; then a record that speaks of it is added.
+        """Where to write a file, or a folder, of this name; then a record that refers to it is appended.
 
         Raises:
-            Failure: the disk is full or cannot be written.
+            Failure: the disk is full or not writable.
         """
-        with self._kept():
+        with self._disk_errors():
             path = Path(tempfile.mkdtemp(dir=self._files)) / name
             yield path
+        # After the file: a kill in between leaves a file that no record names, which goes with the folder. A record
+        # without its file could never be delivered.
         self.add(kind, file=str(path.relative_to(self.folder)), **fields)
 
     @contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _disk_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise Failure(
-                f"{self.folder}: what the run tells cannot be kept ({error}); free some space, or set WORKBENCH_STATE "
+                f"{self.folder}: what the run logs cannot be kept ({error}); free some space, or set WORKBENCH_STATE "
                 "to a folder on another disk"
             ) from None
 
     def path(self, record: Record) -> Path:
-        """Of the file or folder that a record speaks of."""
+        """Path of the file or folder that a record refers to."""
         return self.folder / record["file"]
 
     @property
-    def taken(self) -> int:
-        """Bytes of the journal that the store has."""
-        return int(self._taken.read_text()) if self._taken.exists() else 0
+    def accepted(self) -> int:
+        """Bytes of the journal that the store has accepted."""
+        return int(self._accepted.read_text()) if self._accepted.exists() else 0
 
     @property
     def waiting(self) -> bool:
-        """Whether there is anything that the store does not have."""
+        """Whether there is a record that the store has not accepted."""
         return any(True for _ in self._lines())
 
     def _lines(self) -> Iterator[bytes]:
-        """Those that the store does not have, but for half a one, which a process was writing when it died."""
+        """Journal lines that the store has not accepted, without an unfinished one that a dying process left."""
         with suppress(FileNotFoundError), self._journal.open("rb") as lines:
-            lines.seek(self.taken)
+            lines.seek(self.accepted)
             yield from (line for line in lines if line.endswith(b"\n"))
 
     def batches(self) -> Iterator[list[Record]]:
-        """What waits: records of metrics by up to 1000 values, any other alone.
+        """Waiting records: metrics in batches of up to 1000 values, records of other kinds one by one.
 
-        A batch counts as taken once the next is asked for; records that got a key "refused", saying why, are put aside.
+        A batch counts as accepted when the next one is requested. The caller marks a rejected record by a key
+        "refused" with the reason; such records are moved to `refused.jsonl`.
         """
         batch: list[Record] = []
-        values, end = 0, self.taken
+        values, end = 0, self.accepted
         for line in self._lines():
             record = _parse(line)
             more = len(record["values"]) if record["kind"] == METRICS else LIMIT
             if batch and values + more > LIMIT:
-                yield from self._hand(batch, end)
+                yield from self._deliver(batch, end)
                 batch, values = [], 0
             batch.append(record)
             values, end = values + more, end + len(line)
         if batch:
-            yield from self._hand(batch, end)
+            yield from self._deliver(batch, end)
 
-    def _hand(self, batch: list[Record], end: int) -> Iterator[list[Record]]:
-        self.handing = batch[0]["kind"]
+    def _deliver(self, batch: list[Record], end: int) -> Iterator[list[Record]]:
+        self.delivering = batch[0]["kind"]
         yield batch
         refused = [record for record in batch if "refused" in record]
         if refused:
             self.refused = self.refused or refused[0]["refused"]
-            with self._aside.open("a") as stream:
+            with self._rejects.open("a") as stream:
                 stream.writelines(_encode(record) + "\n" for record in refused)
-        partial = self._taken.with_suffix(".partial")
+        # First the mark that the batch is accepted, then its files go: a kill in between leaves files that nobody
+        # needs. In the other order, a record could be delivered again after its file is gone.
+        partial = self._accepted.with_suffix(".partial")
         partial.write_text(str(end))
-        os.replace(partial, self._taken)
+        os.replace(partial, self._accepted)
         for record in batch:
             if "file" in record and "refused" not in record:
                 shutil.rmtree(self.path(record).parent, ignore_errors=True)
 
     def close(self) -> None:
-        """Let go of it; where nothing waits it is removed, but for what was refused."""
+        """Release the lock. Where nothing waits, the outbox is removed, apart from rejected records."""
         if self._stream is not None:
             self._stream.close()
         if not self.waiting:
             self._journal.unlink(missing_ok=True)
-            if not self._aside.exists():
+            if not self._rejects.exists():
                 shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
 
 def _parse(line: bytes) -> Record:
-    """A line of a journal; one that a disk has damaged becomes a record that no store will want."""
+    """A journal line as a record; a damaged line becomes a record of a kind that no store accepts."""
     try:
         record: Record = json.loads(line)
         return {"kind": record["kind"], "values": {}} | record
@@ -179,5 +191,5 @@ def _parse(line: bytes) -> Record:
 
 
 def outboxes() -> list[Outbox]:
-    """All that there are, of live runs too."""
-    return [Outbox(path.parent.name) for path in sorted(state("outbox").glob("*/journal.jsonl"))]
+    """All outboxes in the state folder, of live runs too."""
+    return [Outbox(path.parent.name) for path in sorted(state_path("outbox").glob("*/journal.jsonl"))]

@@ -1,4 +1,4 @@
-"""One run, told to the tracking store: the training loop writes to a journal, a thread delivers from it."""
+"""The tracker of one run: the training loop appends to a journal on disk, a thread delivers it to the store."""
 
 import logging
 import threading
@@ -14,35 +14,36 @@ import numpy as np
 import pandas as pd
 import polars as pl
 from mlflow import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from workbench.common.errors import Failure
 from workbench.common.processes import this_process
 from workbench.common.secrets import hide_passwords
-from workbench.tracking.delivery import end_run, hand_over, is_away
+from workbench.tracking.delivery import deliver_outbox, end_run, is_away
 from workbench.tracking.outbox import METRICS, Outbox
 from workbench.tracking.store import experiment, in_short
+from workbench.tracking.tags import PARENT, PROCESS, REASON, STATE
 
 HISTORY = "history.parquet"
-FILES = ("artifact", "image", "table")  # kinds of records that may take long to deliver
+FILES = ("artifact", "image", "table")  #: kinds of records that may take long to upload
 
 log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """One MLflow run. It begins in the store; all else is kept on disk first and delivered by a thread.
+    """Tracks one MLflow run. The run is created in the store; all else goes to disk first and is sent by a thread.
 
-    While the store is away the run goes on, and the thread tries again, ever less often.
+    While the store is away, the run goes on and the thread retries, at growing intervals.
 
     Args:
         name: shown in the UI.
-        tags, params: logged at the start; a parent is given by `parent`.
-        datasets: name -> (digest, counts) of what the run learns from and is judged on.
-        flush: number of metric values that are delivered at once; `seconds` the longest time that they are kept back.
+        tags, params: logged at the start.
+        parent: id of the parent run, if there is one.
+        datasets: name -> (digest, counts) of the data that the run trains on and is evaluated with.
+        flush: number of metric values that trigger a delivery.
+        seconds: longest time for which values are held back.
     Raises:
-        Failure: the store is away. Later: the disk is full, or the store refused something, which `log` and `finish`
-            say.
+        Failure: the store is away. Later, from `log` and `finish`: the disk is full, or the store rejected something.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Tracker:
         seconds: float = 5.0,
     ):
         all_tags = {key: hide_passwords(value) for key, value in tags.items()}
-        all_tags |= {"workbench.process": this_process()} | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+        all_tags |= {PROCESS: this_process()} | ({PARENT: parent} if parent else {})
         try:
             run = client.create_run(experiment(client).experiment_id, run_name=name, tags=all_tags)
         except Exception as error:
@@ -74,15 +75,15 @@ class Tracker:
         self._rows: dict[int, dict[str, float]] = {}
         self._flush, self._seconds, self._values = flush, seconds, 0
         self._away = ""
-        self._attached = self._settling = self._waited = self._ended = self._over = False
-        self._wake, self._tried = threading.Event(), threading.Condition()
+        self._attached = self._urgent = self._gave_up = self._ended = self._over = False
+        self._wake, self._attempted = threading.Event(), threading.Condition()
         self._wake.set()
-        self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
+        self._thread = threading.Thread(target=self._deliver, name="tracking", daemon=True)
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a step; returns at once. Several calls for one step are merged in the history."""
-        self._raise()
+        """Log metrics of a step; returns at once. Several calls for one step are merged in the history."""
+        self._raise_if_refused()
         self._rows.setdefault(step, {}).update(metrics)
         self._outbox.add(METRICS, step=step, values=dict(metrics))
         self._values += len(metrics)
@@ -91,7 +92,7 @@ class Tracker:
             self._wake.set()
 
     def image(self, key: str, step: int, pixels: np.ndarray) -> None:
-        """A picture with a step slider in the UI, which knows its files by such names as MLflow's `log_image` gives."""
+        """Log an image with a step slider in the UI, which recognises the file names of MLflow's `log_image`."""
         name = f"{key.replace('/', '~')}+step+{step}+timestamp+{time.time_ns() // 1_000_000}+{uuid4()}"
         with self._outbox.file("image", "images", folder="images") as place:
             place.mkdir()
@@ -101,61 +102,61 @@ class Tracker:
             image.save(place / f"{name}+compressed.webp")
 
     def picture(self, file: str, pixels: np.ndarray) -> None:
-        """A picture under a file's name, to the pixel."""
+        """Log an image as a PNG file of this name, to the pixel."""
         with self._outbox.file("artifact", file, folder=None) as path:
             Image.fromarray(pixels).save(path)
 
     def table(self, file: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """A table, rendered by the UI."""
+        """Log a table, which the UI renders."""
         with self._outbox.file("table", file, folder=None) as path:
             frame = pd.DataFrame({key: list(values) for key, values in columns.items()})
             frame.to_json(path, orient="split", index=False, date_format="iso")
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file or a folder, as it is now."""
+        """Log a copy of a file or a folder as it is now."""
         with self._outbox.file("artifact", path.name, folder=folder) as place:
             (copytree if path.is_dir() else copy)(path, place)
 
     def tag(self, key: str, value: str) -> None:
-        """A tag of the run."""
+        """Set a tag of the run."""
         self._outbox.add("tags", values={key: hide_passwords(value)})
 
     def finish(self, patience: float = 60.0) -> bool:
-        """Attach the history and deliver everything; the run still runs.
+        """Log the history and wait until everything is delivered. The run stays open, for `end`.
 
         Args:
             patience: seconds to wait for a store that is away.
         Returns:
             Whether everything was delivered.
         Raises:
-            Failure: the disk is full, or the store refused something.
+            Failure: the disk is full, or the store rejected something.
         """
-        self._attach_history()
-        done = self._settle(patience)
-        self._raise()
+        self._log_history()
+        done = self._wait_until_delivered(patience)
+        self._raise_if_refused()
         return done
 
     def end(self, state: str, reason: str = "", patience: float = 60.0) -> bool:
-        """End the run; what could not be delivered stays on disk for `deliver`, and a line says so. Raises nothing.
+        """End the run. What cannot be delivered stays on disk for `deliver`, with a warning. Raises nothing.
 
         Args:
-            state: "complete", "pruned", "interrupted" or "failed"; tagged, since MLflow shows fewer.
-            patience: seconds to wait for a store that is away; two where it has been waited for already.
+            state: "complete", "pruned", "interrupted" or "failed"; a tag, since MLflow's status has fewer values.
+            patience: seconds to wait for a store that is away; two seconds if `finish` has waited in vain already.
         Returns:
             Whether everything was delivered.
         """
         if not self._ended:
             self._ended = True
-            tags = {"workbench.state": state} | ({"workbench.reason": hide_passwords(reason)[:5000]} if reason else {})
+            tags = {STATE: state} | ({REASON: hide_passwords(reason)[:5000]} if reason else {})
             try:
                 self._outbox.add("end", values=tags)
-            except Failure:  # a full disk, say: nobody could tell it later
+            except Failure:  # the disk is full, so nobody could deliver it later: it has to be now
                 with suppress(Exception):
                     end_run(self.client, self.run_id, tags)
-            self._settle(2.0 if self._waited else patience)
+            self._wait_until_delivered(2.0 if self._gave_up else patience)
             self._over = True
             self._wake.set()
-            self._thread.join(5.0)  # it may be in the middle of a try that takes longer
+            self._thread.join(5.0)  # no longer: it may be in the middle of a request that hangs
             if self._outbox.waiting:
                 log.warning(
                     "run %s: the tracking store is away (%s), so not everything is there; the rest waits in %s, and "
@@ -167,20 +168,20 @@ class Tracker:
         return not self._outbox.waiting and not self._outbox.refused
 
     def close(self, state: str, reason: str = "", patience: float = 60.0) -> bool:
-        """`finish` and `end`. A run that would be complete, but cannot be tracked, has failed.
+        """`finish` and `end` together. A complete run that cannot be tracked ends as failed.
 
-        A run that ends otherwise tells its end before anything is waited for: its process may soon be killed.
+        A run that did not complete records its end before it waits for anything, since its process may soon be killed.
 
         Returns:
             Whether everything was delivered.
         Raises:
-            Failure: a complete run could not be tracked; where the run had another fault, that is a warning.
+            Failure: a complete run could not be tracked. Where the run had failed anyway, this is a warning.
         """
         try:
             if state == "complete":
                 self.finish(patience)
             else:
-                self._attach_history()
+                self._log_history()
         except Failure as error:
             if state == "complete":
                 self.end("failed", str(error))
@@ -188,36 +189,39 @@ class Tracker:
             log.warning("%s", error)
         return self.end(state, reason, patience)
 
-    def _attach_history(self) -> None:
+    def _log_history(self) -> None:
         if self._rows and not self._attached:
             self._attached = True
             with self._outbox.file("artifact", HISTORY, folder=None) as path:
                 history(self._rows).write_parquet(path)
 
-    def _raise(self) -> None:
+    def _raise_if_refused(self) -> None:
         if self._outbox.refused:
             raise Failure(f"tracking of run {self.name} failed: {self._outbox.refused}")
 
-    def _settle(self, patience: float) -> bool:
-        """Wait until everything is delivered; False if for `patience` seconds nothing was, but not if files travel."""
-        self._settling = True
+    def _wait_until_delivered(self, patience: float) -> bool:
+        """Wait until everything is delivered; False after `patience` seconds without progress.
+
+        Uploads of files are waited for however long they take, as long as the store answers.
+        """
+        self._urgent = True
         self._wake.set()
-        taken, since = -1, 0.0
-        with self._tried:
+        accepted, since = -1, 0.0
+        with self._attempted:
             while self._outbox.waiting:
                 if self._over:
                     return False
-                if self._outbox.taken != taken:
-                    taken, since = self._outbox.taken, time.monotonic()
-                travelling = self._outbox.handing in FILES and not self._away
-                if time.monotonic() - since > patience and not travelling:
-                    self._waited = True  # long enough
+                if self._outbox.accepted != accepted:
+                    accepted, since = self._outbox.accepted, time.monotonic()
+                uploading = self._outbox.delivering in FILES and not self._away
+                if time.monotonic() - since > patience and not uploading:
+                    self._gave_up = True
                     return False
-                self._tried.wait(0.2)
+                self._attempted.wait(0.2)
         return True
 
-    def _write(self) -> None:
-        """Deliver what waits, now and then, until the run is over."""
+    def _deliver(self) -> None:
+        """The thread: deliver what waits, at intervals, until the run is over."""
         pause = self._seconds
         while True:
             self._wake.wait(pause)
@@ -225,21 +229,21 @@ class Tracker:
             if self._over:
                 break
             try:
-                hand_over(self.client, self._outbox)
+                deliver_outbox(self.client, self._outbox)
                 if self._away:
                     log.warning("run %s: the tracking store is back", self.name)
                 self._away, pause = "", self._seconds
-            except Exception as error:  # of whatever kind: nothing is lost as long as it is tried again
+            except Exception as error:  # of any kind: nothing is lost as long as delivery is retried
                 if not self._away:
                     pause = 0.5
                     log.warning(
-                        "run %s: the tracking store is away (%s); what the run tells is kept in %s until it is back",
+                        "run %s: the tracking store is away (%s); what the run logs is kept in %s until it is back",
                         self.name, in_short(error), self._outbox.folder,
                     )  # fmt: skip
                 self._away = in_short(error)
-                pause = min(2 * pause, 2.0 if self._settling else 15.0)
-            with self._tried:
-                self._tried.notify_all()
+                pause = min(2 * pause, 2.0 if self._urgent else 15.0)
+            with self._attempted:
+                self._attempted.notify_all()
         self._outbox.close()
 
 

@@ -16,6 +16,7 @@ from workbench.analysis.claims.theory import gaussian_divergences, margin_gradie
 from workbench.common.errors import UserError
 from workbench.method.noise import squared_error
 from workbench.studies.tuning import without
+from workbench.tracking import reconcile, study_runs, tags
 from workbench.training.config import Config, merge, resolve
 from workbench.training.preparation import Prepared, prepare
 from workbench.training.provenance import describe, provenance
@@ -34,7 +35,7 @@ def run_checks(settings: dict[str, Any], study: str) -> None:
         UserError: a finished seed was run with other settings.
     """
     config, client = resolve(settings), tracking.connect()
-    done, missing = tracking.finished(client, study), {}
+    done, missing = reconcile.complete_runs(client, study), {}
     for seed in config.sweep.seeds or (config.seed,):
         own = _settings(settings, seed)
         if f"seed-{seed}" not in done:
@@ -50,7 +51,7 @@ def run_checks(settings: dict[str, Any], study: str) -> None:
     if not missing:
         return
     note = "Checks of the claims that need no arms."
-    parent, state = tracking.open_study(client, study, note), "failed"
+    parent, state = study_runs.open_study(client, study, note), "failed"
     try:
         for seed, own in tqdm(missing.items(), desc=study, unit="seed"):
             _run_check(client, own, seed, study, parent)
@@ -59,7 +60,7 @@ def run_checks(settings: dict[str, Any], study: str) -> None:
         state = "interrupted"
         raise
     finally:
-        tracking.finish_study(client, parent, {}, note, state)
+        study_runs.finish_study(client, parent, {}, note, state)
 
 
 def _settings(settings: dict[str, Any], seed: int) -> Config:
@@ -70,9 +71,9 @@ def _settings(settings: dict[str, Any], seed: int) -> Config:
 
 
 def _run_check(client: Any, config: Config, seed: int, study: str, parent: str) -> None:
-    tags = {"workbench.kind": "check", "workbench.study": study, "workbench.arm": "check"}
-    tags |= provenance() | {"mlflow.note.content": describe(config)}
-    tracker = tracking.Tracker(client, f"seed-{seed}", params=config.flat(), tags=tags, parent=parent)
+    about = {tags.KIND: "check", tags.STUDY: study, tags.ARM: "check"}
+    about |= provenance() | {tags.NOTE: describe(config)}
+    tracker = tracking.Tracker(client, f"seed-{seed}", params=config.flat(), tags=about, parent=parent)
     state = "interrupted"
     try:
         ready = prepare(config)

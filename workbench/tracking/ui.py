@@ -1,0 +1,66 @@
+"""Commands and links that open the MLflow UI."""
+
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote, urlencode
+
+from mlflow import MlflowClient
+
+from workbench.common.command_line import this_python
+from workbench.common.secrets import hide_passwords
+from workbench.tracking import tags
+from workbench.tracking.store import experiment, tracking_uri
+from workbench.tracking.study_runs import children, literal, require_study
+
+PORT = 5000  #: where `mlflow ui` listens unless it is given another port
+
+
+def ui_command() -> str:
+    """The command that serves the MLflow UI of this tracking store, on this machine only."""
+    uri = tracking_uri()
+    if uri.startswith("http"):
+        return "(your tracking server)"
+    return f"{this_python()} -m mlflow ui --backend-store-uri {hide_passwords(uri)} --host 127.0.0.1 --workers 1"
+
+
+def ui_link(client: MlflowClient, study: str | None = None) -> str:
+    """Direct link to a study's charts, or to the whole experiment's, in a local MLflow UI."""
+    return _charts_link(client, f"tags.`{tags.STUDY}` = '{literal(study)}'" if study else "")
+
+
+def evaluations_link(client: MlflowClient) -> str:
+    """Direct link to the charts of all evaluations in a local MLflow UI."""
+    return _charts_link(client, f"tags.`{tags.KIND}` = 'evaluation'")
+
+
+def claim_links(client: MlflowClient, study: str, claims: Mapping[int, Sequence[str]]) -> dict[int, str]:
+    """Direct links to the runs that each claim rests on, in a local MLflow UI.
+
+    The UI cannot search for a list of arms, but it can search a tag for a word. So each run gets the numbers of its
+    arm's claims, between blanks, as a tag.
+
+    Args:
+        claims: number -> arms.
+    """
+    numbers: dict[str, list[int]] = {}
+    for number, arms in claims.items():
+        for arm in arms:
+            numbers.setdefault(arm, []).append(number)
+    for run in children(client, require_study(client, study)):
+        of_arm = numbers.get(run.data.tags.get(tags.ARM, ""), [])
+        wanted = f" {' '.join(map(str, of_arm))} "
+        if run.data.tags.get(tags.CLAIMS, "  ") != wanted:
+            client.set_tag(run.info.run_id, tags.CLAIMS, wanted)
+    inside = f"tags.`{tags.STUDY}` = '{literal(study)}' AND tags.`{tags.CLAIMS}` LIKE"
+    return {number: _charts_link(client, f"{inside} '% {number} %'") for number in claims}
+
+
+def _charts_link(client: MlflowClient, where: str) -> str:
+    """Link to the charts of the runs that a search finds; of all runs where `where` is empty.
+
+    A search is sorted by win rate, since the UI hides child runs behind their parents only where it sorts by date.
+    """
+    number = experiment(client).experiment_id
+    query = {"workflowType": "machine_learning", "compareRunsMode": "CHART"}
+    if where:
+        query |= {"orderByKey": "metrics.`eval/win_rate`", "orderByAsc": "false", "searchFilter": where}
+    return f"http://127.0.0.1:{PORT}/#/experiments/{number}/runs?{urlencode(query, quote_via=quote)}"
