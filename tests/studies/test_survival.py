@@ -76,6 +76,7 @@ def killed(told, moment):
     script = f"""
 import os, signal, json, sys
 from pathlib import Path
+from workbench import tracking
 from workbench.studies import attempt, workers, lifecycle
 told = workers.Worker(**json.loads(Path("told.json").read_text()))
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
