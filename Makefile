@@ -43,7 +43,7 @@ lab: install
 	WORKBENCH_HOME=$(CURDIR) $(BIN)/jupyter lab --notebook-dir=notebooks
 
 ui: install
-	@$(BIN)/python -c 'from workbench import tracking as t; c = t.connect(); print("\nOpen:", t.ui_link(c, next(iter(t.studies(c)), None), $(PORT)), "\n")'
+	@$(BIN)/python -c 'from workbench.tracking import connect, study_runs, ui; c = connect(); ui.PORT = $(PORT); print("\nOpen:", ui.ui_link(c, next(iter(study_runs.study_names(c)), None)), "\n")'
 	@MLFLOW_BACKEND_STORE_URI="$(MLFLOW_TRACKING_URI)" MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1
 
 figures: install

@@ -2,6 +2,8 @@
 
 import os
 import pkgutil
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -106,3 +108,11 @@ def test_the_list_of_commands_is_there_at_once():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     imported = set(done.stdout.splitlines()[-1].split())
     assert not {"torch", "mlflow", "optuna", "polars", "diffusers", "papermill"} & imported
+
+
+def test_make_ui_prints_a_link(empty_store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}")
+    monkeypatch.setattr("workbench.tracking.ui.PORT", 5000)  # which the line sets
+    (code,) = re.findall(r"python -c '(.*)'$", (ROOT / "Makefile").read_text(), re.MULTILINE)[-1:]
+    exec(code.replace("$(PORT)", "5007"), {})
+    assert "Open: http://127.0.0.1:5007/#/experiments/" in capsys.readouterr().out
