@@ -10,6 +10,7 @@ import torch
 from torch import Generator, nn
 
 from tests.support.families import NAMES, make
+from tests.support.oracles import ORACLES
 from workbench.common.errors import UserError
 from workbench.data.pairs import Batch
 from workbench.method.objectives import dpo
@@ -35,49 +36,26 @@ def plain(folder):
     return diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
 
 
+def tiny(folder, dtype=torch.float32):
+    return load(str(folder), CPU, dtype, resolution=32)
+
+
 def batch(backend, seed=0, size=2):
     g = Generator().manual_seed(seed)
-    edge = backend.resolution // 4
-    channels = backend.checkpoint.config("vae")["latent_channels"]
-    x_w, x_l = torch.randn(2, size, channels, edge, edge, generator=g)
-    told = backend.encode_text(CAPTIONS[:size])
-    told |= {k: torch.stack([v] * size) for k, v in backend.pair_condition(48, 40, 3, 1).items()}
-    return Batch(x_w, x_l, told)
-
-
-def theirs(name, folder, data, t, eps):
-    """Noised latents, prediction and target of winners and losers by diffusers' own pipeline parts."""
-    pipe = plain(folder)
-    x0, noise = torch.cat([data.x_w, data.x_l]), torch.cat([eps, eps])
-    both = torch.cat([t, t])
-    if name == "sd3":
-        place = 999 - both  # diffusers counts from the noisy end
-        sigma = pipe.scheduler.sigmas[place].view(-1, 1, 1, 1)
-        x_t, target = (1 - sigma) * x0 + sigma * noise, noise - x0
-        text, _, pooled, _ = pipe.encode_prompt(CAPTIONS, CAPTIONS, CAPTIONS, do_classifier_free_guidance=False)
-        predicted = pipe.transformer(
-            x_t, text.repeat(2, 1, 1), pooled.repeat(2, 1), pipe.scheduler.timesteps[place], return_dict=False
-        )[0]
-        return x_t, predicted, target
-    ddpm = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
-    x_t = ddpm.add_noise(x0, noise, both)
-    target = ddpm.get_velocity(x0, noise, both) if name == "sd-v" else noise
-    if name == "sdxl":
-        text, _, pooled, _ = pipe.encode_prompt(CAPTIONS, do_classifier_free_guidance=False)
-        ids = pipe._get_add_time_ids((48, 40), (3, 1), (32, 32), text.dtype, 32).repeat(4, 1)
-        added = {"text_embeds": pooled.repeat(2, 1), "time_ids": ids}
-        return x_t, pipe.unet(x_t, both, text.repeat(2, 1, 1), added_cond_kwargs=added).sample, target
-    tokens = pipe.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return x_t, pipe.unet(x_t, both, pipe.text_encoder(tokens)[0].repeat(2, 1, 1)).sample, target
+    x_w, x_l = torch.randn(2, size, *backend.latent_shape, generator=g)
+    condition = backend.encode_text(CAPTIONS[:size])
+    condition |= {k: torch.stack([v] * size) for k, v in backend.pair_condition(48, 40, 3, 1).items()}
+    return Batch(x_w, x_l, condition)
 
 
 @torch.no_grad()
 def test_noised_latents_target_and_loss_are_those_of_diffusers_parts(family):
     name, folder = family
-    backend = load(str(folder), CPU)
+    backend = tiny(folder)
     data, t = batch(backend), torch.tensor([30, 970])
     eps = torch.randn(data.x_w.shape, generator=Generator().manual_seed(5))
-    x_t, predicted, target = theirs(name, folder, data, t, eps)
+    both = torch.cat([data.x_w, data.x_l]), torch.cat([eps, eps]), torch.cat([t, t])
+    x_t, predicted, target = ORACLES[name](plain(folder), CAPTIONS * 2, *both)
     torch.testing.assert_close(backend.process.x_t(data.x_w, eps, t), x_t[:2])
     torch.testing.assert_close(backend.process.target(data.x_l, eps, t), target[2:])
     policy = backend.denoiser()
@@ -94,7 +72,7 @@ def test_noised_latents_target_and_loss_are_those_of_diffusers_parts(family):
 
 def test_latents_are_those_of_diffusers_parts(family):
     _, folder = family
-    backend, pipe = load(str(folder), CPU), plain(folder)
+    backend, pipe = tiny(folder), plain(folder)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     with torch.no_grad():
         x = pipe.image_processor.preprocess(list(pixels.astype(np.float32) / 255))
@@ -105,7 +83,7 @@ def test_latents_are_those_of_diffusers_parts(family):
 
 def test_samples_are_those_of_the_plain_pipeline(family):
     name, folder = family
-    backend, pipe = load(str(folder), CPU), plain(folder)
+    backend, pipe = tiny(folder), plain(folder)
     ours = backend.sample(backend.denoiser(), CAPTIONS, [3, 4], steps=2, guidance=2.0, batch_size=1)
     if name == "sdxl":
         pipe.scheduler = backend.scheduler  # the checkpoint names Euler's
@@ -117,7 +95,7 @@ def test_samples_are_those_of_the_plain_pipeline(family):
 
 
 def test_snr_falls_and_early_is_noisy_in_every_family(family):
-    process = load(str(family[1]), CPU).process
+    process = tiny(family[1]).process
     assert len(process) == 1000 and (process.abar.diff() < 0).all()
     assert process.noise[-1] > process.noise[0] and (process.time.diff() > 0).all()
 
@@ -127,7 +105,7 @@ def test_the_logit_is_exactly_zero_after_a_hard_copy(family, dtype):
     """Whole weights in float32 for the policy, halves for the reference: the same numbers to the bit."""
     from workbench.method.reference import Divergence, Reference, Rule
 
-    backend = load(str(family[1]), CPU, dtype)
+    backend = tiny(family[1], dtype)
     policy = backend.denoiser().requires_grad_(True)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -144,7 +122,7 @@ def test_the_logit_is_exactly_zero_after_a_hard_copy(family, dtype):
 def test_adapters_policy_reference_and_pretrained_share_one_denoiser(family, dtype):
     from workbench.method.reference import Divergence, Reference, Rule
 
-    backend = load(str(family[1]), CPU, dtype)
+    backend = tiny(family[1], dtype)
     policy, other, pretrained = adapt(backend.denoiser(half=True), rank=2, alpha=2, targets=backend.LORA_TARGETS)
     data, t = batch(backend), torch.tensor([30, 970])
     alone = backend.denoiser()
@@ -169,7 +147,7 @@ def test_adapters_policy_reference_and_pretrained_share_one_denoiser(family, dty
 
 def test_gradient_checkpointing_recomputes_with_the_policys_adapters(family):
     """The reference runs between the policy's forward and its backward pass."""
-    backend = load(str(family[1]), CPU)
+    backend = tiny(family[1])
     data, t, found = batch(backend), torch.tensor([30, 970]), []
     for recompute in (False, True):
         torch.manual_seed(0)
@@ -189,20 +167,20 @@ def test_gradient_checkpointing_recomputes_with_the_policys_adapters(family):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_saved_pipeline_draws_as_it_is_and_its_other_parts_are_the_originals(family, tmp_path, dtype):
     _, folder = family
-    backend = load(str(folder), CPU, dtype)
+    backend = tiny(folder, dtype)
     backend.save(backend.denoiser(), tmp_path / "saved")
     images = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved")(
         CAPTIONS, num_inference_steps=1, height=32, width=32, output_type="np"
     ).images
     assert np.isfinite(images).all()
-    again = load(str(tmp_path / "saved"), CPU, dtype)
+    again = tiny(tmp_path / "saved", dtype)
     parts = ("vae", *backend.ENCODERS)
     assert again.digest(*parts) == backend.digest(*parts)
 
 
 def test_saved_results_load_in_plain_diffusers_and_draw(family, tmp_path):
     _, folder = family
-    backend = load(str(folder), CPU)
+    backend = tiny(folder)
     draw = lambda m: backend.sample(m, CAPTIONS, [1, 2], steps=2, guidance=1.0, batch_size=2)  # noqa: E731
     call = dict(num_inference_steps=2, guidance_scale=1.0, height=32, width=32, output_type="np")
     seeds = lambda: [Generator().manual_seed(s) for s in (1, 2)]  # noqa: E731
@@ -237,8 +215,10 @@ def test_the_wrong_family_is_named(checkpoints):
 def test_a_pipeline_of_no_family_is_named(checkpoints, tmp_path):
     copy = shutil.copytree(checkpoints["sd"], tmp_path / "copy")
     index = json.loads((copy / "model_index.json").read_text())
-    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
-    with pytest.raises(UserError, match="a checkpoint for FluxPipeline; expected one of StableDiffusionPipeline"):
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableCascadePipeline"}))
+    with pytest.raises(
+        UserError, match="a checkpoint for StableCascadePipeline; expected one of StableDiffusionPipeline"
+    ):
         load(str(copy), CPU)
 
 

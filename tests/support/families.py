@@ -8,6 +8,8 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -26,7 +28,7 @@ from transformers import (
 from tests.support.helpers import random_text_encoder
 from workbench.models.small.prompts import split
 
-NAMES = ("sd", "sd-v", "sdxl", "sd3")
+NAMES = ("sd", "sd-v", "sdxl", "sd3", "flux1")
 SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
@@ -107,6 +109,16 @@ def make(name: str, folder: Path) -> Path:
         pipe = StableDiffusionXLPipeline(
             autoencoder(4), clip(tokenizer, False, 1), clip(tokenizer, True, 2), tokenizer, tokenizer, denoiser,
             EulerDiscreteScheduler(**SCHEDULE),
+        )  # fmt: skip
+    elif name == "flux1":
+        denoiser = FluxTransformer2DModel(
+            in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=96, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+        )  # fmt: skip
+        t5_tokenizer, t5_encoder = t5()
+        pipe = FluxPipeline(
+            FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True), autoencoder(16, 0.1),
+            clip(tokenizer, False, 1), tokenizer, t5_encoder, t5_tokenizer, denoiser,
         )  # fmt: skip
     else:
         denoiser = SD3Transformer2DModel(

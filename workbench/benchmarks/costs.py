@@ -70,7 +70,7 @@ def _step(backend: Backend, shape: Shape, lora: int, checkpointing: bool) -> tup
     if checkpointing:
         policy.enable_gradient_checkpointing()
     place = backend.device
-    x = torch.zeros(1, *shape.latent, device=place)
+    x = torch.zeros(1, *backend.latent_shape, device=place)
     told = {name: torch.zeros(1, *size, device=place) for name, size in shape.condition.items()}
     t = torch.zeros(1, dtype=torch.int64, device=place)
     process = backend.process.to(place)

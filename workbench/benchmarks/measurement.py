@@ -55,16 +55,15 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(times[2:])
 
 
-def random_pairs(shape: Shape, resolution: int, count: int = PAIRS) -> EncodedPairs:
+def random_pairs(shape: Shape, backend: Backend, count: int = PAIRS) -> EncodedPairs:
     """Latents and embeddings of unit variance, float16, each pair with its own caption."""
     g = Generator().manual_seed(0)
-    shard: dict[str, Tensor] = {name: torch.randn(count, *shape.latent, generator=g).half() for name in ("x_w", "x_l")}
+    latents, edge = (count, *backend.latent_shape), backend.resolution
+    shard: dict[str, Tensor] = {name: torch.randn(latents, generator=g).half() for name in ("x_w", "x_l")}
     shard["caption"] = torch.arange(count)
     for name, size in shape.condition.items():
         if name == "time_ids":  # sizes in pixels, and no crop
-            shard[f"pair.{name}"] = torch.tensor([resolution, resolution, 0, 0, resolution, resolution]).expand(
-                count, 6
-            )
+            shard[f"pair.{name}"] = torch.tensor([edge, edge, 0, 0, edge, edge]).expand(count, 6)
         else:
             shard[f"text.{name}"] = torch.randn(count, *size, generator=g).half()
     return EncodedPairs([shard], {"used": count}, "random")
@@ -124,7 +123,7 @@ def begin(config: Config, backend: Backend, pairs: EncodedPairs) -> Started:
 def _measure(config: Config, shape: Shape, device: torch.device) -> Measured:
     backend = random_backend(shape, device, getattr(torch, config.model.dtype))
     size, process = config.train.batch_size, backend.process.to(device)
-    pairs = random_pairs(shape, backend.resolution, max(PAIRS, size))
+    pairs = random_pairs(shape, backend, max(PAIRS, size))
     started = begin(config, backend, pairs)
     times, last = [], []
     for _ in range(config.train.steps):

@@ -109,7 +109,7 @@ def floor(model: str, rank: int, device: torch.device) -> None:
         policy, fixed = backend.denoiser().requires_grad_(True), backend.denoiser()
     optimizer = adamw(list(policy.parameters()), lr=1e-6, betas=(0.9, 0.99), weight_decay=0.0)
     images, told = 2 * PAIRS, SHAPES[model].condition
-    x_t = torch.randn(images, *SHAPES[model].latent, device=device)
+    x_t = torch.randn(images, *backend.latent_shape, device=device)
     t = torch.randint(backend.timesteps, (images,), device=device)
     condition = {name: torch.randn(images, *size, device=device) for name, size in told.items()}
     for _ in range(STEPS):

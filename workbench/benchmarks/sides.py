@@ -104,7 +104,7 @@ def passes(backend: Backend, shape: Shape, pairs: int, buckets: int = 10) -> tup
         calls.append(inputs)
         return backend.denoise(model, *inputs)
 
-    policy, data = backend.denoiser(), random_pairs(shape, backend.resolution, pairs)
+    policy, data = backend.denoiser(), random_pairs(shape, backend, pairs)
     diagnose = BucketDiagnostics(
         kept, policy, data, backend.process.to(backend.device),
         pretrained_digest=f"bench-{time.time_ns()}", buckets=buckets, curve=100, draws=3, device=backend.device,

@@ -76,7 +76,7 @@ def loop(
         | dict(settings or {})
     )
     device = backend.device
-    data = random_pairs(shape, backend.resolution, max(PAIRS, pairs, config.diagnostics.probe))
+    data = random_pairs(shape, backend, max(PAIRS, pairs, config.diagnostics.probe))
     started = begin(config, backend, data)
     density, density_settings = config.chosen("timesteps")
     order, draws = (Generator().manual_seed(config.seed * 2 + k) for k in range(2))  # as the run's own

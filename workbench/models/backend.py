@@ -61,6 +61,10 @@ class Backend(ABC):
     SCHEDULER: ClassVar[str] = "DDIMScheduler"
     #: Ends of the names of the layers that LoRA adapts by default, as diffusers' training scripts choose them.
     LORA_TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    #: Edge, in latents, of the images that the model was trained on, where its denoiser's config does not say.
+    SAMPLE_SIZE: ClassVar[int | None] = None
+    #: Edge of the patch of latents that the pipeline packs into one input of the denoiser.
+    PACKING: ClassVar[int] = 1
     #: Text encoders and tokenizers: with the autoencoder, the parts that decide what images and captions become.
     ENCODERS: ClassVar[tuple[str, ...]]
 
@@ -74,7 +78,7 @@ class Backend(ABC):
         self._require_parts()
         self.scheduler = checks.load_scheduler(checkpoint, getattr(diffusers, self.SCHEDULER))
         self.sampler = self.SCHEDULER
-        checks.require_sizes(checkpoint, self.DENOISER)
+        checks.require_sizes(checkpoint, self.DENOISER, self.PACKING)
         self._shapes_tried: set[tuple] = set()  # those that `require_fit` found to be taken
         self.resolution = self._checked(resolution) if resolution else self._own_resolution()
         self.process = self._process()
@@ -84,6 +88,12 @@ class Backend(ABC):
     def timesteps(self) -> int:
         """T, the number of training timesteps."""
         return len(self.process)
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image's latents."""
+        edge = self.resolution // self._pixels_per_latent
+        return self.checkpoint.number("vae", "latent_channels", 4, 1, 1024), edge, edge
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -119,6 +129,10 @@ class Backend(ABC):
     @abstractmethod
     def _embed(self, captions: list[str]) -> dict[str, Tensor]:
         """Text embeddings by name, each (N, ...), from the pipeline's own `encode_prompt`."""
+
+    def _from_pipeline(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W) from what the pipeline returns as `output_type="latent"`: by default the same."""
+        return latents
 
     def pair_condition(self, height: int, width: int, top: int, left: int) -> dict[str, Tensor]:
         """What a denoiser is given of a pair beside its caption: nothing, except for SDXL.
@@ -215,10 +229,8 @@ class Backend(ABC):
     @cached_property
     def _parts_fit(self) -> bool:
         """True, once `require_fit` has passed for this backend's own latents and embeddings."""
-        size, edge = self.resolution, self.resolution // self._pixels_per_latent
-        channels = self.checkpoint.number("vae", "latent_channels", 4, 1, 1024)
-        condition = {name: x[None] for name, x in self.pair_condition(size, size, 0, 0).items()}
-        self.require_fit(torch.empty(1, channels, edge, edge, device="meta"), condition | self.encode_text([""]))
+        condition = {name: x[None] for name, x in self.pair_condition(self.resolution, self.resolution, 0, 0).items()}
+        self.require_fit(torch.empty(1, *self.latent_shape, device="meta"), condition | self.encode_text([""]))
         return True
 
     @cached_property
@@ -310,7 +322,7 @@ class Backend(ABC):
     def _own_resolution(self) -> int:
         """Edge in pixels of the images that the model was trained on."""
         pixels = self._pixels_per_latent
-        return self.checkpoint.number(self.DENOISER, "sample_size", None, 1, EDGE // pixels) * pixels
+        return self.checkpoint.number(self.DENOISER, "sample_size", self.SAMPLE_SIZE, 1, EDGE // pixels) * pixels
 
     def _checked(self, resolution: int) -> int:
         """The resolution itself.
@@ -320,7 +332,7 @@ class Backend(ABC):
         """
         if resolution > EDGE:
             raise UserError(f"model.resolution = {resolution}: expected at most {EDGE}")
-        patch = self.checkpoint.number(self.DENOISER, "patch_size", 1, 1, 64)
+        patch = self.PACKING * self.checkpoint.number(self.DENOISER, "patch_size", 1, 1, 64)
         step = max(8, self._pixels_per_latent * patch * 2 ** checks.halvings(self.checkpoint, self.DENOISER))
         if resolution % step:
             near = sorted({max(step, resolution // step * step), -(-resolution // step) * step})
@@ -419,7 +431,7 @@ class Backend(ABC):
                         generator=[Generator().manual_seed(seed) for seed in seeds[chunk]],
                         output_type="latent",
                     ).images
-                images.append(self.decode_images(latents))
+                images.append(self.decode_images(self._from_pipeline(latents)))
         return np.concatenate(images)
 
     # Files

@@ -29,7 +29,7 @@ HASHED_WHOLE = 64 * 2**20
 #: The classes that a component may name, by library. No other is looked up: a class name from a file must not import
 #: anything that the families do not need.
 CLASSES = {
-    "diffusers": ("AutoencoderKL", "UNet2DConditionModel", "SD3Transformer2DModel"),
+    "diffusers": ("AutoencoderKL", "UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"),
     "transformers": (
         "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer", "CLIPTokenizerFast",
         "T5EncoderModel", "T5Tokenizer", "T5TokenizerFast",

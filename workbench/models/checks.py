@@ -26,7 +26,8 @@ def load_scheduler(checkpoint: Checkpoint, kind: Any) -> Any:
     checkpoint.number("scheduler", "num_train_timesteps", 1000, 2, 100_000, "scheduler_config.json")
     with explained(f"{checkpoint.name}: scheduler"):
         scheduler = kind.from_pretrained(checkpoint.folder, subfolder="scheduler", local_files_only=True)
-        copy.deepcopy(scheduler).set_timesteps(2)  # reads the settings that the constructor only stores
+        shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}  # diffusers insists on it
+        copy.deepcopy(scheduler).set_timesteps(2, **shift)  # reads the settings that the constructor only stores
     return scheduler
 
 
@@ -40,11 +41,12 @@ def require_noise(checkpoint: Checkpoint, abar: Tensor) -> None:
         raise UserError(f"{checkpoint.name}: scheduler describes no noise that grows with the timesteps")
 
 
-def require_sizes(checkpoint: Checkpoint, denoiser: str) -> None:
+def require_sizes(checkpoint: Checkpoint, denoiser: str, packing: int) -> None:
     """Raise UserError where the configs of autoencoder and denoiser contradict each other.
 
     Args:
         denoiser: name of that part, "unet" or "transformer".
+        packing: edge of the patch of latents that becomes one input of the denoiser.
     """
     number = checkpoint.number
     for key in ("in_channels", "out_channels"):
@@ -53,11 +55,13 @@ def require_sizes(checkpoint: Checkpoint, denoiser: str) -> None:
     if checkpoint.config("vae").get("shift_factor") is not None:
         number("vae", "shift_factor", 0.0, -1e6, 1e6)
     channels = number("vae", "latent_channels", 4, 1, 1024)
-    takes = number(denoiser, "in_channels", channels, 1, 1024)
-    if takes != channels:
+    expected = channels * packing**2
+    takes = number(denoiser, "in_channels", expected, 1, 4096)
+    if takes != expected:
         raise UserError(
-            f"{checkpoint.name}: {denoiser} has in_channels = {takes}, expected the vae's {channels} (models that fill "
-            "in parts of an image take more)"
+            f"{checkpoint.name}: {denoiser} has in_channels = {takes}, expected the vae's "
+            f"{channels}{f' x {packing} x {packing}' if packing > 1 else ''} (models that fill in parts of an image "
+            "take more)"
         )
 
 

@@ -21,8 +21,17 @@ from workbench.models.families import FAMILIES
 
 #: Blocks of the autoencoder of SD1.x, SDXL and SD3: eight pixels to a latent along each edge.
 VAE = {"block_out_channels": [128, 256, 512, 512]}
+#: The autoencoders of SD3 and FLUX.1: the same blocks, 16 channels.
+VAE16 = VAE | {"latent_channels": 16}
 #: The noise schedule of SD1.x and SDXL (scheduler/scheduler_config.json of both).
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+#: FLUX.1-dev: transformer/config.json, what the transformer is given, and scheduler/scheduler_config.json.
+FLUX1 = {
+    "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128, "num_attention_heads": 24,
+    "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True, "axes_dims_rope": [16, 56, 56],
+}  # fmt: skip
+FLUX1_CONDITION = {"text": (512, 4096), "pooled": (768,)}
+FLUX1_SCHEDULER = {"shift": 3.0, "use_dynamic_shifting": True}
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,6 @@ class Shape:
     condition: Mapping[str, tuple[int, ...]]
     vae: Mapping[str, Any] = field(default_factory=lambda: VAE)
     scheduler: Mapping[str, Any] = field(default_factory=lambda: SCHEDULE)
-
-    @property
-    def latent(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image's latent at the model's own resolution."""
-        return self.denoiser["in_channels"], self.denoiser["sample_size"], self.denoiser["sample_size"]
 
 
 SHAPES = {
@@ -83,8 +87,15 @@ SHAPES = {
             "caption_projection_dim": 1536, "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
         },
         {"text": (333, 4096), "pooled": (2048,)},
-        vae=VAE | {"latent_channels": 16},
+        vae=VAE16,
         scheduler={"shift": 3.0},
+    ),
+    # black-forest-labs/FLUX.1-dev: transformer/config.json; 1024 px; CLIP-L's pooled embedding, 512 T5 tokens
+    "flux1": Shape("flux1", FLUX1, FLUX1_CONDITION, VAE16, FLUX1_SCHEDULER),
+    # ours: FLUX.1-dev with 4 of its 19 double and 8 of its 38 single blocks, for one GPU; a block costs the same, so a
+    # time measured on it times the ratio of their FLOPs is the time of the whole
+    "flux1-part": Shape(
+        "flux1", FLUX1 | {"num_layers": 4, "num_single_layers": 8}, FLUX1_CONDITION, VAE16, FLUX1_SCHEDULER
     ),
     # ours: sd15 with a fifth of its channels and a quarter of its resolution, 34 M weights, for a CPU with patience
     "sd34m": Shape(
@@ -139,12 +150,14 @@ def random_backend(shape: Shape, device: torch.device, dtype: torch.dtype = torc
         def _precision(self) -> Any:
             return nullcontext() if self.device.type == "meta" else super()._precision()  # meta has no autocast
 
-    with TemporaryDirectory() as name:  # a backend reads the configs while it is made, and never again
-        folder = Path(name)
-        for part in (family.DENOISER, "vae", "scheduler", *family.ENCODERS):
-            (folder / part).mkdir()
-        (folder / "model_index.json").write_text(json.dumps({"_class_name": family.PIPELINE}))
-        (folder / family.DENOISER / "config.json").write_text(json.dumps(dict(shape.denoiser)))
-        (folder / "vae" / "config.json").write_text(json.dumps(dict(shape.vae)))
-        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(shape.scheduler)))
-        return Random(fetch(name), device, dtype)
+    temporary = TemporaryDirectory()
+    folder = Path(temporary.name)
+    for part in (family.DENOISER, "vae", "scheduler", *family.ENCODERS):
+        (folder / part).mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": family.PIPELINE}))
+    (folder / family.DENOISER / "config.json").write_text(json.dumps(dict(shape.denoiser)))
+    (folder / "vae" / "config.json").write_text(json.dumps(dict(shape.vae)))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(shape.scheduler)))
+    backend = Random(fetch(temporary.name), device, dtype)
+    backend.temporary = temporary  # type: ignore[attr-defined]  # the configs are there as long as the backend is
+    return backend

@@ -76,7 +76,9 @@ class Model(Section):
     """What is trained."""
 
     path: Place = Field("embedded", description="diffusers folder or hub id; 'embedded' is the small model")
-    family: Literal["auto", "sd", "sdxl", "sd3"] = Field("auto", description="what `path` has to be; 'auto' = anything")
+    family: Literal["auto", "sd", "sdxl", "sd3", "flux1"] = Field(
+        "auto", description="what `path` has to be; 'auto' = anything"
+    )
     revision: str = Field("", description="branch, tag or commit of a hub id")
     variant: str = Field(
         "", description="which weight files of the checkpoint, e.g. 'fp16'; training is float32 anyway"

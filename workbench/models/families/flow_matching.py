@@ -1,4 +1,8 @@
-"""What the transformers that are trained by flow matching have in common."""
+"""What the transformers that are trained by flow matching have in common: target, timestep axis and its shift."""
+
+import copy
+
+import numpy as np
 
 from workbench.method.noise import ForwardProcess, flow
 from workbench.models.backend import Backend
@@ -11,5 +15,31 @@ class FlowMatching(Backend):
     SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
     def _process(self) -> ForwardProcess:
-        """The scheduler's own grid, turned around: diffusers counts from the noisy end, the axis t from the clean."""
-        return flow(self.scheduler.sigmas.flip(0).float(), self.scheduler.timesteps.flip(0).float())
+        """The sampler's own noise levels over T steps, turned around: diffusers counts from the noisy end.
+
+        Samplers shift their levels towards noise, by a constant or by more the larger the image. The axis t = 0..T-1
+        holds that shift, so that equal intervals of t are equal shares of sampling, and "early" means the same in
+        both. (diffusers' training scripts use a scheduler's levels as it was loaded, where a shift by image size is
+        still missing; the density `uniform_sigma` draws those.)
+        """
+        scheduler, timesteps = copy.deepcopy(self.scheduler), self.scheduler.config.num_train_timesteps
+        if scheduler.config.use_dynamic_shifting:
+            scheduler.set_timesteps(sigmas=np.linspace(1, 1 / timesteps, timesteps), mu=self._shift())
+        sigma, time = scheduler.sigmas[:timesteps], scheduler.timesteps  # set_timesteps appends sigma = 0, the image
+        return flow(sigma.flip(0).float(), time.flip(0).float())
+
+    @property
+    def _image_tokens(self) -> int:
+        """Tokens that an image becomes in the transformer."""
+        _, height, width = self.latent_shape
+        return height * width // self.PACKING**2
+
+    def _shift(self) -> float:
+        """The shift mu by image size, which multiplies the odds sigma / (1 - sigma) by exp(mu).
+
+        Linear in the number of image tokens, as the pipelines of FLUX.1, Qwen-Image and Z-Image compute it.
+        """
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        keys = ("base_image_seq_len", 256), ("max_image_seq_len", 4096), ("base_shift", 0.5), ("max_shift", 1.15)
+        return calculate_shift(self._image_tokens, *(self.scheduler.config.get(key, default) for key, default in keys))
