@@ -12,13 +12,15 @@ from workbench.common.command_line import command, silence_transformers
 from workbench.common.paths import shipped
 
 EXPERIMENTS = shipped("experiments")
-REAL = ("sd15", "sdxl", "sd3")
+REAL = ("sd15", "sdxl", "sd3", "flux1")
+#: Shapes of ours: parts of a real one, trained by its experiment files, and one that a CPU measures in seconds.
+PARTS = ("flux1-part",)
 
 
 @click.option(
     "--shape",
     "shapes",
-    type=click.Choice([*REAL, "tiny"]),
+    type=click.Choice([*REAL, *PARTS, "tiny"]),
     multiple=True,
     help="Model; repeatable. Default: the real ones.",
 )
@@ -77,7 +79,12 @@ def _settings(shape: str, variant: str) -> dict[str, Any]:
     if shape == "tiny":
         lora = {"lora.rank": 4} if variant == "lora" else {}
         return load(None, {"model.dtype": "bfloat16", **lora}).flat()
-    return load(EXPERIMENTS / f"{shape}{'-lora' if variant == 'lora' else ''}.toml").flat()
+    name = shape.removesuffix("-part")
+    full, adapters = EXPERIMENTS / f"{name}.toml", EXPERIMENTS / f"{name}-lora.toml"
+    if variant == "lora":
+        return load(adapters).flat()
+    # The largest models come with a file for LoRA alone; a full fine-tune is then counted with its other settings.
+    return load(full).flat() if full.is_file() else load(adapters, {"lora.rank": 0, "lora.alpha": 0}).flat()
 
 
 COUNTED = {

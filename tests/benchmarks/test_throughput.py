@@ -16,7 +16,12 @@ META, CPU = torch.device("meta"), torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("name", "weights", "resolution"),
-    [("sd15", 859_520_964, 512), ("sdxl", 2_567_463_684, 1024), ("sd3", 2_028_328_000, 1024)],
+    [
+        ("sd15", 859_520_964, 512),
+        ("sdxl", 2_567_463_684, 1024),
+        ("sd3", 2_028_328_000, 1024),
+        ("flux1", 11_901_408_320, 1024),
+    ],
 )
 def test_a_shape_has_the_published_number_of_weights_and_resolution(name, weights, resolution):
     backend = random_backend(SHAPES[name], META)

@@ -20,7 +20,8 @@ from workbench.training.listener import Silence
 from workbench.training.run import execute
 
 EXPERIMENTS = ROOT / "experiments"
-REAL = [EXPERIMENTS / f"{family}{variant}.toml" for family in ("sd15", "sdxl", "sd3") for variant in ("", "-lora")]
+BOTH = [EXPERIMENTS / f"{family}{variant}.toml" for family in ("sd15", "sdxl", "sd3") for variant in ("", "-lora")]
+REAL = [*BOTH, EXPERIMENTS / "flux1-lora.toml"]
 SCRIPTS = sorted([*EXPERIMENTS.rglob("*.sbatch"), *EXPERIMENTS.rglob("*.sh")])
 PODS = sorted(EXPERIMENTS.rglob("*.yaml"))
 
@@ -28,7 +29,7 @@ PODS = sorted(EXPERIMENTS.rglob("*.yaml"))
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("real")
-    return {name: make(name, root / name) for name in ("sd", "sdxl", "sd3")}
+    return {name: make(name, root / name) for name in models.FAMILIES}
 
 
 def quick(checkpoint, pairs):

@@ -70,6 +70,33 @@ def test_noised_latents_target_and_loss_are_those_of_diffusers_parts(family):
     torch.testing.assert_close(ours, -nn.functional.logsigmoid(logit).mean(), rtol=1e-4, atol=1e-5)
 
 
+def test_flux_without_a_guidance_input_and_with_a_constant_shift(tmp_path):
+    """FLUX.1-schnell."""
+    backend = tiny(make("flux1-schnell", tmp_path))
+    sigma = torch.arange(1, 1001) / 1000
+    torch.testing.assert_close(backend.process.noise, sigma)
+    data, t = batch(backend), torch.tensor([30, 970])
+    expected = ORACLES["flux1"](plain(tmp_path), CAPTIONS, data.x_w, data.x_l, t)
+    predicted = backend.denoise(backend.denoiser(), expected.x_t, t, data.condition)
+    torch.testing.assert_close(predicted, expected.predicted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_long_caption_in_the_batch_changes_nothing_for_a_short_one(family):
+    """Padding is part of the embedding or masked, but never depends on the other captions."""
+    backend = tiny(family[1])
+    short, long = CAPTIONS[0], ", ".join(CAPTIONS * 3)
+    alone, together = backend.encode_text([short]), backend.encode_text([short, long])
+    denoiser, data = backend.denoiser(), batch(backend)
+    t, pair = torch.tensor([500, 500]), {k: v for k, v in data.condition.items() if k not in alone}
+    for name, embedding in alone.items():
+        assert embedding.shape[1:] == together[name].shape[1:]
+        torch.testing.assert_close(together[name][:1], embedding, rtol=1e-4, atol=1e-5)
+    predicted = backend.denoise(denoiser, data.x_w, t, together | pair)
+    one = {k: v[:1] for k, v in pair.items()}
+    expected = backend.denoise(denoiser, data.x_w[:1], t[:1], alone | one)
+    torch.testing.assert_close(predicted[:1], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_latents_are_those_of_diffusers_parts(family):
     _, folder = family
     backend, pipe = tiny(folder), plain(folder)

@@ -110,14 +110,15 @@ def make(name: str, folder: Path) -> Path:
             autoencoder(4), clip(tokenizer, False, 1), clip(tokenizer, True, 2), tokenizer, tokenizer, denoiser,
             EulerDiscreteScheduler(**SCHEDULE),
         )  # fmt: skip
-    elif name == "flux1":
+    elif name.startswith("flux1"):
+        distilled = name == "flux1"  # dev; schnell has no guidance input and no shift
         denoiser = FluxTransformer2DModel(
             in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-            joint_attention_dim=96, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+            joint_attention_dim=96, pooled_projection_dim=32, guidance_embeds=distilled, axes_dims_rope=(4, 6, 6),
         )  # fmt: skip
         t5_tokenizer, t5_encoder = t5()
         pipe = FluxPipeline(
-            FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True), autoencoder(16, 0.1),
+            FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=distilled), autoencoder(16, 0.1),
             clip(tokenizer, False, 1), tokenizer, t5_encoder, t5_tokenizer, denoiser,
         )  # fmt: skip
     else:

@@ -182,16 +182,15 @@ class Backend(ABC):
         return module.eval().requires_grad_(False)
 
     def _load_denoiser(self, folder: Path, name: str) -> nn.Module:
-        """Load the denoiser below a folder in float32, frozen; `name` is the folder in messages."""
+        """Load the denoiser below a folder in float32, frozen and in eval mode; `name` is the folder in messages."""
+        return _prepared(self._read_denoiser(folder, name)).eval().requires_grad_(False)
+
+    def _read_denoiser(self, folder: Path, name: str) -> nn.Module:
         import diffusers
 
         variant = {"variant": self.checkpoint.variant} if self.checkpoint.variant else {}
         kind, part = getattr(diffusers, self.DENOISER_CLASS), self.DENOISER
-        loaded = load_network(kind, folder / part, f"{name}: {part}", torch_dtype=torch.float32, **variant)
-        for module in loaded.modules():
-            if isinstance(module, nn.Linear):
-                module.register_forward_pre_hook(_contiguous)
-        return loaded.eval().requires_grad_(False)
+        return load_network(kind, folder / part, f"{name}: {part}", torch_dtype=torch.float32, **variant)
 
     def denoise(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Predict noise or velocity, whichever `process.target` is, in the precision `dtype`.
@@ -457,15 +456,6 @@ class Backend(ABC):
         return f"{self.dtype}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}"
 
 
-def _contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Hook of a linear layer: its input, laid out in memory without gaps.
-
-    For any other layout torch chooses its matrix product by whether the weight requires a gradient, so that the policy
-    and a reference with the same weights may differ in the last bit; after a hard copy they must not (SDXL, SD3).
-    """
-    return (inputs[0].contiguous(), *inputs[1:])
-
-
 def store_half(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast the weights of linear and convolution layers to a precision, in place.
 
@@ -479,3 +469,35 @@ def store_half(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         if isinstance(part, nn.Linear | nn.Conv2d):
             part.to(dtype)
     return module
+
+
+def _prepared(denoiser: nn.Module) -> nn.Module:
+    """A loaded denoiser, its layers changed in place to compute the same whether they are trained or not, and fast."""
+    for layer in denoiser.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(_contiguous)
+        elif type(layer) is nn.RMSNorm:
+            layer.__class__ = _FusedRMSNorm
+    return denoiser
+
+
+def _contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hook of a linear layer: its input, laid out in memory without gaps.
+
+    For any other layout torch chooses its matrix product by whether the weight requires a gradient, so that the policy
+    and a reference with the same weights may differ in the last bit; after a hard copy they must not (SDXL, SD3).
+    """
+    return (inputs[0].contiguous(), *inputs[1:])
+
+
+class _FusedRMSNorm(nn.RMSNorm):
+    """An RMS norm that casts its weight to the precision of its input, as autocast does for linear layers.
+
+    Autocast leaves RMS norms alone, and where input and weight differ in precision torch falls back from one kernel to
+    half a dozen in float32, each as large as the activations. FLUX normalizes queries and keys in every block.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The norm over the last axes, in x's precision."""
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps)

@@ -137,15 +137,14 @@ def random_backend(shape: Shape, device: torch.device, dtype: torch.dtype = torc
         def _require_parts(self) -> None:
             pass  # there are only configs
 
-        def _load_denoiser(self, folder: Path, name: str) -> nn.Module:
+        def _read_denoiser(self, folder: Path, name: str) -> nn.Module:
             import diffusers
 
             # Made on the device itself (SDXL takes a minute on the CPU), without disturbing its generator.
             generators = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(generators), torch.device(self.device):
                 torch.manual_seed(0)
-                module = getattr(diffusers, self.DENOISER_CLASS).from_config(dict(shape.denoiser))
-            return module.eval().requires_grad_(False)
+                return getattr(diffusers, self.DENOISER_CLASS).from_config(dict(shape.denoiser))
 
         def _precision(self) -> Any:
             return nullcontext() if self.device.type == "meta" else super()._precision()  # meta has no autocast
