@@ -1,4 +1,4 @@
-"""`python -m workbench.train`: one tracked run."""
+"""`python -m workbench.train`: one run, tracked or kept in a folder."""
 
 import re
 import time
@@ -15,6 +15,7 @@ from workbench.training.settings_option import settings_option
 
 if TYPE_CHECKING:
     from workbench.training.config import Config
+    from workbench.training.listener import Listener
     from workbench.training.snapshots import Snapshots
 
 SHOWN = ("eval/reward", "eval/win_rate", "validation/margin", "divergence/policy", "divergence/reference")
@@ -25,6 +26,10 @@ SHOWN = ("eval/reward", "eval/win_rate", "validation/margin", "divergence/policy
 @click.option("--name", metavar="NAME", help="The run's name. Default: the experiment file's, with the time.")
 @click.option("--resume", is_flag=True, help="Go on from the last snapshot of the run called --name, if there is one.")
 @click.option("--output", type=click.Path(path_type=Path), help="Save the trained model here, as a diffusers folder.")
+@click.option(
+    "--no-tracking", is_flag=True,
+    help="Keep the run in --output instead: history.parquet, pictures, tables, and the trained model in model/.",
+)  # fmt: skip
 @set_option
 @settings_option
 def main(
@@ -33,6 +38,7 @@ def main(
     name: str | None,
     resume: bool,
     output: Path | None,
+    no_tracking: bool,
     overrides: tuple[str, ...],
 ) -> None:
     """Train once with an experiment file's settings and track the run; its sweep section is not used.
@@ -49,6 +55,7 @@ def main(
       python -m workbench.train experiments/default.toml --set train.steps=256 --output trained/
       python -m workbench.train --set lora.rank=8 --set train.lr=3e-4 --output lora/
       python -m workbench.train --name first --resume
+      python -m workbench.train --no-tracking --output run/      (needs no MLflow, polars, Optuna or datasets)
       torchrun --nproc-per-node 2 -m workbench.train        (or: accelerate launch -m workbench.train)
     """
     from workbench.common.errors import UserError
@@ -59,7 +66,9 @@ def main(
         raise UserError("--resume: say with --name which run")
     name = checked_name("--name", name) if name is not None else None
     study = study_name(study) if study is not None else None
-    if output is not None:
+    if no_tracking and (output is None or study is not None):
+        raise UserError("--no-tracking: needs --output for the run's files, and belongs to no --study")
+    if output is not None and not (no_tracking and resume):  # else it holds the part of the run that goes on
         _require_empty(output)
 
     from workbench.common import distributed, locks, paths
@@ -87,10 +96,13 @@ def main(
         check(config)
         patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
         stopping = stack.enter_context(stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
-        if distributed.is_main():
-            _tracked(config, label, study, snapshots, stopping, output)
+        save_to = output / "model" if output and no_tracking else output
+        if not distributed.is_main():
+            execute(config, Silence(), save_to=save_to, snapshots=snapshots, stopping=stopping)
+        elif output and no_tracking:
+            _in_folder(config, label, snapshots, stopping, output)
         else:
-            execute(config, Silence(), save_to=output, snapshots=snapshots, stopping=stopping)
+            _tracked(config, label, study, snapshots, stopping, output)
 
 
 def _require_empty(output: Path) -> None:
@@ -101,6 +113,21 @@ def _require_empty(output: Path) -> None:
         raise UserError(f"--output {output}: not an empty folder; choose a new one")
 
 
+def _in_folder(
+    config: "Config", label: str, snapshots: "Snapshots | None", stopping: Callable[[], bool], output: Path
+) -> None:
+    """Train and keep the run in a folder."""
+    from workbench.training.preparation import prepare
+    from workbench.training.provenance import datasets, provenance
+    from workbench.training.run_folder import RunFolder
+
+    data = {name: {"digest": digest, **counts} for name, (digest, counts) in datasets(prepare(config)).items()}
+    about = {"name": label, "settings": config.flat(), "versions": provenance(), "data": data}
+    folder = RunFolder(output, about)
+    _train(config, folder, folder.close, label, snapshots, stopping, output / "model")
+    click.echo(f"\n{output}")
+
+
 def _tracked(
     config: "Config",
     label: str,
@@ -109,15 +136,13 @@ def _tracked(
     stopping: Callable[[], bool],
     output: Path | None,
 ) -> None:
-    """Train, tell MLflow and show it."""
-    from tqdm import tqdm
-
+    """Train and track the run with MLflow."""
     from workbench import tracking
     from workbench.common import distributed
     from workbench.common.errors import Failure
     from workbench.tracking import reconcile, study_runs, tags
+    from workbench.training.preparation import prepare
     from workbench.training.provenance import datasets, describe, provenance
-    from workbench.training.run import execute, prepare
 
     client = tracking.connect()
     reconcile.close_dead_runs(client)
@@ -136,6 +161,38 @@ def _tracked(
     tracker = tracking.Tracker(
         client, label, params=config.flat(), tags=about, datasets=datasets(prepare(config)), parent=parent
     )
+
+    def close(state: str, reason: str) -> bool:
+        delivered = tracker.close(state, reason)
+        if parent and not found and delivered:
+            client.set_terminated(parent, "FINISHED")
+        return delivered
+
+    if not _train(config, tracker, close, label, snapshots, stopping, output):
+        raise Failure(f"run {label} is trained, but the tracking store is away: python -m workbench.study doctor")
+    click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client, study)}")
+
+
+def _train(
+    config: "Config",
+    listener: "Listener",
+    close: Callable[[str, str], bool],
+    label: str,
+    snapshots: "Snapshots | None",
+    stopping: Callable[[], bool],
+    save_to: Path | None,
+) -> bool:
+    """Train with a progress bar, and show the most important metrics at the end.
+
+    Args:
+        close: is told how the run ended and why, and says whether everything was delivered.
+    Returns:
+        What `close` says.
+    """
+    from tqdm import tqdm
+
+    from workbench.training.run import execute
+
     bar = tqdm(total=config.train.steps, desc=label, unit="step")
 
     def on_step(step: int, news: Mapping[str, float]) -> None:
@@ -145,7 +202,7 @@ def _tracked(
 
     state, reason, delivered = "failed", "", True
     try:
-        final = execute(config, tracker, on_step=on_step, save_to=output, snapshots=snapshots, stopping=stopping)
+        final = execute(config, listener, on_step=on_step, save_to=save_to, snapshots=snapshots, stopping=stopping)
         state = "complete"
     except KeyboardInterrupt:
         state = "interrupted"
@@ -162,17 +219,13 @@ def _tracked(
         raise
     finally:
         bar.close()
-        delivered = tracker.close(state, reason)
-        if parent and not found and delivered:
-            client.set_terminated(parent, "FINISHED")
+        delivered = close(state, reason)
         if snapshots and state == "complete":
             snapshots.discard()
     for metric in SHOWN:
         if metric in final:
             click.echo(f"{metric:22s} {final[metric]:.4f}")
-    if not delivered:
-        raise Failure(f"run {label} is trained, but the tracking store is away: python -m workbench.study doctor")
-    click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client, study)}")
+    return delivered
 
 
 main = command(main)

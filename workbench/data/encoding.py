@@ -200,10 +200,10 @@ def _shards(
     new: list[str] = []
     size = batch_size or backend.images_at_once // 2
     counts, captions = progress.counts, progress.captions
-    done = sum(counts.values())
-    bar = tqdm(total=rows.total or None, initial=done, desc="encode pairs", unit="row", leave=False)
+    initial = counts.total()
+    bar = tqdm(total=rows.total or None, initial=initial, desc="encode pairs", unit="row", leave=False)
     with bar:
-        for found, state in decoded(rows, backend.resolution, size, progress.state, workers):
+        for found, state in decoded(rows, backend.resolution, size, initial, progress.state, workers):
             pairs = []
             for kind, pair in found:
                 if encoding.limit and counts["used"] >= encoding.limit:
@@ -271,27 +271,29 @@ def decoded(
     rows: Rows,
     resolution: int,
     size: int,
-    state: Mapping[str, Any] | None,
+    done: int = 0,
+    state: Mapping[str, Any] | None = None,
     workers: int = 0,
     mine: Callable[[list], list] = lambda rows: rows,
-) -> Iterator[tuple[list[tuple[str, Pair | None]], Mapping[str, Any]]]:
+) -> Iterator[tuple[list[tuple[str, Pair | None]], Mapping[str, Any] | None]]:
     """What became of rows and the pairs of those that count, in order; a chunk at a time, decoded ahead on threads.
 
     With each chunk comes the state from which the next is read.
 
     Args:
+        done, state: as `Rows.chunks` takes them.
         mine: those of a chunk's rows that are this process's.
     """
-    waiting: deque[tuple[list[tuple[str, Future | None]], Mapping[str, Any]]] = deque()
+    waiting: deque[tuple[list[tuple[str, Future | None]], Mapping[str, Any] | None]] = deque()
     threads = workers or len(os.sched_getaffinity(0))
 
-    def finished() -> tuple[list[tuple[str, Pair | None]], Mapping[str, Any]]:
+    def finished() -> tuple[list[tuple[str, Pair | None]], Mapping[str, Any] | None]:
         chunk, after = waiting.popleft()
         pairs = [(kind, future.result() if future else None) for kind, future in chunk]
         return [("undecodable" if kind == "used" and pair is None else kind, pair) for kind, pair in pairs], after
 
     with ThreadPoolExecutor(threads) as pool:
-        for chunk, after in rows.chunks(size, state):
+        for chunk, after in rows.chunks(size, done, state):
             kinds = [(kind_of(row), row) for row in mine(chunk)]
             begun = [(k, pool.submit(decode, row, resolution) if k == "used" else None) for k, row in kinds]
             waiting.append((begun, after))

@@ -1,4 +1,7 @@
-"""Preference pairs in Pick-a-Pic v2's columns: found, checked and read one after another through Hugging Face datasets.
+"""Preference pairs in Pick-a-Pic v2's columns: found, checked and read one after another.
+
+Parquet files are read with pyarrow alone. Hugging Face datasets is imported only for data on the hub and for pairs that
+are shuffled while they stream, so that a machine without it encodes local files and trains.
 
 `_w` is the preferred image of a pair, `_l` the other. A row counts when `has_label` (where there is such a
 column) is true and its labels are 1/0 or 0/1; ties (0.5) are dropped as public training code drops them. Which of
@@ -8,8 +11,10 @@ its two images is which is all that is swapped.
 import glob
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,42 +48,117 @@ class Pair(NamedTuple):
     corner: tuple[int, int]
 
 
+#: Some rows, and what a data set on the hub needs to read on after them.
+Chunk = tuple[list[dict[str, Any]], Mapping[str, Any] | None]
+
+
 @dataclass(frozen=True)
-class Rows:
-    """Rows in order, undecoded.
+class Rows(ABC):
+    """Undecoded rows of COLUMNS (and has_label), in a fixed order.
 
     Attributes:
-        dataset: a Hugging Face IterableDataset of COLUMNS (and has_label).
         digest: of the files, or of the hub's commit.
         key: the setting they come from, for messages.
         total: how many, where it is known; else 0.
+    """
+
+    digest: str
+    key: str
+    total: int
+
+    @abstractmethod
+    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
+        """Rows, `size` at a time, the last time fewer.
+
+        Args:
+            done: rows that were read before and are left out.
+            state: what came with the last of them.
+        Raises:
+            UserError: a file is damaged.
+            Failure: the hub does not answer.
+        """
+
+    @abstractmethod
+    def stream(self) -> "StreamedRows":
+        """The rows through Hugging Face datasets, which can shuffle them.
+
+        Raises:
+            UserError: datasets is not installed.
+            Failure: the hub does not answer.
+        """
+
+
+@dataclass(frozen=True)
+class ParquetRows(Rows):
+    """Rows of parquet files on this machine.
+
+    Attributes:
+        schema: a pyarrow schema of the columns that are read.
+    """
+
+    files: Sequence[Path]
+    schema: Any
+
+    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
+        """As `Rows` says."""
+        rows = self._after(done)
+        try:
+            while chunk := list(islice(rows, size)):
+                yield chunk, None
+        except Exception as error:  # pyarrow raises many kinds
+            raise UserError(f"{self.key}: damaged ({one_line(error)})") from None
+
+    def _after(self, skip: int) -> Iterator[dict[str, Any]]:
+        import pyarrow.parquet
+
+        for path in self.files:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    count = file.metadata.row_group(group).num_rows
+                    if skip >= count:
+                        skip -= count
+                        continue
+                    for batch in file.iter_batches(64, [group], self.schema.names):
+                        rows = batch.to_pylist()
+                        yield from rows[skip:]
+                        skip = max(0, skip - len(rows))
+
+    def stream(self) -> "StreamedRows":
+        """As `Rows` says."""
+        try:
+            from datasets import Features, load_dataset
+        except ImportError:
+            raise UserError("data.cache = false: needs the package datasets; install it, or leave it at true") from None
+        try:  # the columns' plain types: what a file says of itself could make datasets open images by their paths
+            features = Features.from_arrow_schema(self.schema)
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"{self.key}: columns of a type that is not read ({one_line(error)})") from None
+        files = [glob.escape(str(path)) for path in self.files]  # datasets would take them for patterns
+        try:
+            dataset = load_dataset(
+                "parquet", data_files=files, split="train", streaming=True, columns=self.schema.names, features=features
+            )
+        except OSError as error:
+            raise UserError(f"{self.key}: cannot be read ({one_line(error)})") from None
+        return StreamedRows(self.digest, self.key, self.total, dataset)
+
+
+@dataclass(frozen=True)
+class StreamedRows(Rows):
+    """Rows of a Hugging Face IterableDataset.
+
+    Attributes:
         remote: whether they come from the hub.
         problem: why they cannot be read now; their digest is known all the same.
     """
 
     dataset: Any
-    digest: str
-    key: str
-    total: int = 0
     remote: bool = False
     problem: str = ""
 
-    def require(self) -> None:
-        """Raise Failure unless they can be read."""
-        if self.problem:
-            raise Failure(self.problem)
-
-    def chunks(
-        self, size: int, state: Mapping[str, Any] | None = None
-    ) -> Iterator[tuple[list[dict], Mapping[str, Any]]]:
-        """Rows, `size` at a time, each time with the state from which the next would be read.
-
-        Raises:
-            UserError: a file is damaged.
-            Failure: the hub does not answer.
-        """
-        self.require()
-        dataset = self.dataset
+    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
+        """As `Rows` says; `state` alone decides where it goes on."""
+        dataset = self.stream().dataset
         if state is not None:
             dataset.load_state_dict(dict(state))
         try:
@@ -90,6 +170,12 @@ class Rows:
                 again = "run it again, encoding goes on where it was"
                 raise Failure(f"{self.key}: reading stopped ({one_line(error)}); {again}") from None
             raise UserError(f"{self.key}: damaged ({one_line(error)})") from None
+
+    def stream(self) -> "StreamedRows":
+        """As `Rows` says."""
+        if self.problem:
+            raise Failure(self.problem)
+        return self
 
 
 def open_rows(source: str, split: str) -> Rows:
@@ -104,8 +190,6 @@ def open_rows(source: str, split: str) -> Rows:
         UserError: no such file, not parquet, or a column missing.
         Failure: the hub does not answer.
     """
-    from datasets import Features, load_dataset
-
     key = f"data.{split} = {source!r}"
     if source == "embedded":
         shards = [ASSETS / "pairs" / f"{split}.parquet"]
@@ -123,19 +207,8 @@ def open_rows(source: str, split: str) -> Rows:
         shards = _shards(path.absolute(), other or split, bool(other))  # else "zip:x.parquet" is something else
     if not shards or not all(shard.is_file() for shard in shards):
         raise UserError(f"{key}: no such parquet file, or a folder without any; a hub id is OWNER/NAME")
-    columns, total = _check_shards(shards, key)
-    try:  # the columns' plain types: what a file says of itself could make datasets open images by their paths
-        features = Features.from_arrow_schema(columns)
-    except (ValueError, NotImplementedError) as error:
-        raise UserError(f"{key}: columns of a type that is not read ({one_line(error)})") from None
-    files = [glob.escape(str(shard)) for shard in shards]  # datasets would take them for patterns
-    try:
-        dataset = load_dataset(
-            "parquet", data_files=files, split="train", streaming=True, columns=columns.names, features=features
-        )
-    except OSError as error:
-        raise UserError(f"{key}: cannot be read ({one_line(error)})") from None
-    return Rows(dataset, digest_of(shards), key, total)
+    schema, total = _check_shards(shards, key)
+    return ParquetRows(digest_of(shards), key, total, shards, schema)
 
 
 def _shards(path: Path, split: str, required: bool) -> list[Path]:
@@ -184,8 +257,11 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
 
     Where the hub cannot be reached, what it last said of the data set is enough to find them encoded.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    try:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetNotFoundError
+    except ImportError:
+        raise UserError(f"{key}: no such file or folder; a data set on the hub needs the package datasets") from None
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -210,13 +286,14 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
         )
         if not note.is_file():
             raise Failure(problem) from None
-        return Rows(None, f"{name}@{note.read_text()}:{split}", key, problem=problem)
+        return StreamedRows(f"{name}@{note.read_text()}:{split}", key, 0, None, problem=problem)
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(commit)
     wanted = _wanted(list(features), key)
     dataset = dataset.select_columns(wanted).decode(False)  # which would open images by the paths that files name
     known = (dataset.info.splits or {}).get(split)
-    return Rows(dataset, f"{name}@{commit}:{split}", key, known.num_examples if known else 0, remote=True)
+    total = known.num_examples if known else 0
+    return StreamedRows(f"{name}@{commit}:{split}", key, total, dataset, remote=True)
 
 
 def kind_of(row: Mapping[str, Any]) -> str:

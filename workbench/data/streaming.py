@@ -54,17 +54,17 @@ class StreamedPairs:
         Raises:
             UserError: no row of the data counts.
         """
-        self.rows.require()
         waiting: list[Pair] = []
-        usable = self.rows.dataset.filter(lambda row: kind_of(row) == "used")
+        rows = self.rows.stream()
+        usable = rows.dataset.filter(lambda row: kind_of(row) == "used")
         if self.encoding.limit:
             usable = usable.take(self.encoding.limit)
         turns = Turns(size)
         while True:
             seed = int(torch.randint(2**31, (), generator=generator))
-            epoch = replace(self.rows, dataset=usable.shuffle(seed=seed, buffer_size=self.buffer))
+            epoch = replace(rows, dataset=usable.shuffle(seed=seed, buffer_size=self.buffer))
             self.counts.clear()
-            for found, _ in decoded(epoch, self.backend.resolution, size, None, mine=turns):
+            for found, _ in decoded(epoch, self.backend.resolution, size, mine=turns):
                 self.counts.update(kind for kind, _ in found)
                 pairs = [pair for _, pair in found if pair]
                 if self.encoding.flip:

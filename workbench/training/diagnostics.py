@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
@@ -154,21 +153,22 @@ class BucketDiagnostics:
         if not full:
             return self._curve(self._table(policy, 0, self.curve))
         tables = [self._table(policy, draw, len(self.pairs)) for draw in range(self.draws)]
-        table = pl.concat(tables)
-        quantities = [c for c in table.columns if c != "bucket"]
-        by_bucket = table.group_by("bucket").agg(pl.col(quantities).mean(), count=pl.len())
-        names = bucket_names(self.buckets, len(self.process))
-        metrics = {
-            f"timestep_{q}/{names[row['bucket']]}": row[q]
-            for row in by_bucket.to_dicts()
-            for q in (*quantities, "count")
-        }
-        return metrics | self._curve(tables[0].head(self.curve))
+        table = {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}
+        bucket = table.pop("bucket")
+        count = np.bincount(bucket, minlength=self.buckets)
+        metrics: dict[str, float] = {}
+        for place, name in enumerate(bucket_names(self.buckets, len(self.process))):
+            if count[place]:
+                means = {quantity: float(values[bucket == place].mean()) for quantity, values in table.items()}
+                means["count"] = int(count[place])
+                metrics |= {f"timestep_{quantity}/{name}": value for quantity, value in means.items()}
+        return metrics | self._curve({name: values[: self.curve] for name, values in tables[0].items()})
 
-    def _curve(self, table: pl.DataFrame) -> dict[str, float]:
-        return {f"validation/{name}": table[name].mean() for name in self.MEANS}  # type: ignore[misc]
+    def _curve(self, table: dict[str, NDArray]) -> dict[str, float]:
+        return {f"validation/{name}": float(table[name].mean()) for name in self.MEANS}
 
-    def _table(self, policy: nn.Module, draw: int, count: int) -> pl.DataFrame:
+    def _table(self, policy: nn.Module, draw: int, count: int) -> dict[str, NDArray]:
+        """Each quantity of the first `count` pairs at one of their draws, float64, (count,), and the draws' buckets."""
         policy_w, policy_l = self._errors(policy, draw, count).cpu()
         init_w, init_l = self.errors_init[str(draw)][:, :count]
         reward_w, reward_l = init_w - policy_w, init_l - policy_l
@@ -182,8 +182,7 @@ class BucketDiagnostics:
             "divergence": error_difference(policy_w, init_w),
         }
         columns = {name: value.double().numpy() for name, value in values.items()}
-        bucket = bucket_of(self.t[:count, draw], self.buckets, len(self.process)).numpy()
-        return pl.DataFrame(columns).with_columns(bucket=bucket)
+        return columns | {"bucket": bucket_of(self.t[:count, draw], self.buckets, len(self.process)).numpy()}
 
 
 def bucket_means(lam: Tensor, buckets: int) -> dict[str, float]:
@@ -224,14 +223,17 @@ def compare(ours: Samples, theirs: Samples) -> dict[str, float]:
 
     The interval resamples prompts, not images: images of one prompt are not independent.
     """
-    won = pl.DataFrame({"caption": ours.captions, "won": wins(ours.rewards, theirs.rewards)})
-    low, high = mean_interval(won.group_by("caption", maintain_order=True).mean()["won"])
+    won = wins(ours.rewards, theirs.rewards)
+    by_caption: dict[str, list[float]] = {}  # in order of appearance, on which the seeded resampling depends
+    for caption, one in zip(ours.captions, won.tolist(), strict=True):
+        by_caption.setdefault(caption, []).append(one)
+    low, high = mean_interval([np.mean(each) for each in by_caption.values()])
     return {
         "eval/reward": float(ours.rewards.mean()),
         "eval/reward_gain": float((ours.rewards - theirs.rewards).mean()),
         "eval/judge": float(ours.judged.mean()),
         "eval/judge_gain": float((ours.judged - theirs.judged).mean()),
-        "eval/win_rate": float(won["won"].mean()),  # type: ignore[arg-type]
+        "eval/win_rate": float(won.mean()),
         "eval/win_rate_low": low,
         "eval/win_rate_high": high,
     }

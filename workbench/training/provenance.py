@@ -1,7 +1,8 @@
 """What a run says of itself as it begins: what it is made with, what it learns from, what differs from the defaults."""
 
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from workbench.common.markdown import markdown_table
@@ -12,7 +13,10 @@ from workbench.training.preparation import Prepared
 def provenance() -> dict[str, str]:
     """Tags that say what a run was made with: library versions, git commit."""
     packages = ("torch", "diffusers", "transformers", "optuna", "mlflow")
-    tags = {f"version.{name}": version(name) for name in packages}
+    tags = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):  # training alone needs neither Optuna nor MLflow
+            tags[f"version.{name}"] = version(name)
     root = Path(__file__).parent
     for tag, command in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "-uno"])):
         found = subprocess.run(["git", "-C", root, *command], capture_output=True, text=True)

@@ -1,0 +1,94 @@
+"""A run kept in a folder of its own, where there is no tracking store: metrics as parquet, pictures, tables."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.common.cache import in_place
+from workbench.common.errors import Failure
+
+HISTORY = "history.parquet"
+
+
+class RunFolder:
+    """A listener that writes what it hears of into a folder.
+
+    `history.parquet` is one wide table, a row a step and a column a metric, as tracked runs have it. It is written anew,
+    whole, every `seconds` and when the run is closed, so that a run that is killed leaves its metrics up to then.
+
+    Args:
+        folder: made where it is missing.
+        about: settings and versions, written as `run.json` at once.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], seconds: float = 60.0):
+        self.folder, self.about, self.seconds = folder, dict(about), seconds
+        self._rows: dict[int, dict[str, float]] = {}
+        self._written = time.monotonic()
+        self._describe("running")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of a step; several calls for one step are merged."""
+        self._rows.setdefault(step, {}).update(metrics)
+        if time.monotonic() - self._written > self.seconds:
+            self._write_history()
+
+    def image(self, key: str, step: int, pixels: np.ndarray) -> None:
+        """A picture, (H, W, 3) uint8, as KEY/STEP.png."""
+        self.picture(f"{key}/{step:06d}.png", pixels)
+
+    def picture(self, file: str, pixels: np.ndarray) -> None:
+        """A picture under a file's name, to the pixel."""
+        from PIL import Image
+
+        with self._file(file) as path:
+            Image.fromarray(pixels).save(path, "PNG")
+
+    def table(self, file: str, columns: Mapping[str, Any]) -> None:
+        """A table as JSON, in pandas' "split" form."""
+        rows = list(zip(*columns.values(), strict=True))
+        with self._file(file) as path:
+            path.write_text(json.dumps({"columns": list(columns), "data": rows}) + "\n")
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A copy of a file or a folder, under `artifacts`."""
+        with self._file(f"artifacts/{folder or path.name}") as place:
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, place)
+
+    def close(self, state: str, reason: str = "") -> bool:
+        """Write the history and how the run ended; True, as nothing waits to be delivered."""
+        self._write_history()
+        self._describe(state, reason)
+        return True
+
+    def _describe(self, state: str, reason: str = "") -> None:
+        with self._file("run.json") as path:
+            path.write_text(json.dumps({"state": state, "reason": reason} | self.about, indent=1, default=str) + "\n")
+
+    def _write_history(self) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        names = sorted({name for row in self._rows.values() for name in row})
+        steps = sorted(self._rows)
+        columns: dict[str, Any] = {"step": pyarrow.array(steps, pyarrow.int64())}
+        columns |= {name: pyarrow.array([self._rows[s].get(name) for s in steps], pyarrow.float64()) for name in names}
+        with self._file(HISTORY) as path:
+            pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        self._written = time.monotonic()
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[Path]:
+        path = self.folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with in_place(path) as partial:
+                yield partial
+        except OSError as error:
+            raise Failure(f"{path}: cannot be written ({error.strerror})") from None
