@@ -1,81 +1,112 @@
 #!/bin/bash
-# Everything that needs a GPU, within a time budget: bash experiments/gpu.sh [SECONDS] (default 1800)
+# What the real models cost on this machine's GPU, within a time budget: bash experiments/gpu.sh [SECONDS] (default 570)
 #
-# Nothing is downloaded: the real models' shapes train with random weights, the small model comes with the repository.
-# In order, each with what is left of the budget: SD1.5 at 512 px and SDXL at 1024 px, full and LoRA, bf16, 200 steps
-# (python -m workbench.throughput --measure), with and without torch.compile; python -m workbench.bench --quick; then
-# the small model's default study and all runs behind the claims. Each step keeps what it has; one that runs out of time
-# is ended by SIGTERM and said to be. Results: reports/gpu/.
+# Nothing is downloaded: the real models' shapes train with random weights on random pairs, the small model comes with the
+# repository. torch, diffusers, transformers, accelerate, peft, safetensors, pyarrow, pillow, numpy, click, pydantic,
+# tqdm, filelock and psutil are enough; neither MLflow nor Optuna is needed.
 #
-# Variables, to try the script where there is no GPU:
-#   PYTHON SHAPES VARIANTS DEVICE STEPS COMPILE BENCH_OPTIONS STUDY_OPTIONS CLAIMS_OPTIONS WORKERS OUT
+# The most valuable measurements come first. Each step has a limit of its own and of what is left of the budget, and
+# keeps what it has when it runs out of time. Results: reports/gpu/, a folder a step, and summary.md over all.
+#
+# Variables, to try the script where there is no GPU (all steps on the tiny shape):
+#   PYTHON=python DEVICE=cpu SMALL=tiny LARGE=tiny PART=tiny STEPS=4 LARGE_STEPS=4 TRAIN_OPTIONS="--set train.steps=2" OUT=reports/gpu
 set -uo pipefail                        # no -e: one step's failure does not end the others
 
-BUDGET=${1:-1800}
+BUDGET=${1:-570}
 case $BUDGET in '' | *[!0-9]*) echo "usage: $0 [SECONDS]" >&2; exit 2 ;; esac
-PYTHON=${PYTHON:-python}
-SHAPES=${SHAPES:-sd15 sdxl}
-VARIANTS=${VARIANTS:-full lora}
+PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
-STEPS=${STEPS:-200}
-WORKERS=${WORKERS:-4}                   # processes that share the GPU: the small model fills no GPU alone
-COMPILE=${COMPILE---compile}
-BENCH_OPTIONS=${BENCH_OPTIONS:---quick}
-STUDY_OPTIONS=${STUDY_OPTIONS:-}
-CLAIMS_OPTIONS=${CLAIMS_OPTIONS:-}
+SMALL=${SMALL:-sd15}                    # 512 px
+LARGE=${LARGE:-sdxl}                    # 1024 px
+PART=${PART:-flux1-part}                # 1024 px; FLUX.1 with fewer layers: scale its times by the FLOPs of a pair
+STEPS=${STEPS:-60}
+LARGE_STEPS=${LARGE_STEPS:-30}
+TRAIN_OPTIONS=${TRAIN_OPTIONS:-}
 OUT=${OUT:-reports/gpu}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
-export MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-sqlite:///$OUT/mlflow.db}
-export WORKBENCH_STORAGE=${WORKBENCH_STORAGE:-sqlite:///$OUT/optuna.db}
 
 FAILED=0
-step() {                                # step NAME COMMAND...: within what is left, its output kept
-    local name=$1 left=$((BUDGET - SECONDS)) code=0 begin=$SECONDS
-    shift
+step() {                                # step NAME LIMIT COMMAND...: its output kept in NAME.log
+    local name=$1 limit=$2 left=$((BUDGET - SECONDS)) code=0 begin=$SECONDS
+    shift 2
     if [ "$left" -lt 10 ]; then
         echo "$name: not run, no time left" | tee -a "$OUT/steps.txt"
         FAILED=1
         return
     fi
     echo "== $name: $*"
-    timeout --signal=TERM --kill-after=30 "$left" "$@" 2>&1 | tee "$OUT/$name.log" || code=$?
+    timeout --signal=TERM --kill-after=15 "$((limit < left ? limit : left))" "$@" 2>&1 | tee "$OUT/$name.log" || code=$?
     case $code in
         0) echo "$name: done in $((SECONDS - begin)) s" ;;
         124 | 137) echo "$name: out of time after $((SECONDS - begin)) s; what it had is kept" ;;
         *) echo "$name: failed (exit code $code), see $name.log" ;;
     esac | tee -a "$OUT/steps.txt"
     [ "$code" -eq 0 ] || FAILED=1
+    summary
+}
+
+measure() {                             # measure NAME LIMIT SHAPE VARIANT STEPS OPTIONS...
+    local name=$1 limit=$2 shape=$3 variant=$4 steps=$5
+    shift 5
+    step "$name" "$limit" "$PYTHON" -m workbench.throughput --measure --shape "$shape" --variant "$variant" \
+        --steps "$steps" --device "$DEVICE" --out "$OUT/$name" "$@"
+}
+
+train() {                               # train NAME LIMIT EXPERIMENT OPTIONS...
+    local name=$1 limit=$2
+    shift 2
+    # shellcheck disable=SC2086  # the options are words
+    step "$name" "$limit" "$PYTHON" -m workbench.train "$@" --no-tracking --output "$OUT/$name" \
+        --set "model.device=$DEVICE" $TRAIN_OPTIONS
+}
+
+summary() {                             # anew after each step, so that it is there whenever the budget ends
+    {
+        NAME=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 || true)
+        echo "# Measured on ${NAME:-$DEVICE}"
+        echo
+        local first=1 table
+        for table in "$OUT"/*/measured.md; do
+            [ -f "$table" ] || continue
+            if [ "$first" ]; then cat "$table"; else tail -n +3 "$table"; fi
+            first=
+        done
+        echo
+        sed 's/^/- /' "$OUT/steps.txt"
+        [ -f "$OUT/profile/profile.md" ] && { echo; head -n 30 "$OUT/profile/profile.md"; }
+    } > "$OUT/summary.md"
+}
+
+slowest() {                             # SHAPE VARIANT PAIRS of the smallest share of the matrix rate without compiling
+    "$PYTHON" - "$OUT" <<'PYTHON'
+import json, pathlib, sys
+rows = [row for path in pathlib.Path(sys.argv[1]).glob("*/measured.json") for row in json.loads(path.read_text())]
+rows = [row for row in rows if row["share"] and row["compile"] == "no"]
+row = min(rows, key=lambda row: float(row["share"].rstrip("%")))
+print(row["shape"], 8 if row["variant"] == "lora" else 0, max(1, row["batch"] // 4))
+PYTHON
 }
 
 : > "$OUT/steps.txt"
-{ date -u; nvidia-smi 2>/dev/null || echo "no nvidia-smi here"; } > "$OUT/machine.txt"
-for shape in $SHAPES; do
-    for variant in $VARIANTS; do
-        # shellcheck disable=SC2086  # the options are words
-        step "throughput-$shape-$variant" "$PYTHON" -m workbench.throughput --measure $COMPILE \
-            --shape "$shape" --variant "$variant" --device "$DEVICE" --steps "$STEPS" --out "$OUT/throughput-$shape-$variant"
-    done
-done
-# shellcheck disable=SC2086
-step bench "$PYTHON" -m workbench.bench --device "$DEVICE" --out "$OUT/bench" $BENCH_OPTIONS
-# shellcheck disable=SC2086
-step study "$PYTHON" -m workbench.sweep --study gpu --workers "$WORKERS" --set "model.device=$DEVICE" $STUDY_OPTIONS
-# shellcheck disable=SC2086
-step claims "$PYTHON" -m workbench.claims --study gpu-claims --workers "$WORKERS" --out "$OUT" \
-    --set "model.device=$DEVICE" $CLAIMS_OPTIONS
+{ date -u; nvidia-smi 2>/dev/null || echo "no nvidia-smi here"; "$PYTHON" --version; } > "$OUT/machine.txt"
 
-{
-    NAME=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 || true)
-    echo "# Measured on ${NAME:-$DEVICE}"
-    echo
-    for table in "$OUT"/throughput-*/measured.md; do
-        [ -f "$table" ] && { [ "$table" = "$(ls "$OUT"/throughput-*/measured.md | head -n 1)" ] && cat "$table" || tail -n +3 "$table"; }
-    done
-    echo
-    [ -f "$OUT/bench/bench.md" ] && cat "$OUT/bench/bench.md"
-    echo
-    sed 's/^/- /' "$OUT/steps.txt"
-} > "$OUT/summary.md"
+measure "$SMALL-lora" 100 "$SMALL" lora "$STEPS"
+measure "$SMALL-full" 100 "$SMALL" full "$STEPS"
+measure "$SMALL-lora-compiled" 180 "$SMALL" lora "$STEPS" --compile
+measure "$LARGE-lora" 120 "$LARGE" lora "$LARGE_STEPS"
+measure "$PART-lora" 90 "$PART" lora "$LARGE_STEPS"
+if read -r shape rank pairs < <(slowest 2>/dev/null); then
+    step profile 90 "$PYTHON" -m workbench.profile --model "$shape" --lora "$rank" --pairs "$pairs" --steps 3 \
+        --dtype bfloat16 --no-trace --device "$DEVICE" --out "$OUT/profile"
+fi
+train small-default 60 "$(dirname "$0")/default.toml"
+train small-arm 60 "$(dirname "$0")/claims.toml" --set timesteps.density=discounted \
+    --set reward_scale.shape=inverse_sqrt_snr
+measure "$SMALL-lora-kept" 60 "$SMALL" lora "$STEPS" --set train.checkpointing=false
+measure "$SMALL-full-compiled" 150 "$SMALL" full "$STEPS" --compile
+measure "$LARGE-full" 120 "$LARGE" full "$LARGE_STEPS"
+
+summary
 cat "$OUT/summary.md"
 exit "$FAILED"

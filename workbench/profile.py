@@ -21,24 +21,33 @@ PYTHON = "Python between operators"
 @click.option("--lora", "rank", type=click.IntRange(0), default=0, show_default=True, help="Rank; 0 = full fine-tune.")
 @click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Profiled ones.")
 @click.option("--rows", type=click.IntRange(1), default=25, show_default=True, help="Of the table that is printed.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
+    help="Precision of the forward passes.",
+)  # fmt: skip
+@click.option("--trace/--no-trace", "traced", default=True, help="Write a step on a time line, which may be large.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/profile"), show_default=True)
-def main(model: str, pairs: int, rank: int, steps: int, rows: int, device: str, out: Path) -> None:
+def main(
+    model: str, pairs: int, rank: int, steps: int, rows: int, dtype: str, traced: bool, device: str, out: Path
+) -> None:
     """Profile the training step against its floor: two forward passes and a backward pass of the same batch.
 
     Each operator's own milliseconds in a step and in the floor, the largest difference first. The profiler makes small
     operators slower; the line above the table has the times without it.
 
     Writes OUT/profile.md, with all operators, and OUT/trace.json, one step with its Python calls, for
-    https://ui.perfetto.dev.
+    https://ui.perfetto.dev. Activations are kept, not recomputed: take as many pairs as fit.
 
     \b
     Examples:
       python -m workbench.profile
       python -m workbench.profile --model sd34m --pairs 16 --lora 8 --steps 3
+      python -m workbench.profile --model sdxl --pairs 8 --lora 8 --steps 3 --dtype bfloat16 --no-trace
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is there: it tells of every start of the profiler
     import numpy as np
+    import torch
 
     from workbench.benchmarks.step import loop, open_model
     from workbench.benchmarks.timing import in_turn
@@ -52,10 +61,11 @@ def main(model: str, pairs: int, rank: int, steps: int, rows: int, device: str, 
         raise UserError(f"--model {model}: expected embedded, {', '.join(SHAPES)}")
     writable_folder("--out", out)
     place = pick_device(device)
-    made = loop(*open_model(model, place), pairs=pairs, rank=rank)
+    made = loop(*open_model(model, place, getattr(torch, dtype)), pairs=pairs, rank=rank)
     step, floor = 1e3 * np.median(in_turn(made.step, made.floor, repeats=steps, device=place), axis=1)
     ours, least = (operators(work, steps, place) for work in (made.step, made.floor))
-    trace(made.step, place, out / "trace.json")
+    if traced:
+        trace(made.step, place, out / "trace.json")
 
     def row(name: str, a: float, b: float, calls: object, of_floor: object) -> list[object]:
         return [name, f"{a:.2f}", f"{b:.2f}", f"{a - b:+.2f}", calls, of_floor]
@@ -68,12 +78,13 @@ def main(model: str, pairs: int, rank: int, steps: int, rows: int, device: str, 
     head = ["operator", "step, ms", "floor, ms", "difference, ms", "calls a step", "calls a floor"]
     variant = f"LoRA {rank}" if rank else "full"
     title = (
-        f"{model}, {variant}, {pairs} pairs, {place.type}: a step takes {step:.1f} ms, its floor {floor:.1f} ms "
-        f"({step / floor:.3f} x), without the profiler\n"
+        f"{model}, {variant}, {pairs} pairs, {dtype}, {place.type}: a step takes {step:.1f} ms, its floor "
+        f"{floor:.1f} ms ({step / floor:.3f} x), without the profiler\n"
     )
     (out / "profile.md").write_text("\n".join([title, markdown_table(head, [total, *table]), ""]))
     click.echo(f"{title}\n{markdown_table(head, [total, *table[:rows]])}\n")
-    click.echo(f"{len(table)} operators: {out / 'profile.md'}; a step on a time line: {out / 'trace.json'}")
+    line = f"; a step on a time line: {out / 'trace.json'}" if traced else ""
+    click.echo(f"{len(table)} operators: {out / 'profile.md'}{line}")
 
 
 def operators(work: Callable[[], object], calls: int, device: "torch.device") -> dict[str, tuple[float, float]]:

@@ -1,14 +1,14 @@
 """`python -m workbench.throughput`: what training the real models costs, counted or measured."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from workbench.common.command_line import command, silence_transformers
+from workbench.common.command_line import command, set_option, silence_transformers
 from workbench.common.paths import shipped
 
 EXPERIMENTS = shipped("experiments")
@@ -34,12 +34,13 @@ PARTS = ("flux1-part",)
     "--steps", type=click.IntRange(4), default=200, show_default=True, help="Timed steps of each measurement."
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Pairs a forward pass. Default: the experiment file's.")
-@click.option("--compile", "compiled", is_flag=True, help="Measure with torch.compile as well.")
+@click.option("--compile", "compiled", is_flag=True, help="Measure with torch.compile.")
+@set_option
 @click.option("--device", default="auto", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/throughput"), show_default=True)
 def main(
     shapes: tuple[str, ...], variants: tuple[str, ...], utilisation: float, measure: bool, steps: int,
-    batch_size: int | None, compiled: bool, device: str, out: Path,
+    batch_size: int | None, compiled: bool, overrides: tuple[str, ...], device: str, out: Path,
 ) -> None:  # fmt: skip
     """Costs of the experiment files of the real models, from their shapes alone: no weights, no data, no network.
 
@@ -48,22 +49,27 @@ def main(
     matrix rate, whether the logit is exactly 0 after a hard copy, and that all numbers stayed finite. What does not fit
     is a line saying so, and is tried again with half the batch.
 
-    Writes OUT/costs.md and .json, or OUT/measured.md and .json, after each line.
+    Writes OUT/costs.md and .json, or OUT/measured.md and .json, after each line. A measurement needs torch, diffusers
+    and what they bring along, no more.
 
     \b
     Examples:
       python -m workbench.throughput
       python -m workbench.throughput --measure --shape sd15 --variant full
+      python -m workbench.throughput --measure --shape sdxl --variant lora --compile --set train.checkpointing=false
       python -m workbench.throughput --measure --shape tiny --device cpu --steps 20
     """
+    from workbench.training.config import parse_override
+
     silence_transformers()
+    changed = dict(parse_override(text) for text in overrides)
     asked = shapes or REAL
     kinds = variants or ("full", "lora")
     if measure:
-        rows = _measured(asked, kinds, steps, batch_size, compiled, device)
+        rows = _measured(asked, kinds, changed, steps, batch_size, compiled, device)
         _print(rows, MEASURED, out / "measured")
     else:
-        rows = _counted(asked, kinds, utilisation)
+        rows = _counted(asked, kinds, changed, utilisation)
         _print(rows, COUNTED, out / "costs")
         click.echo(
             f"\nFrom FLOPs, not measured: every multiplication and addition of matrix products, convolutions and "
@@ -72,19 +78,19 @@ def main(
         )
 
 
-def _settings(shape: str, variant: str) -> dict[str, Any]:
+def _settings(shape: str, variant: str, changed: Mapping[str, Any]) -> dict[str, Any]:
     """The resolved settings of a shape's experiment file; the tiny shape trains with the defaults, in bf16."""
     from workbench.training.config import load
 
     if shape == "tiny":
         lora = {"lora.rank": 4} if variant == "lora" else {}
-        return load(None, {"model.dtype": "bfloat16", **lora}).flat()
+        return load(None, {"model.dtype": "bfloat16", **lora, **changed}).flat()
     name = shape.removesuffix("-part")
     full, adapters = EXPERIMENTS / f"{name}.toml", EXPERIMENTS / f"{name}-lora.toml"
     if variant == "lora":
-        return load(adapters).flat()
+        return load(adapters, changed).flat()
     # The largest models come with a file for LoRA alone; a full fine-tune is then counted with its other settings.
-    return load(full).flat() if full.is_file() else load(adapters, {"lora.rank": 0, "lora.alpha": 0}).flat()
+    return load(full, changed).flat() if full.is_file() else load(adapters, {"lora.rank": 0, "lora.alpha": 0, **changed}).flat()
 
 
 COUNTED = {
@@ -98,13 +104,15 @@ MEASURED = {
 }  # fmt: skip
 
 
-def _counted(shapes: tuple[str, ...], variants: tuple[str, ...], utilisation: float) -> Iterator[dict[str, Any]]:
+def _counted(
+    shapes: tuple[str, ...], variants: tuple[str, ...], changed: Mapping[str, Any], utilisation: float
+) -> Iterator[dict[str, Any]]:
     from workbench.benchmarks import costs
     from workbench.models import SHAPES
 
     for shape in shapes:
         for variant in variants:
-            settings = _settings(shape, variant)
+            settings = _settings(shape, variant, changed)
             cost = costs.count(SHAPES[shape], settings["lora.rank"])
             pairs, again = costs.pairs_of(settings), settings["train.checkpointing"]
             flops = cost.recomputed if again else cost.step
@@ -120,8 +128,9 @@ def _counted(shapes: tuple[str, ...], variants: tuple[str, ...], utilisation: fl
 
 
 def _measured(
-    shapes: tuple[str, ...], variants: tuple[str, ...], steps: int, batch_size: int | None, compiled: bool, device: str
-) -> Iterator[dict[str, Any]]:
+    shapes: tuple[str, ...], variants: tuple[str, ...], changed: Mapping[str, Any], steps: int,
+    batch_size: int | None, compiled: bool, device: str,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     import torch
 
     from workbench.benchmarks import costs
@@ -135,24 +144,24 @@ def _measured(
     click.echo(f"{name}, torch {torch.__version__}; bf16 matrix product: {rate / 1e12:.3g} TFLOP/s\n")
     for shape in shapes:
         for variant in variants:
-            settings = _settings(shape, variant)
+            settings = _settings(shape, variant, changed)
             cost = costs.count(SHAPES[shape], settings["lora.rank"])
-            for with_compile in (False, True) if compiled else (False,):
-                batch, problem = batch_size or settings["train.batch_size"], "yes"
-                while problem and batch:
-                    settings |= {"train.batch_size": batch, "model.compile": with_compile}
-                    found = measure(settings, SHAPES[shape], steps=steps, device=place)
-                    problem = found.problem
-                    share = cost.step / found.seconds / rate if found.seconds else None
-                    yield {
-                        "shape": shape, "variant": variant, "compile": _yes(with_compile), "batch": batch,
-                        "checkpointing": _yes(settings["train.checkpointing"]), "device": name, "rate": rate,
-                        "milliseconds": None if problem else _number(1e3 * found.seconds),
-                        "memory": _number(found.memory / 1e9) if found.memory else None,
-                        "share": share and f"{share:.1%}", "exact": None if problem else _yes(found.exact_zero),
-                        "steps": found.steps or None, "problem": problem, "measured": asdict(found),
-                    }  # fmt: skip
-                    batch = batch // 2 if problem.startswith("out of memory") else 0
+            batch, problem = batch_size or settings["train.batch_size"], "yes"
+            while problem and batch:
+                settings |= {"train.batch_size": batch, "model.compile": compiled or settings["model.compile"]}
+                found = measure(settings, SHAPES[shape], steps=steps, device=place)
+                problem = found.problem
+                share = cost.step / found.seconds / rate if found.seconds else None
+                yield {
+                    "shape": shape, "variant": variant, "compile": _yes(settings["model.compile"]), "batch": batch,
+                    "checkpointing": _yes(settings["train.checkpointing"]), "device": name, "rate": rate,
+                    "torch": torch.__version__,
+                    "milliseconds": None if problem else _number(1e3 * found.seconds),
+                    "memory": _number(found.memory / 1e9) if found.memory else None,
+                    "share": share and f"{share:.1%}", "exact": None if problem else _yes(found.exact_zero),
+                    "steps": found.steps or None, "problem": problem, "measured": asdict(found),
+                }  # fmt: skip
+                batch = batch // 2 if problem.startswith("out of memory") else 0
 
 
 def _print(rows: Iterator[dict[str, Any]], head: dict[str, str], place: Path) -> None:

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import polars as pl
-import pytest
+
 from tests.support.bare_machine import Only
-from tests.support.helpers import overrides, workbench
+from tests.support.helpers import ROOT, overrides, workbench
 
 FOREIGN = {"mlflow", "optuna", "polars", "pandas", "papermill", "datasets", "scipy", "sklearn", "sqlalchemy"}
 
@@ -15,20 +15,20 @@ FOREIGN = {"mlflow", "optuna", "polars", "pandas", "papermill", "datasets", "sci
 def test_the_stand_in_lacks_what_such_a_machine_lacks():
     missing = Only().missing
     assert missing >= FOREIGN and not missing & {"torch", "diffusers", "numpy", "huggingface_hub", "workbench"}
-    program = "import runpy, sys; sys.argv = ['x', 'scipy.stats']; runpy.run_module('tests.support.bare_machine', {}, '__main__')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "No module named 'scipy'" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.bare_machine", "scipy.stats"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "No module named scipy" in done.stderr
 
 
-@pytest.mark.parametrize("variant", [{}, {"lora.rank": 2}])
-def test_it_trains_and_keeps_the_run_in_a_folder(tiny, workplace, variant):
-    settings = tiny | variant | {"train.steps": 2, "data.prompts": "embedded", "evaluation.grid": 2}
+def test_it_trains_and_keeps_the_run_in_a_folder(tiny, workplace):
+    settings = tiny | {"train.steps": 2, "data.prompts": "embedded", "evaluation.grid": 2}
     output = workplace / "run"
     arguments = ["workbench.train", "--no-tracking", "--output", str(output), *overrides(settings)]
     done = workbench("tests.support.bare_machine", *arguments, cwd=workplace)
     assert done.returncode == 0, done.stderr
     history = pl.read_parquet(output / "history.parquet")
-    assert history["step"].to_list() == [0, 1, 2] or history["step"].to_list() == [1, 2]
+    assert history["step"].to_list() == [1, 2]
     assert history["train/loss"].drop_nulls().len() == 2 and history["eval/win_rate"].drop_nulls().len() == 1
     about = json.loads((output / "run.json").read_text())
     assert about["state"] == "complete" and about["settings"]["train.steps"] == 2
@@ -37,15 +37,18 @@ def test_it_trains_and_keeps_the_run_in_a_folder(tiny, workplace, variant):
 
 
 def test_it_measures(workplace):
-    arguments = "workbench.throughput --measure --shape tiny --steps 4 --batch-size 2 --device cpu --out out".split()
-    done = workbench("tests.support.bare_machine", *arguments, cwd=workplace)
+    arguments = "--measure --shape tiny --steps 4 --batch-size 2 --device cpu --out out"
+    done = workbench("tests.support.bare_machine", "workbench.throughput", *arguments.split(), cwd=workplace)
     assert done.returncode == 0, done.stderr
     rows = json.loads((workplace / "out" / "measured.json").read_text())
-    assert [(row["variant"], row["exact"], row["problem"]) for row in rows] == [("full", "yes", ""), ("lora", "yes", "")]
+    assert [(row["variant"], row["exact"], row["problem"]) for row in rows] == [
+        ("full", "yes", ""),
+        ("lora", "yes", ""),
+    ]
 
 
 def test_it_profiles(workplace):
-    arguments = "workbench.profile --model tiny --pairs 2 --steps 1 --device cpu --out out".split()
-    done = workbench("tests.support.bare_machine", *arguments, cwd=workplace)
+    arguments = "--model tiny --pairs 2 --steps 1 --dtype bfloat16 --no-trace --device cpu --out out"
+    done = workbench("tests.support.bare_machine", "workbench.profile", *arguments.split(), cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert "**total**" in (workplace / "out" / "profile.md").read_text()

@@ -129,25 +129,26 @@ def test_commands_settings_and_files_that_are_named_exist(path):
         assert (ROOT / file).is_file(), file
 
 
+@pytest.mark.slow
 def test_the_gpu_script_runs_all_its_steps_on_a_cpu(tmp_path):
-    """The tiny shape in place of the real ones, and commands that only say what they are for the studies."""
-    settings = {"SHAPES": "tiny", "VARIANTS": "lora", "DEVICE": "cpu", "STEPS": "4"}
-    settings |= {"STUDY_OPTIONS": "--help", "CLAIMS_OPTIONS": "--help", "BENCH_OPTIONS": "--only start", "COMPILE": ""}
+    """The tiny shape in place of the real ones."""
+    settings = {"SMALL": "tiny", "LARGE": "tiny", "PART": "tiny", "DEVICE": "cpu", "STEPS": "4", "LARGE_STEPS": "4"}
+    settings |= {"TRAIN_OPTIONS": "--set train.steps=2 --set evaluation.seeds=0 --set evaluation.grid=0"}
     done = subprocess.run(
-        ["bash", ROOT / "experiments" / "gpu.sh", "200"],
+        ["bash", ROOT / "experiments" / "gpu.sh", "500"],
         cwd=tmp_path, env=os.environ | settings | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=200,
+        capture_output=True, text=True, timeout=550,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     summary = (tmp_path / "reports" / "gpu" / "summary.md").read_text()
-    assert summary.count("| tiny |") == 1 and summary.count("done in") == 4 and "workbench.sweep --help" in summary
+    assert summary.count("| tiny |") >= 4 and summary.count("done in") == 11 and "**total**" in summary
 
 
 def test_the_gpu_script_says_what_it_had_no_time_for(tmp_path):
     done = subprocess.run(
         ["bash", ROOT / "experiments" / "gpu.sh", "0"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 1 and done.stdout.count("not run, no time left") >= 6
+    assert done.returncode == 1 and done.stdout.count("not run, no time left") >= 10
     assert subprocess.run(["bash", ROOT / "experiments" / "gpu.sh", "soon"], capture_output=True).returncode == 2
 
 

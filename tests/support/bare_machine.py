@@ -51,7 +51,9 @@ class Only:
         """What Python's own finder says, or None."""
         return None if name.partition(".")[0] in self.missing else PathFinder.find_spec(name, path, target)
 
-    find_distributions = staticmethod(MetadataPathFinder.find_distributions)  # libraries ask for the versions of what is there
+    find_distributions = staticmethod(
+        MetadataPathFinder.find_distributions
+    )  # libraries ask for the versions of what is there
 
 
 if __name__ == "__main__":

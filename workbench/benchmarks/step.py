@@ -85,15 +85,16 @@ def loop(
     return Loop(backend, started, noised(batch, t, eps, backend.process.to(device)))
 
 
-def open_model(name: str, device: torch.device) -> tuple[Backend, Shape]:
+def open_model(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Backend, Shape]:
     """A model and its shape.
 
     Args:
         name: "embedded", the small model that comes with the workbench, or a shape in SHAPES, untrained.
+        dtype: precision of forward passes, by autocast.
     """
     if name in SHAPES:
-        return random_backend(SHAPES[name], device), SHAPES[name]
-    backend = models.load(name, device)
+        return random_backend(SHAPES[name], device, dtype), SHAPES[name]
+    backend = models.load(name, device, dtype)
     told = {key: tuple(x.shape[1:]) for key, x in backend.encode_text([""]).items()}
     backend.offload()
     described = backend.checkpoint.config

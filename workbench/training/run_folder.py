@@ -19,8 +19,8 @@ HISTORY = "history.parquet"
 class RunFolder:
     """A listener that writes what it hears of into a folder.
 
-    `history.parquet` is one wide table, a row a step and a column a metric, as tracked runs have it. It is written anew,
-    whole, every `seconds` and when the run is closed, so that a run that is killed leaves its metrics up to then.
+    `history.parquet` is one wide table, a row a step and a column a metric, as tracked runs have it. It is written
+    anew, whole, every `seconds` and when the run is closed, so that a run that is killed leaves its metrics up to then.
 
     Args:
         folder: made where it is missing.
