@@ -90,7 +90,11 @@ def _settings(shape: str, variant: str, changed: Mapping[str, Any]) -> dict[str,
     if variant == "lora":
         return load(adapters, changed).flat()
     # The largest models come with a file for LoRA alone; a full fine-tune is then counted with its other settings.
-    return load(full, changed).flat() if full.is_file() else load(adapters, {"lora.rank": 0, "lora.alpha": 0, **changed}).flat()
+    return (
+        load(full, changed).flat()
+        if full.is_file()
+        else load(adapters, {"lora.rank": 0, "lora.alpha": 0, **changed}).flat()
+    )
 
 
 COUNTED = {
