@@ -19,7 +19,7 @@ from tests.support.hub import serve
 from tests.support.reward_models import save_clip
 from workbench import tracking
 from workbench.evaluate import main
-from workbench.evaluation import reward_models, sample_store, sources
+from workbench.evaluation import model_sources, reward_models, sample_store
 from workbench.models.small.prompts import split
 from workbench.tracking import store, study_runs
 
@@ -161,8 +161,8 @@ def test_an_interrupted_command_goes_on_and_ends_alike(place, monkeypatch, where
     finished = [path for path in kept if where == "write_images" or "reward" in pl.read_parquet_schema(path)]
     monkeypatch.setattr(sample_store, where, real)
     opened = []
-    real_open = sources.open_model
-    monkeypatch.setattr(sources, "open_model", lambda *a: opened.append(a) or real_open(*a))
+    real_open = model_sources.open_model
+    monkeypatch.setattr(model_sources, "open_model", lambda *a: opened.append(a) or real_open(*a))
     evaluate(*BOTH, "--output", "out")
     assert len(opened) == (2 if where == "write_images" else 0)
     (path,) = finished
@@ -204,7 +204,7 @@ def test_a_damaged_shard_is_drawn_again(place):
 def test_a_scorer_added_later_uses_the_images_that_are_there(place, tiny_clip, monkeypatch):
     evaluate(*BOTH, "--output", "out")
     before = contents(place / "out")
-    monkeypatch.setattr(sources, "open_model", None)
+    monkeypatch.setattr(model_sources, "open_model", None)
     text = evaluate("--scorer", f"clip={tiny_clip}", "--output", "out")
     after = contents(place / "out")
     assert after.drop("clip").equals(before) and after["clip"].null_count() == 0
@@ -370,26 +370,26 @@ def test_a_folder_of_other_settings_is_refused_and_kept(place):
 
 
 def test_a_mistake_that_drew_nothing_can_be_mended_in_the_same_folder(place, monkeypatch):
-    real = sources.open_model
+    real = model_sources.open_model
 
     def full(*arguments):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(sources, "open_model", full)
+    monkeypatch.setattr(model_sources, "open_model", full)
     text = evaluate("--model", "a=other", "--scorer", "reward", "--output", "out", code=1)
     assert "out of memory: lower --batch-size (now 24)" in text.splitlines()[-1]
-    monkeypatch.setattr(sources, "open_model", real)
+    monkeypatch.setattr(model_sources, "open_model", real)
     evaluate("--model", "a=tiny", "--output", "out", "--guidance", "2")
     settings = json.loads((place / "out" / "settings.json").read_text())
     assert settings["models"]["a"]["source"] == "tiny" and settings["sampling"]["guidance"] == 2
 
 
 def test_a_score_that_is_no_number_is_a_failure(place, monkeypatch):
-    kind = reward_models.SCORERS["reward"]
-    broken = reward_models.Kind(
+    kind = reward_models.REWARD_MODELS["reward"]
+    broken = reward_models.RewardModel(
         kind.heading, kind.parts, lambda *a: lambda images, prompts: np.full(len(prompts), np.nan)
     )
-    monkeypatch.setitem(reward_models.SCORERS, "reward", broken)
+    monkeypatch.setitem(reward_models.REWARD_MODELS, "reward", broken)
     assert "not a finite score for a's image of 'a fox" in evaluate("--model", "a=tiny", "--output", "out", code=1)
 
 

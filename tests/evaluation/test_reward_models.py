@@ -255,9 +255,9 @@ def test_reward_is_the_small_models_and_refuses_other_prompts():
 
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     np.testing.assert_allclose(score("reward", "", images), Reward(ASSETS)(images, PROMPTS), atol=1e-5)
-    reward_models.SCORERS["reward"].check(PROMPTS)
+    reward_models.REWARD_MODELS["reward"].check(PROMPTS)
     with pytest.raises(UserError, match=r"--scorer reward: judges only .*'a corgi'"):
-        reward_models.SCORERS["reward"].check([*PROMPTS, "a corgi"])
+        reward_models.REWARD_MODELS["reward"].check([*PROMPTS, "a corgi"])
 
 
 def test_the_digest_follows_the_weights(clip, tmp_path):

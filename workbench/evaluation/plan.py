@@ -1,4 +1,4 @@
-"""An evaluation before it runs: what a command and its output folder ask for, found, checked and written down."""
+"""An evaluation before it runs: what was asked for and what its output folder holds, checked and written down."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from workbench.common.distributed import pick_device
 from workbench.common.errors import UserError
 from workbench.common.validation import is_place, run_name, writable_folder
-from workbench.evaluation import prompt_sets, reward_models, sample_store, sources
+from workbench.evaluation import model_sources, prompt_sets, reward_models, sample_store
+from workbench.evaluation.model_sources import ModelSource
 from workbench.evaluation.prompt_sets import PromptSet
 from workbench.evaluation.reward_models import Files
-from workbench.evaluation.sample_store import OF_PROMPTS, Record, Shard
-from workbench.evaluation.sources import Contender
+from workbench.evaluation.sample_store import PROMPT_OPTIONS, Settings, Shard
 from workbench.tracking import Client
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}")
@@ -22,97 +23,133 @@ SAMPLING = ("steps", "guidance", "dtype", "resolution")
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything that a command asks for, checked.
+class Request:
+    """The options of `python -m workbench.evaluate`, unchecked; `--help` says what each is.
 
     Attributes:
-        record: the output folder's settings.
-        contenders: the models that have something left to draw.
-        prompts: every prompt set of the folder.
-        judges: the files of the scorers that have something left to score.
-        ours: the model whose wins are counted.
+        models, prompts, scorers: texts of the form NAME=SOURCE, for some of them SOURCE or NAME alone.
+        limit, seeds: of the prompt sets that this request names.
+        paper: key of the paper's table of averages, or None.
+    """
+
+    models: tuple[str, ...]
+    base: str
+    prompts: tuple[str, ...]
+    limit: int
+    scorers: tuple[str, ...]
+    seeds: int
+    steps: int
+    guidance: float
+    resolution: int
+    batch_size: int
+    device: str
+    dtype: str
+    variant: str
+    ours: str
+    paper: str | None
+    grid: int
+    output: Path
+    name: str
+    images: bool
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The options that decide how every image of the folder is drawn."""
+        return {key: getattr(self, key) for key in SAMPLING}
+
+
+@dataclass(frozen=True)
+class Job:
+    """An evaluation, checked and ready to run.
+
+    Attributes:
+        settings: what the output folder's settings file says, this request included.
+        models: the models that have images left to draw, by name.
+        prompts: every prompt set of the folder, by name.
+        reward_models: the files of the reward models that have images left to score, by name.
+        ours: name of the model whose wins are counted.
     """
 
     output: Path
     device: torch.device
-    record: Record
-    contenders: Mapping[str, Contender]
+    settings: Settings
+    models: Mapping[str, ModelSource]
     prompts: Mapping[str, PromptSet]
-    judges: Mapping[str, Files]
+    reward_models: Mapping[str, Files]
     batch_size: int
     ours: str
 
     def shards(self) -> list[Shard]:
-        """Every shard, by model and prompt set."""
-        return _shards(self.output, self.record["models"], self.prompts, self.record["prompts"])
+        """Every shard of the folder, drawn or not, by model and prompt set."""
+        return _shards(self.output, self.settings["models"], self.prompts, self.settings["prompts"])
 
 
 def _shards(
-    output: Path, models: Iterable[str], prompts: Mapping[str, PromptSet], known: Mapping[str, Any]
+    output: Path, models: Iterable[str], prompts: Mapping[str, PromptSet], about: Mapping[str, Any]
 ) -> list[Shard]:
     return [
         shard
         for model in models
-        for name, one in prompts.items()
-        for shard in sample_store.shards(output, model, one, known[name]["seeds"])
+        for name, prompt_set in prompts.items()
+        for shard in sample_store.shards(output, model, prompt_set, about[name]["seeds"])
     ]
 
 
-def plan(client: Client, device: torch.device, options: Mapping[str, Any]) -> Job:
-    """Find and check everything, and write the settings, before anything is drawn.
+def prepare(client: Client, request: Request) -> Job:
+    """Find and check everything that a request names, and write the folder's settings, before anything is drawn.
 
-    Args:
-        options: the command's, by their names.
     Raises:
-        UserError, Failure: something is wrong with an option, or does not fit the output folder.
+        UserError: an option is wrong, or does not fit what the output folder holds.
+        Failure: something cannot be fetched.
     """
-    output, sampling = options["output"], {key: options[key] for key in SAMPLING}
+    output, device = request.output, pick_device(request.device)
     if not is_place(str(output)):
         raise UserError(f"--output {output}: no folder has such a name")
-    if options["name"]:
-        run_name("--name", options["name"])
-    had = sample_store.recorded(output, sampling)
-    prompts, prompts_known = _prompts(had["prompts"], options)
-    lacking = _lacking(_shards(output, had["models"], prompts, prompts_known), ["image", *had["scorers"]])
-    found = _contenders(client, had["models"], lacking["image"], options)
-    models = list(dict.fromkeys([*had["models"], *found]))
+    if request.name:
+        run_name("--name", request.name)
+    before = sample_store.read_settings(output, request.sampling)
+    prompts, about_prompts = _prompts(before["prompts"], request)
+    lacking = _lacking(_shards(output, before["models"], prompts, about_prompts), ["image", *before["scorers"]])
+    sources = _model_sources(client, before["models"], lacking["image"], request)
+    models = list(dict.fromkeys([*before["models"], *sources]))
     if not models:
         raise UserError("--model: give at least one, for instance --model pretrained=embedded")
-    ours = options["ours"] or models[0]
+    ours = request.ours or models[0]
     if ours not in models:
         raise UserError(f"--ours {ours}: not among the models {', '.join(models)}")
-    added = set(models) - set(had["models"])
-    given = _scorers(had["scorers"], {name for name in had["scorers"] if lacking[name] or added}, options)
-    judges = {name: reward_models.locate(name, source) for name, source in given.items()}
-    for name in judges:
-        for one in prompts.values():
-            reward_models.SCORERS[name].check(one.prompts)
+    new_models = set(models) - set(before["models"])
+    unfinished = {name for name in before["scorers"] if lacking[name] or new_models}
+    scorers = _scorers(before["scorers"], unfinished, request)
+    files = {name: reward_models.locate(name, source) for name, source in scorers.items()}
+    for name in files:
+        for prompt_set in prompts.values():
+            reward_models.REWARD_MODELS[name].check(prompt_set.prompts)
     wanted = {
-        "sampling": sampling,
-        "prompts": prompts_known,
-        "models": {name: sources.describe(model, device, sampling) for name, model in found.items()},
-        "scorers": {n: {"source": given[n], "digest": reward_models.digest(files)} for n, files in judges.items()},
+        "sampling": request.sampling,
+        "prompts": about_prompts,
+        "models": {name: model_sources.describe(one, device, request.sampling) for name, one in sources.items()},
+        "scorers": {n: {"source": scorers[n], "digest": reward_models.digest(paths)} for n, paths in files.items()},
     }
-    record = sample_store.agree(writable_folder("--output", output), had, wanted)
-    return Job(output, device, record, found, prompts, judges, options["batch_size"], ours)
+    settings = sample_store.write_settings(writable_folder("--output", output), before, wanted)
+    return Job(output, device, settings, sources, prompts, files, request.batch_size, ours)
 
 
-def _contenders(
-    client: Client, had: Mapping[str, Any], lacking: set[str], options: Mapping[str, Any]
-) -> dict[str, Contender]:
-    """The command's models, and those of the folder's that lack images."""
-    named = _named("--model", sources.expand(client, options["models"]))
-    known = {name: (e["source"], e["base"], e["variant"]) for name, e in had.items() if name in lacking}
-    known |= {name: (source, options["base"], options["variant"]) for name, source in named.items()}
-    return {name: sources.find(client, name, *about) for name, about in known.items()}
+def _model_sources(
+    client: Client, before: Mapping[str, Any], lacking: set[str], request: Request
+) -> dict[str, ModelSource]:
+    """The request's models, and those of the folder's that lack images."""
+    named = _named("--model", model_sources.expand(client, request.models))
+    about = {name: (e["source"], e["base"], e["variant"]) for name, e in before.items() if name in lacking}
+    about |= {name: (source, request.base, request.variant) for name, source in named.items()}
+    return {name: model_sources.find(client, name, *parts) for name, parts in about.items()}
 
 
-def _scorers(had: Mapping[str, Any], needed: set[str], options: Mapping[str, Any]) -> dict[str, str]:
-    """The command's scorers, and those of the folder's that have something to do, with where they come from."""
-    known = {name: e["source"] for name, e in had.items()}
-    texts = [text if "=" in text else f"{text}={known.get(text, '')}" for text in options["scorers"]]
-    asked = _named("--scorer", texts) or ({} if had else {"reward": ""})
-    return {name: source for name, source in known.items() if name in needed} | asked
+def _scorers(before: Mapping[str, Any], unfinished: set[str], request: Request) -> dict[str, str]:
+    """The request's reward models, and those of the folder's that have images left to score: name -> source."""
+    known = {name: e["source"] for name, e in before.items()}
+    texts = [text if "=" in text else f"{text}={known.get(text, '')}" for text in request.scorers]
+    named = _named("--scorer", texts) or ({} if before else {"reward": ""})
+    return {name: source for name, source in known.items() if name in unfinished} | named
 
 
 def _named(option: str, texts: Sequence[str]) -> dict[str, str]:
@@ -130,18 +167,20 @@ def _named(option: str, texts: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def _prompts(had: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[dict[str, PromptSet], dict[str, Any]]:
-    """All prompt sets, the folder's and the command's, and what the settings say of them."""
-    texts = [text if "=" in text else f"{Path(text).stem}={text}" for text in options["sources"]]
-    asked = _named("--prompts", texts) or ({} if had else {"embedded": "embedded"})
-    about = {name: {key: e[key] for key in ("source", *OF_PROMPTS)} for name, e in had.items()}
-    about |= {name: {"source": source} | {key: options[key] for key in OF_PROMPTS} for name, source in asked.items()}
-    for name, key in ((name, key) for name in had for key in OF_PROMPTS):
-        old, new = had[name][key], about[name][key]
+def _prompts(before: Mapping[str, Any], request: Request) -> tuple[dict[str, PromptSet], dict[str, Any]]:
+    """All prompt sets, the folder's and the request's, and what the settings say of them."""
+    texts = [text if "=" in text else f"{Path(text).stem}={text}" for text in request.prompts]
+    named = _named("--prompts", texts) or ({} if before else {"embedded": "embedded"})
+    own = {key: getattr(request, key) for key in PROMPT_OPTIONS}
+    about = {name: {key: e[key] for key in ("source", *PROMPT_OPTIONS)} for name, e in before.items()}
+    about |= {name: {"source": source} | own for name, source in named.items()}
+    for name, key in ((name, key) for name in before for key in PROMPT_OPTIONS):
+        old, new = before[name][key], about[name][key]
         if old != new:
-            raise UserError(f"--output {options['output']}: prompts {name!r} have --{key} {old} there, not {new}")
-    found = {name: prompt_sets.read(e["source"], name).head(e["limit"]) for name, e in about.items()}
-    return found, {name: about[name] | {"count": len(one.prompts), "digest": one.digest} for name, one in found.items()}
+            raise UserError(f"--output {request.output}: prompts {name!r} have --{key} {old} there, not {new}")
+    sets = {name: prompt_sets.read(e["source"], name).head(e["limit"]) for name, e in about.items()}
+    counted = {name: {"count": len(one.prompts), "digest": one.digest} for name, one in sets.items()}
+    return sets, {name: about[name] | counted[name] for name in sets}
 
 
 def _lacking(shards: Iterable[Shard], columns: Sequence[str]) -> dict[str, set[str]]:

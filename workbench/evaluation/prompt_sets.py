@@ -49,20 +49,20 @@ class PromptSet(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of the prompts and their order."""
+        """Digest of the prompts and their order."""
         return digest("prompts-1", *map(json.dumps, self.prompts))
 
     def head(self, limit: int) -> "PromptSet":
-        """Its first prompts; all where `limit` is 0."""
+        """The set of its first `limit` prompts; all of them where that is 0."""
         return self._replace(prompts=self.prompts[: limit or None], categories=self.categories[: limit or None])
 
 
 def read(source: str, name: str = "") -> PromptSet:
-    """A prompt set.
+    """Read a prompt set.
 
     Args:
-        source: see the module.
-        name: what it is called; empty = the file's name without its ending.
+        source: a file, a folder or a name in the table above.
+        name: of the set in tables; empty = the file's name without its ending.
     Raises:
         UserError: no such file, another format, or no prompt in it.
     """
@@ -114,10 +114,10 @@ def _parti(path: Path) -> Rows:
 
 
 def _hpd_file(path: Path) -> Rows:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, list) or not all(isinstance(prompt, str) for prompt in found):
+    prompts = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise UserError(f"{path.name} is not a list of prompts, as HPDv2's benchmark files are")
-    return [(prompt, path.stem) for prompt in found]
+    return [(prompt, path.stem) for prompt in prompts]
 
 
 def _folder(path: Path) -> Rows:

@@ -7,11 +7,11 @@
 | clip | CLIP ViT-L/14 (OpenAI) | 100 x cosine, about 30 |
 | aesthetic | linear head on CLIP ViT-L/14's image embedding (`improved-aesthetic-predictor`) | 1 to 10, prompt unread |
 | imagereward | BLIP and a linear head (`image-reward` package) | standardised, about -2 to 2 |
-| reward | the small model's ground truth (`workbench.rewards`) | nats, at most 0 |
+| reward | the small model's ground truth (`models.small.reward`) | nats, at most 0 |
 
 All run in float32. Images are resized as OpenAI's CLIP does it (Pillow, bicubic, shorter edge, centre crop). HPSv2's
 own code resizes tensors instead, without anti-aliasing in older torchvision, and scores in half precision on a GPU.
-Another scorer is one function that loads it and one line in SCORERS.
+To add one: a function that loads it and an entry in REWARD_MODELS.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ from workbench.models.small.reward import Reward
 
 #: Images as an array (N, H, W, 3), uint8, or as a sequence of pictures.
 Images = NDArray[np.uint8] | Sequence[Image.Image]
-#: A scorer's files by part, in the order in which the part names them.
+#: A reward model's files by part, in the order in which the part names them.
 Files = Mapping[str, Sequence[Path]]
 
 # CLIP's, which BLIP and all models here share
@@ -48,7 +48,7 @@ REWARD_TOKENS = 35
 
 
 class Scorer(Protocol):
-    """Scores images for their prompts."""
+    """A reward model, loaded: scores images for their prompts."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> NDArray[np.float64]:
         """One score an image, (N,)."""
@@ -70,7 +70,7 @@ def square(image: Image.Image | NDArray[np.uint8], size: int) -> NDArray[np.uint
 
 
 class Batched:
-    """A scorer that works batch by batch, each moved to the device once.
+    """A scorer that works in batches, so that its memory does not grow with the number of images.
 
     Args:
         module: the network, moved to the device and frozen.
@@ -229,7 +229,7 @@ def _small_prompt(prompts: Sequence[str]) -> None:
 
 
 class Part(NamedTuple):
-    """Files of a scorer.
+    """The files of one part of a reward model.
 
     Attributes:
         hub: repository that has them.
@@ -242,11 +242,11 @@ class Part(NamedTuple):
     accepted: tuple[tuple[str, ...], ...]
 
     def used(self, folder: Path) -> list[Path]:
-        """The files of a folder that count, by the first alternative that it meets; none where it meets none."""
+        """The folder's files that the first alternative it satisfies names; none where it satisfies none."""
         for patterns in self.accepted:
-            found = [sorted(folder.glob(pattern)) for pattern in patterns]
-            if all(found):
-                return [path for paths in found for path in paths]
+            matches = [sorted(folder.glob(pattern)) for pattern in patterns]
+            if all(matches):
+                return [path for paths in matches for path in paths]
         return []
 
 
@@ -261,13 +261,13 @@ def _tokenizer(hub: str) -> Part:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What there is to know of a scorer before it is loaded.
+class RewardModel:
+    """What is known of a reward model before it is loaded.
 
     Attributes:
-        heading: what the paper's tables call it.
-        parts: its files; the first is what a folder given by the user must hold.
-        load: files by part, device and batch size -> the scorer.
+        heading: its name in the paper's tables.
+        parts: its files; a folder that the user names must hold the first.
+        load: makes the scorer from its files by part, a device and a batch size.
         check: raises UserError for prompts that it cannot judge.
     """
 
@@ -282,13 +282,13 @@ _BERT = Part("google-bert/bert-base-uncased", ("vocab.txt", "tokenizer*.json"), 
 _HEAD_FILES = (("*.pth",), ("*.pt",), ("*.safetensors",))
 _REWARD_FILES = (("med_config.json", "*.pt"), ("med_config.json", "*.safetensors"))
 
-SCORERS: dict[str, Kind] = {
-    "pickscore": Kind(
+REWARD_MODELS: dict[str, RewardModel] = {
+    "pickscore": RewardModel(
         "PickScore",
         {"model": Part("yuvalkirstain/PickScore_v1", MODEL, (MODEL,)), "tokenizer": _tokenizer(CLIP_H)},
         _pickscore,
     ),
-    "hpsv2": Kind(
+    "hpsv2": RewardModel(
         "HPSv2",
         {
             "model": Part(
@@ -298,13 +298,13 @@ SCORERS: dict[str, Kind] = {
         },
         _hpsv2,
     ),
-    "clip": Kind("CLIP", {"model": CLIP_L, "tokenizer": _tokenizer(CLIP_L.hub)}, _clip_score),
-    "aesthetic": Kind(
+    "clip": RewardModel("CLIP", {"model": CLIP_L, "tokenizer": _tokenizer(CLIP_L.hub)}, _clip_score),
+    "aesthetic": RewardModel(
         "Aesthetic",
         {"head": Part("trl-lib/ddpo-aesthetic-predictor", ("*.safetensors", "*.pth"), _HEAD_FILES), "clip": CLIP_L},
         _aesthetic,
     ),
-    "imagereward": Kind(
+    "imagereward": RewardModel(
         "ImageReward",
         {
             "model": Part("THUDM/ImageReward", ("ImageReward.pt", "med_config.json"), _REWARD_FILES),
@@ -312,7 +312,7 @@ SCORERS: dict[str, Kind] = {
         },
         _imagereward,
     ),
-    "reward": Kind(
+    "reward": RewardModel(
         "true reward",
         {name: Part("", (), (("config.json", "model.safetensors"),)) for name in ("scorer", "critic")},
         _small_reward,
@@ -322,18 +322,18 @@ SCORERS: dict[str, Kind] = {
 
 
 def locate(name: str, source: str = "") -> dict[str, list[Path]]:
-    """The files of a scorer's parts, fetched from the hub where need be.
+    """Find the files of a reward model's parts; what is not on this machine is fetched from the hub.
 
     Args:
-        name: key of SCORERS.
+        name: a key of REWARD_MODELS.
         source: folder, or hub id of the first part; empty = the published weights. In a folder each part lies in a
             subfolder of its name or in the folder itself; parts that it lacks, but for the first, come from the hub.
     Raises:
-        UserError: no such scorer, or the folder lacks its first part.
+        UserError: no such reward model, or the folder lacks its first part.
         Failure: the hub does not answer.
     """
-    if name not in SCORERS:
-        raise UserError(f"--scorer {name!r}: expected one of {', '.join(SCORERS)}")
+    if name not in REWARD_MODELS:
+        raise UserError(f"--scorer {name!r}: expected one of {', '.join(REWARD_MODELS)}")
     option = f"--scorer {name}={source}" if source else f"--scorer {name}"
     source = source or (str(ASSETS) if name == "reward" else "")
     if not is_place(source):
@@ -342,13 +342,13 @@ def locate(name: str, source: str = "") -> dict[str, list[Path]]:
         raise UserError(f"{option}: no such folder, and not a hub id")
     local = Path(source) if source and Path(source).is_dir() else None
     located = {}
-    for i, (name_of_part, part) in enumerate(SCORERS[name].parts.items()):
+    for i, (name_of_part, part) in enumerate(REWARD_MODELS[name].parts.items()):
         places = [local / name_of_part, local] if local else []
-        found = next((files for files in map(part.used, places) if files), [])
-        if not found and local and (i == 0 or not part.hub):
+        files = next((files for files in map(part.used, places) if files), [])
+        if not files and local and (i == 0 or not part.hub):
             wanted = " or ".join(" and ".join(patterns) for patterns in part.accepted)
             raise UserError(f"{option}: neither the folder nor {name_of_part}/ in it has {wanted}")
-        located[name_of_part] = found or _fetch(source if source and not local and i == 0 else part.hub, part, option)
+        located[name_of_part] = files or _fetch(source if source and not local and i == 0 else part.hub, part, option)
     return located
 
 
@@ -372,16 +372,16 @@ def _fetch(repository: str, part: Part, option: str) -> list[Path]:
 
 
 def digest(files: Files) -> str:
-    """Of the files that decide a scorer's numbers."""
+    """Digest of the files that decide a reward model's scores."""
     return digest_of([path for paths in files.values() for path in paths])
 
 
 def load(name: str, files: Files, device: torch.device, batch_size: int = 32) -> Scorer:
-    """A scorer, ready; its results do not depend on the batch size but for rounding.
+    """Load a reward model; its scores do not depend on the batch size but for rounding.
 
     Args:
         files: from `locate`.
     Raises:
-        UserError: the files are not the weights that the scorer needs.
+        UserError: the files are not the weights that the reward model needs.
     """
-    return SCORERS[name].load(files, device, batch_size)
+    return REWARD_MODELS[name].load(files, device, batch_size)

@@ -1,4 +1,4 @@
-"""A folder of samples and their scores: what `python -m workbench.evaluate` makes, so that it can be gone on with.
+"""The folder of samples and scores that `python -m workbench.evaluate` writes, and can continue.
 
     settings.json                      how the samples are drawn, and digests of all that decides them
     data/PROMPTS/MODEL-00000.parquet   shards: model, prompts, row, prompt, category, seed, image, a column a scorer
@@ -10,7 +10,6 @@ to do. `datasets.load_dataset("FOLDER/data")` of Hugging Face reads them, with d
 import io
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,20 +21,21 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from workbench.common.cache import in_place
 from workbench.common.errors import UserError
 from workbench.evaluation.prompt_sets import PromptSet
 
 log = logging.getLogger(__name__)
 
-SHARD = 32  # images: what a kill can cost
+SHARD = 32  # images; a process that is killed loses at most so many
 SETTINGS = "settings.json"
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TEXT = ("model", "prompts", "prompt", "category")
 
-#: "sampling" -> setting -> value; the others -> name -> source, digest and more
-OF_PROMPTS = ("seeds", "limit")  # each prompt set has its own
+PROMPT_OPTIONS = ("seeds", "limit")  # each prompt set has its own
 KINDS = ("sampling", "prompts", "models", "scorers")
-Record = dict[str, dict[str, Any]]
+#: "sampling" -> option -> value; each other kind -> name -> source, digest and more.
+Settings = dict[str, dict[str, Any]]
 
 
 class Shard(NamedTuple):
@@ -121,8 +121,9 @@ def add_scores(shard: Shard, scorer: str, scores: NDArray[np.float64]) -> None:
 def read_images(path: Path, where: pl.Expr | None = None) -> list[NDArray[np.uint8]]:
     """A shard's images, or those of the rows that fit a condition, each (H, W, 3)."""
     scan = pl.scan_parquet(path)
-    found = (scan if where is None else scan.filter(where)).select(pl.col("image").struct.field("bytes")).collect()
-    return [np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in found["bytes"]]
+    chosen = scan if where is None else scan.filter(where)
+    encoded = chosen.select(pl.col("image").struct.field("bytes")).collect()["bytes"]
+    return [np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in encoded]
 
 
 def read_scores(paths: Sequence[Path], scorers: Sequence[str]) -> pl.DataFrame:
@@ -145,16 +146,17 @@ def _write(path: Path, table: pa.Table) -> None:
     features = {name: kinds.get(name, {"dtype": "float64", "_type": "Value"}) for name in table.column_names}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table.replace_schema_metadata(about), partial)
-    os.replace(partial, path)
+    with in_place(path) as partial:  # a killed process must not leave half a shard, which would count as drawn
+        pq.write_table(table.replace_schema_metadata(about), partial)
 
 
 # --- settings -------------------------------------------------------------------------------------------------
 
 
-def recorded(folder: Path, sampling: Mapping[str, Any]) -> Record:
-    """What the samples and scores in a folder were made with; nothing for a new one.
+def read_settings(folder: Path, sampling: Mapping[str, Any]) -> Settings:
+    """What the samples and scores in a folder were made with; empty for a new folder.
+
+    Entries of which the folder holds neither an image nor a score are left out, so that they can be changed.
 
     Args:
         sampling: how samples are to be drawn now.
@@ -167,28 +169,28 @@ def recorded(folder: Path, sampling: Mapping[str, Any]) -> Record:
             raise UserError(f"--output {folder}: neither empty nor an evaluation's folder (no {SETTINGS} in it)")
         return {kind: {} for kind in KINDS}
     try:
-        had: Record = json.loads(path.read_text())
+        settings: Settings = json.loads(path.read_text())
     except (ValueError, RecursionError):
-        had = {}
-    if not _is_record(had, sampling):
+        settings = {}
+    if not _is_valid(settings, sampling):
         raise UserError(f"--output {folder}: its {SETTINGS} is damaged; choose another folder")
-    made = _made(folder)
-    had |= {kind: {name: e for name, e in had[kind].items() if name in made[kind]} for kind in made}
-    for key, old in had["sampling"].items():
-        if sampling[key] != old and made["models"]:
+    used = _used(folder)
+    settings |= {kind: {name: e for name, e in settings[kind].items() if name in used[kind]} for kind in used}
+    for key, old in settings["sampling"].items():
+        if sampling[key] != old and used["models"]:
             option = f"--{key} {old}, not {sampling[key]}"
             raise UserError(f"--output {folder}: its samples were drawn with {option}; choose another folder")
-    return had
+    return settings
 
 
-def _is_record(found: Any, sampling: Mapping[str, Any]) -> bool:
-    """Whether this is what `agree` writes."""
+def _is_valid(settings: Any, sampling: Mapping[str, Any]) -> bool:
+    """Whether a file's contents have the form that `write_settings` writes."""
     texts = dict.fromkeys(KINDS[1:], ("source", "digest")) | {"models": ("source", "digest", "base", "variant")}
-    numbers = {"prompts": OF_PROMPTS}
-    if not isinstance(found, dict) or not all(isinstance(found.get(kind), dict) for kind in KINDS):
+    numbers = {"prompts": PROMPT_OPTIONS}
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(kind), dict) for kind in KINDS):
         return False
-    entries = [(kind, entry) for kind in KINDS[1:] for entry in found[kind].values()]
-    return found["sampling"].keys() <= sampling.keys() and all(
+    entries = [(kind, entry) for kind in KINDS[1:] for entry in settings[kind].values()]
+    return settings["sampling"].keys() <= sampling.keys() and all(
         isinstance(entry, dict)
         and all(isinstance(entry.get(key), str) for key in texts[kind])
         and all(isinstance(entry.get(key), int) for key in numbers.get(kind, ()))
@@ -196,8 +198,8 @@ def _is_record(found: Any, sampling: Mapping[str, Any]) -> bool:
     )
 
 
-def _made(folder: Path) -> dict[str, set[str]]:
-    """The models, prompt sets and scorers of which a folder has something: all else can still be changed."""
+def _used(folder: Path) -> dict[str, set[str]]:
+    """Names of the models, prompt sets and reward models that a folder holds images or scores of."""
     paths = list(folder.glob("data/*/*.parquet"))
     return {
         "models": {path.stem.rpartition("-")[0] for path in paths},
@@ -206,29 +208,28 @@ def _made(folder: Path) -> dict[str, set[str]]:
     }
 
 
-def agree(folder: Path, had: Record, wanted: Record) -> Record:
-    """Write settings into a folder: all that it had, and what is new.
+def write_settings(folder: Path, before: Settings, wanted: Settings) -> Settings:
+    """Write a folder's settings: all that it had, and what is new.
 
-    Models, prompt sets and scorers may be added; none may change.
+    Models, prompt sets and reward models may be added; none may change, since its samples would then mix two.
 
     Args:
-        had: of `recorded`.
+        before: from `read_settings`.
     Returns:
-        The whole.
+        The settings as written.
     Raises:
-        UserError: something has changed.
+        UserError: an entry has changed.
     """
     for kind in KINDS[1:]:
         for name, new in wanted[kind].items():
-            old: Any = had[kind].get(name, new)
+            old: Any = before[kind].get(name, new)
             if new["digest"] != old["digest"]:
                 raise UserError(
                     f"--output {folder}: {kind} {name!r} was {old['source']!r} ({old['digest'][:8]}) there, not "
                     f"{new['source']!r} ({new['digest'][:8]}); choose another name or another folder"
                 )
-    whole = {kind: had[kind] | wanted[kind] for kind in KINDS}
+    settings = {kind: before[kind] | wanted[kind] for kind in KINDS}
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{SETTINGS}.partial"
-    partial.write_text(json.dumps(whole, indent=2) + "\n")
-    os.replace(partial, folder / SETTINGS)
-    return whole
+    with in_place(folder / SETTINGS) as partial:
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
+    return settings

@@ -36,11 +36,11 @@ def read_state(path: Path) -> State:
         if path.suffix == ".safetensors":
             return load_file(path)
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
         except UnpicklingError:
             raise UserError(f"{path}: holds more than tensors, which is not read; save its state dict alone") from None
-    found = found.get("state_dict", found) if isinstance(found, Mapping) else {}
-    return {str(name).removeprefix("module."): value for name, value in found.items() if isinstance(value, Tensor)}
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
+    return {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def linear_head(state: Mapping[str, Tensor], prefix: str, path: Path) -> Any:
@@ -49,8 +49,8 @@ def linear_head(state: Mapping[str, Tensor], prefix: str, path: Path) -> Any:
     Raises:
         UserError: the layers are not those of the public linear heads, for instance one trained with activations.
     """
-    found = re.compile(re.escape(prefix) + r"layers\.(\d+)\.weight")
-    layers = sorted(int(match[1]) for name in state if (match := found.fullmatch(name)))
+    pattern = re.compile(re.escape(prefix) + r"layers\.(\d+)\.weight")
+    layers = sorted(int(match[1]) for name in state if (match := pattern.fullmatch(name)))
     if tuple(layers) != HEAD_LAYERS:
         raise UserError(f"{path}: layers {layers or 'none'} under {prefix}layers; expected {list(HEAD_LAYERS)}")
     head = nn.Sequential()
@@ -86,10 +86,10 @@ def _load(model: nn.Module, state: State, path: Path) -> Any:
 
 def _depth(state: Mapping[str, Tensor], pattern: str) -> int:
     """How many layers there are, each with a tensor at least; its names may say otherwise."""
-    found = {int(match[1]) for name in state if (match := re.match(pattern, name))}
-    if found != set(range(len(found))):
-        raise KeyError(f"layer {next(i for i in range(len(found)) if i not in found)} of {pattern}")
-    return len(found)
+    layers = {int(match[1]) for name in state if (match := re.match(pattern, name))}
+    if layers != set(range(len(layers))):
+        raise KeyError(f"layer {next(i for i in range(len(layers)) if i not in layers)} of {pattern}")
+    return len(layers)
 
 
 # --- open_clip -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The models that an evaluation compares: what a user calls them, what they are, and how they are opened."""
+"""The models that an evaluation compares: where each comes from, how it is found, described and opened."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ WEIGHTS = ("unet", "transformer", "pytorch_lora_weights.safetensors")
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model to draw with.
+class ModelSource:
+    """Where a model to draw with comes from.
 
     Attributes:
         source: as the user said it, or runs:/ID for a run of a study.
         base: diffusers folder, hub id or "embedded", with @REVISION where one was named.
-        family, variant: as `backends.load` takes them.
+        family, variant: as `models.load` takes them.
         folder: trained weights to use on the base; None = the base itself.
     """
 
@@ -40,7 +40,7 @@ class Contender:
 
 
 def expand(client: Client, texts: Sequence[str]) -> list[str]:
-    """--model options with NAME=runs:/ID for each run that study:STUDY stands for."""
+    """--model options, with study:STUDY replaced by NAME=runs:/ID for each of its runs that kept weights."""
     expanded: list[str] = []
     for text in texts:
         if text.startswith("study:"):
@@ -51,8 +51,8 @@ def expand(client: Client, texts: Sequence[str]) -> list[str]:
     return expanded
 
 
-def find(client: Client, name: str, source: str, base: str, variant: str) -> Contender:
-    """What a source stands for.
+def find(client: Client, name: str, source: str, base: str, variant: str) -> ModelSource:
+    """Find the model that a source names.
 
     Args:
         base: the model on which weights alone are used.
@@ -63,24 +63,24 @@ def find(client: Client, name: str, source: str, base: str, variant: str) -> Con
     if source.startswith("runs:/"):
         params, folder = tracking.kept_model(client, source.removeprefix("runs:/"))
         path, revision, family, own = (params.get(f"model.{k}", "") for k in ("path", "revision", "family", "variant"))
-        return Contender(name, source, f"{path}@{revision}" if revision else path, family or "auto", own, folder)
+        return ModelSource(name, source, f"{path}@{revision}" if revision else path, family or "auto", own, folder)
     if not is_place(source):
         raise UserError(f"--model {name}={source}: no file or folder has such a name")
     folder = Path(source)
     if (folder / "model_index.json").is_file() or not any((folder / part).exists() for part in WEIGHTS):
-        return Contender(name, source, source, variant=variant)
+        return ModelSource(name, source, source, variant=variant)
     if not base:
         raise UserError(f"--model {name}={source}: holds trained weights alone; say on which model with --base")
-    return Contender(name, source, base, variant=variant, folder=folder)
+    return ModelSource(name, source, base, variant=variant, folder=folder)
 
 
-def open_backend(model: Contender, device: torch.device, sampling: Mapping[str, Any]) -> Backend:
-    """The backend of a model.
+def open_backend(model: ModelSource, device: torch.device, sampling: Mapping[str, Any]) -> Backend:
+    """Open the backend of a model, with its base's weights.
 
     Args:
         sampling: settings dtype and resolution.
     Raises:
-        UserError, Failure: it is not there, or not what it should be; names the option.
+        UserError, Failure: the model is missing, or not what it should be; names the option.
     """
     path, _, revision = (model.base, "", "") if Path(model.base).exists() else model.base.partition("@")
     try:
@@ -97,14 +97,14 @@ def open_backend(model: Contender, device: torch.device, sampling: Mapping[str, 
         raise type(error)(f"--model {model.name}={model.source}: {error}") from None
 
 
-def open_model(model: Contender, device: torch.device, sampling: Mapping[str, Any]) -> tuple[Backend, nn.Module]:
-    """A model's backend and its denoiser, trained or as it was."""
+def open_model(model: ModelSource, device: torch.device, sampling: Mapping[str, Any]) -> tuple[Backend, nn.Module]:
+    """A model's backend and its denoiser, with the trained weights where there are some."""
     backend = open_backend(model, device, sampling)
     return backend, backend.load_trained(model.folder) if model.folder else backend.denoiser()
 
 
-def describe(model: Contender, device: torch.device, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation's settings say of a model: all that decides its samples."""
+def describe(model: ModelSource, device: torch.device, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation's settings file says of a model: all that decides its samples."""
     backend = open_backend(model, device, sampling)
     backend.require_steps(sampling["steps"])
     own = sorted(path for path in model.folder.rglob("*") if path.is_file()) if model.folder else []
