@@ -1,34 +1,12 @@
 """`python -m workbench.bench`: what the workbench costs against what it must cost, on the machine at hand."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from workbench.benchmarks.groups import GROUPS, GROWTH, SLOW, chosen_groups
 from workbench.common.command_line import command, one_process, silence_transformers
 from workbench.common.validation import writable_folder
-
-if TYPE_CHECKING:
-    from workbench.benchmarks.figure import Figure
-
-#: In the order of measuring: name -> (module of benchmarks, function).
-GROUPS = {
-    "limits": ("limits", "limits"),
-    "step": ("step", "steps"),
-    "reference": ("step", "machinery"),
-    "diagnostics": ("sides", "diagnostics"),
-    "encode": ("sides", "encode"),
-    "start": ("sides", "start"),
-    "memory": ("memory", "peak"),
-    "report": ("sides", "report"),
-    "tracking": ("tracked", "tracking"),
-    "quality": ("studies", "quality"),
-    "workers": ("studies", "workers"),
-    "pruning": ("studies", "pruning"),
-}
-SLOW = ("quality", "workers", "pruning")
-GROWTH = "growth"
 
 
 @click.option(
@@ -74,30 +52,10 @@ def main(chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, device
     one_process()
     folder = writable_folder("--out", out)
     silence_transformers()
-    from importlib import import_module
+    from workbench.benchmarks.suite import run_suite
 
-    from workbench.benchmarks import growth, table
-    from workbench.benchmarks.figure import Options
-    from workbench.common.distributed import pick_device
-
-    options = Options(repeats, pick_device(device), (folder / "work").resolve(), sweeps)
-    options.place.mkdir(exist_ok=True)
-    groups = [name for name in GROUPS if (name in chosen if chosen else not (quick and name in SLOW))]
-    figures = table.load(folder)
-    click.echo(f"{table.machine(options)}\n\n{table.HEAD}")
-    for name in groups:
-        module, function = GROUPS[name]
-        new: list[Figure] = []
-        for figure in getattr(import_module(f"workbench.benchmarks.{module}"), function)(options):
-            click.echo(table.line(figure))
-            new.append(figure)
-        kept = [f for f in figures if f.group != name]
-        figures = sorted([*kept, *new], key=lambda f: [*GROUPS].index(f.group))
-        table.write(figures, folder, options)
-    if not chosen or GROWTH in chosen:
-        series = growth.growth(options)
-        growth.draw(series, folder / "growth.png")
-        (folder / "growth.json").write_text(json.dumps([one.as_dict() for one in series], indent=1) + "\n")
+    groups, with_growth = chosen_groups(chosen, quick), not chosen or GROWTH in chosen
+    run_suite(groups, with_growth, repeats=repeats, sweeps=sweeps, device=device, folder=folder, say=click.echo)
     click.echo(f"\nWritten: {folder}")
 
 

@@ -1,34 +1,18 @@
 """`python -m workbench.claims`: every claim of the paper, measured, with an interval and a verdict."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 
 from workbench.common.command_line import (
     command,
-    default_workers,
     experiment_argument,
     one_process,
     set_option,
     silence_transformers,
     this_python,
 )
-from workbench.common.paths import shipped
-from workbench.common.validation import study_name, writable_folder
 from workbench.training.settings_option import settings_option
-
-DEFAULT = shipped("experiments/claims.toml")
-QUICK: dict[str, Any] = {
-    "sweep.seeds": [0, 1],
-    "train.steps": 32,
-    "evaluation.steps": 8,
-    "evaluation.seeds": 1,
-    "diagnostics.interval": 8,
-    "diagnostics.pairs": 100,
-    "diagnostics.draws": 1,
-}
 
 
 @experiment_argument
@@ -59,63 +43,23 @@ def main(
       python -m workbench.claims --quick
       python -m workbench.claims --workers 8
     """
-    name = study_name(study or ("claims-quick" if quick else "claims"))
     one_process()
-    from workbench import tracking
-    from workbench.analysis.claims import checks, rules, table
-    from workbench.analysis.claims.evidence import Evidence
-    from workbench.studies import lifecycle, tuning
-    from workbench.tracking import ui
-    from workbench.training.config import merge, parse_override, read, resolve
-
-    folder = writable_folder("--out", out / name)
-    settings = read(experiment or DEFAULT) | {"sweep.trials": 0}  # the arms alone
-    if quick:
-        settings = merge(tuning.without(settings, "sweep.tuning"), QUICK)
-    settings = merge(settings, dict(parse_override(text) for text in overrides))
-    config = resolve(settings)
     silence_transformers()
-    workers = workers or default_workers(config.model.device)
-    planned = len(tuning.candidates(settings))
-    arms = len(config.sweep.arms) * max(1, len(config.sweep.seeds))
-    click.echo(f"{planned} runs to tune the arms, then {arms} runs of {len(config.sweep.arms)} arms; progress below.")
+    from workbench.analysis.claims.run import check_claims
+    from workbench.tracking import ui_command
+
     try:
-        lifecycle.run_study(settings, name, workers)
-        checks.run_checks(settings, f"{name}-checks")
+        outcome = check_claims(
+            experiment, overrides, quick=quick, study=study, workers=workers, out=out, say=click.echo
+        )
     except KeyboardInterrupt:
-        click.echo(f"Stopped; finished runs of study {name!r} are kept. To go on: the same command again.", err=True)
+        click.echo("Stopped; finished runs are kept. To go on: the same command again.", err=True)
         raise
-    runs = tracking.load_runs(name)
-    evidence = Evidence(
-        runs, tracking.load_history(runs), tracking.load_samples(runs), tracking.load_runs(f"{name}-checks")
-    )
-    rows = rules.judge(rules.CLAIMS, evidence)
-    client = tracking.connect()
-    links = ui.claim_links(client, name, {row["number"]: row["arms"] for row in rows if row["arms"]})
-    for row in rows:
-        row["link"] = links.get(row["number"]) or tracking.ui_link(client, f"{name}-checks")
-    tuned = lifecycle.tuned_values(settings, name) if planned else {}
-    text = table.markdown(rows, tuned, config)
-    data = json.dumps(rows, indent=2, allow_nan=False) + "\n"
-    written = [_write(folder / "claims.md", text), _write(folder / "claims.json", data)]
-    if any(written):
-        tracking.attach(name, folder / "claims.md", "claims")
-        tracking.attach(name, folder / "claims.json", "claims")
-    click.echo(table.plain(rows))
-    click.echo(f"\nWritten: {folder / 'claims.md'}, {folder / 'claims.json'}{'' if any(written) else ' (unchanged)'}")
-    click.echo(f"Make the figures:  {this_python()} -m workbench.report --study {name}")
-    click.echo(f"Open the UI:       {tracking.ui_command()}\n                   {tracking.ui_link(client, name)}")
-
-
-def _write(path: Path, text: str) -> bool:
-    """Write a file where its content changes; whether it did."""
-    from workbench.common.cache import in_place
-
-    if path.is_file() and path.read_text() == text:
-        return False
-    with in_place(path) as partial:
-        partial.write_text(text)
-    return True
+    click.echo(outcome.text)
+    unchanged = "" if outcome.is_new else " (unchanged)"
+    click.echo(f"\nWritten: {', '.join(map(str, outcome.files))}{unchanged}")
+    click.echo(f"Make the figures:  {this_python()} -m workbench.report --study {outcome.study}")
+    click.echo(f"Open the UI:       {ui_command()}\n                   {outcome.link}")
 
 
 main = command(main)

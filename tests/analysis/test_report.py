@@ -13,7 +13,8 @@ from papermill import inspect_notebook
 
 from tests.support import searched
 from tests.support.helpers import ROOT, workbench
-from workbench import report, tracking
+from workbench import tracking
+from workbench.analysis import report
 from workbench.common.errors import UserError
 from workbench.tracking import study_runs
 
@@ -45,10 +46,10 @@ def test_every_notebook_has_its_place_on_the_page():
 
 def test_a_parameter_must_belong_to_a_notebook():
     plan = {name: NOTEBOOKS[name] for name in ("divergence", "imbalance")}
-    known = report.known_parameters(plan, {"smoothing": 3})
+    known = report.declared_parameters(plan, {"smoothing": 3})
     assert "smoothing" in known["divergence"] and "smoothing" not in known["imbalance"]
     with pytest.raises(UserError, match="--parameter smooting: no notebook has it; divergence, imbalance have study, "):
-        report.known_parameters(plan, {"smooting": 3})
+        report.declared_parameters(plan, {"smooting": 3})
 
 
 def invent(study: str, arms: list[str]) -> None:

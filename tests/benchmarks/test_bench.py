@@ -1,7 +1,6 @@
 """The benchmark's table, and what whole sweeps are measured by; nothing here is timed."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from workbench import bench
-from workbench.benchmarks import commands, studies
+from workbench.benchmarks import groups, pruning, quality, sandbox, suite
 from workbench.benchmarks.figure import Options, control, figure
 
 
@@ -34,7 +33,7 @@ def test_a_figure_is_the_median_with_its_spread_and_is_met_on_the_right_side():
 
 def test_the_table_is_kept_and_groups_that_are_measured_again_replace_their_own(tmp_path, monkeypatch):
     values = {"start": [1.0], "encode": [5.0]}
-    monkeypatch.setattr(bench, "GROUPS", {name: ("fake", name) for name in ("encode", "start")})
+    monkeypatch.setattr(suite, "GROUPS", {name: ("fake", name) for name in ("encode", "start")})
     fake = ModuleType("fake")
     for name in values:
         setattr(fake, name, lambda asked, name=name: iter([figure(name, f"the {name}", values[name], 2)]))
@@ -54,7 +53,7 @@ def test_the_table_is_kept_and_groups_that_are_measured_again_replace_their_own(
 
 def test_help_names_every_group():
     text = CliRunner().invoke(bench.main, ["--help"]).output
-    for name in (*bench.GROUPS, bench.GROWTH):
+    for name in (*groups.GROUPS, groups.GROWTH):
         assert f"\n    {name} " in text
 
 
@@ -63,10 +62,10 @@ def curve(*rewards):
 
 
 @pytest.mark.parametrize(
-    ("rewards", "share"), [((-3.0, -2.0, -1.0, 0.0), 0.5), ((-1.0, -3.0), 0.5), ((-3.0, -2.5), studies.NEVER)]
+    ("rewards", "share"), [((-3.0, -2.0, -1.0, 0.0), 0.5), ((-1.0, -3.0), 0.5), ((-3.0, -2.5), quality.NEVER)]
 )
 def test_time_to_quality_is_the_first_step_that_is_good_enough(rewards, share):
-    assert studies.time_to(curve(*rewards), -2.0) == share
+    assert quality.time_to(curve(*rewards), -2.0) == share
 
 
 def test_pruning_counts_steps_and_compares_the_best(tmp_path, monkeypatch):
@@ -75,22 +74,14 @@ def test_pruning_counts_steps_and_compares_the_best(tmp_path, monkeypatch):
     def sweep(folder: Path, study, file, workers, *settings):
         folder.mkdir(parents=True, exist_ok=True)
         assert ("sweep.pruner=NopPruner" in settings) == study.startswith("whole")
-        storage = commands.places(folder)["WORKBENCH_STORAGE"]
+        storage = sandbox.databases(folder)["WORKBENCH_STORAGE"]
         found = optuna.create_study(study_name=study, storage=storage, direction="maximize")
         for value, steps in made[study.partition("-")[0]]:
             state = TrialState.PRUNED if value is None else TrialState.COMPLETE
             told = {"progress": {"step": steps, "of": 100, "time": 0.0}}
             found.add_trial(create_trial(value=value, state=state, user_attrs=told))
 
-    monkeypatch.setattr(commands, "sweep", sweep)
-    saved, better = studies.pruning(options(tmp_path, sweeps=2))
+    monkeypatch.setattr(sandbox, "sweep", sweep)
+    saved, better = pruning.pruning(options(tmp_path, sweeps=2))
     assert saved.median == pytest.approx(20) and saved.met is False
     assert better.median == pytest.approx(-0.05) and better.met is False
-
-
-def test_commands_work_in_a_place_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_STORAGE", "sqlite:///mine.db")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with commands.workplace(tmp_path, **commands.places(tmp_path)):
-        assert os.environ["WORKBENCH_STORAGE"] == f"sqlite:///{tmp_path / 'optuna.db'}"
-    assert os.environ["WORKBENCH_STORAGE"] == "sqlite:///mine.db" and "MLFLOW_TRACKING_URI" not in os.environ

@@ -14,7 +14,7 @@ from workbench.models import SHAPES, random_backend
 from workbench.training.loop import as_floats
 
 CPU = torch.device("cpu")
-OPTIONS = Options(repeats=2, device=CPU, place=Path())
+OPTIONS = Options(repeats=2, device=CPU, folder=Path())
 
 
 @pytest.fixture

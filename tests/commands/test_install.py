@@ -52,11 +52,14 @@ def test_the_wheel_holds_code_and_small_model_and_experiments_and_notebooks(inst
 def test_installed_commands_find_their_files_from_any_folder(installed, tmp_path):
     code = """
 from pathlib import Path
-from workbench import claims, report, scale, sweep, throughput
+from workbench import sweep, throughput
+from workbench.analysis.claims import run as claims
+from workbench.analysis.report import NOTEBOOKS
+from workbench.benchmarks import scale
 from workbench.training.config import read
 for path in (claims.DEFAULT, scale.EXPERIMENT, sweep.DEFAULT, throughput.EXPERIMENTS / "sd15.toml"):
     read(path)
-print(len([*report.NOTEBOOKS.glob("*.ipynb")]))
+print(len([*NOTEBOOKS.glob("*.ipynb")]))
 print(Path(sweep.__file__).parent)
 """
     environment = os.environ | {"PYTHONPATH": str(installed)}

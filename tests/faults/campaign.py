@@ -30,8 +30,8 @@ from tests.faults.faults import FAULTS, Injected
 from tests.faults.invariants import KINDS, Ended, Found, Held, held, improper, violations
 from tests.faults.material import Result, arms, make, undisturbed
 from tests.faults.scene import NotNow, Scene
-from tests.support.mlflow_server import Server
 from tests.support.postgres import own_postgres
+from workbench.benchmarks.tracking_server import TrackingServer
 from workbench.common.command_line import quiet, silence_transformers
 from workbench.common.markdown import markdown_table
 
@@ -172,7 +172,7 @@ def a_scene(place: Path, storage: str, workers: int, experiment: Path) -> Iterat
         if storage == "postgres":
             scene.postgres = stack.enter_context(own_postgres())
             scene.url = scene.postgres.create()
-            scene.server = stack.enter_context(Server(place, scene.postgres.create()))
+            scene.server = stack.enter_context(TrackingServer(place, scene.postgres.create()))
         scene.state.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", scene.state]
         scene.small_disk = sys.platform == "linux" and not subprocess.run(mount, capture_output=True).returncode

@@ -18,8 +18,8 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from tests.support.helpers import ROOT
-from tests.support.mlflow_server import Server
 from tests.support.postgres import Postgres
+from workbench.benchmarks.tracking_server import TrackingServer
 
 SLOW_TO_END = 150.0  # seconds within which whatever was asked to stop has to be gone
 RUNNING = """
@@ -108,7 +108,7 @@ class Scene:
     experiment: Path
     workers: int
     url: str
-    server: Server | None = None
+    server: TrackingServer | None = None
     postgres: Postgres | None = None
     small_disk: bool = False
     study: str = ""

@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from workbench.benchmarks.tracking_server import free_port
 
 USER, PASSWORD = "bench", "kept-to-myself"
 SETTINGS = {
@@ -115,9 +116,3 @@ def postgres() -> Iterator[Postgres]:
     """One for all tests of a session; a test that stops it has to start it again."""
     with own_postgres() as server:
         yield server
-
-
-def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return place.getsockname()[1]

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from tests.support.helpers import ROOT
-from tests.support.mlflow_server import Server
 from tests.support.postgres import PASSWORD, postgres  # noqa: F401
 from workbench import tracking
+from workbench.benchmarks.tracking_server import TrackingServer
 from workbench.common.errors import Failure
 from workbench.tracking import delivery
 from workbench.tracking.outbox import Outbox
@@ -118,7 +118,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def server(postgres, tmp_path_factory):  # noqa: F811
-    with Server(tmp_path_factory.mktemp("server"), postgres.create()) as running:
+    with TrackingServer(tmp_path_factory.mktemp("server"), postgres.create()) as running:
         yield running
 
 

@@ -10,6 +10,7 @@ from workbench import tracking
 from workbench.analysis import paper, sample_sheet, tables, win_rates
 from workbench.common.cache import digest
 from workbench.evaluation import REWARD_MODELS, Job, PromptSet, Request, complete, prepare, read_images, read_scores
+from workbench.tracking import tags, ui
 from workbench.training.provenance import provenance
 
 #: Key of --paper -> name of the printed averages in `analysis.paper`, and their column's heading.
@@ -47,7 +48,7 @@ def evaluate(request: Request) -> Report:
     complete(job)
     numbers, text = write(job, request.paper, request.grid)
     run_id, is_new = track(client, job, numbers, text, request.name, request.images)
-    return Report(text, run_id, is_new, tracking.ui_evaluations(client))
+    return Report(text, run_id, is_new, ui.evaluations_link(client))
 
 
 def write(job: Job, printed: str | None = None, grid: int = 0) -> tuple[dict[str, pl.DataFrame], str]:
@@ -113,8 +114,8 @@ def track(
         return before["run"], False
     datasets = {f"prompts {one.name}": (one.digest, {"prompts": len(one.prompts)}) for one in job.prompts.values()}
     datasets["samples"] = (result, {"images": sum(len(shard.rows) for shard in job.shards())})
-    tags = provenance() | {"workbench.kind": "evaluation", "mlflow.note.content": text}
-    tracker = tracking.Tracker(client, name, params=parameters(job), tags=tags, datasets=datasets)
+    about = provenance() | {tags.KIND: "evaluation", tags.NOTE: text}
+    tracker = tracking.Tracker(client, name, params=parameters(job), tags=about, datasets=datasets)
     state = "failed"
     try:
         tracker.log(0, metrics(job, numbers))

@@ -1,5 +1,6 @@
-"""What `python -m workbench.bench` measures: groups of figures, each a median with its spread and a goal.
+"""What `python -m workbench.bench` and `scale` measure: figures, each a median with its spread and, for most, a goal.
 
-A group is a function of `Options` that yields figures as they are there; to add one, write it and name it in GROUPS.
-Commands alone import this package, and it may import all others.
+A file a benchmark; `groups` names them, `suite` runs them, `table` keeps what they measured.
+Commands alone import this package,
+and it may import all others.
 """

@@ -17,13 +17,13 @@ class Options:
     Attributes:
         repeats: measurements of each ratio.
         device: of the models.
-        place: a folder for what is made on the way, kept from one call of the command to the next.
+        folder: for what is made on the way, kept from one call of the command to the next.
         sweeps: measurements of what takes minutes: whole sweeps and runs.
     """
 
     repeats: int
     device: torch.device
-    place: Path
+    folder: Path
     sweeps: int = 5
 
 
@@ -51,7 +51,7 @@ class Figure:
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For bench.json."""
+        """The figure as bench.json holds it."""
         return asdict(self)
 
 
@@ -68,13 +68,13 @@ def figure(
     at_least: bool = False,
     note: str = "",
 ) -> Figure:
-    """Of measurements."""
+    """The median and spread of measurements, as a figure."""
     low, median, high = (float(v) for v in np.percentile(np.asarray(values, float), [10, 50, 90]))
     met = None if goal is None else bool(median >= goal if at_least else median <= goal)
     return Figure(group, name, median, low, high, goal, met, unit, at_least, note)
 
 
 def control(group: str, name: str, values: Sequence[float] | NDArray[np.float64]) -> Figure:
-    """Of a work measured against itself: what the machine's own noise makes of 1; met within 2 %."""
-    found = figure(group, name, values, 1.02)
-    return replace(found, met=abs(found.median - 1) <= 0.02)
+    """The ratio of a work to itself: what the machine's own noise makes of 1; met within 2 %."""
+    ratio = figure(group, name, values, 1.02)
+    return replace(ratio, met=abs(ratio.median - 1) <= 0.02)

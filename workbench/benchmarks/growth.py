@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import torch
 from numpy.typing import NDArray
-from optuna import Study
 
-from workbench.benchmarks import sides
-from workbench.benchmarks.commands import EXPERIMENTS, folder, workplace
+from workbench.benchmarks import diagnostics
 from workbench.benchmarks.figure import Options
+from workbench.benchmarks.sandbox import EXPERIMENTS, sandbox, temporary_folder
 from workbench.benchmarks.step import loop, open_model
 from workbench.benchmarks.timing import in_turn
 from workbench.models import SHAPES, random_backend
-from workbench.studies.recovery import mend
-from workbench.studies.space import read_sampler, read_space, settings_of
-from workbench.studies.storage import locked, open_storage
-from workbench.studies.workers import missing
-from workbench.training.config import Config, load, read
+from workbench.studies.synthetic import LongStudy
+from workbench.training.config import read
 
 BATCHES, LATENTS, TRIALS = (1, 2, 4, 8, 16, 32), (8, 16, 32, 64), (5, 50, 200, 500)
 BUCKETS, PAIRS = (5, 10, 20, 50), (50, 100, 200)
@@ -53,29 +48,29 @@ class Series:
     high: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For growth.json."""
+        """The series as growth.json holds it."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> "Series":
-        """What `as_dict` made, also after it was JSON."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    def from_dict(cls, kept: dict[str, Any]) -> "Series":
+        """The series that `as_dict` described, also after it was JSON."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
         return cls(**values)
 
 
 def series(name: str, unit: str, x_name: str, x: Sequence[float], values: NDArray[np.float64]) -> Series:
-    """Of measurements, (len(x), repeats)."""
+    """The median and spread of measurements, shape (len(x), repeats), as a series."""
     low, median, high = (tuple(row.tolist()) for row in np.percentile(np.asarray(values, float), [10, 50, 90], axis=1))
     return Series(name, unit, x_name, tuple(x), median, low, high)
 
 
 def growth(options: Options) -> list[Series]:
-    """Every series."""
+    """Measure every series."""
     few = max(3, options.repeats // 5)
     return [
         batches(options.device, BATCHES, options.repeats),
         resolutions(options.device, LATENTS, max(3, options.repeats // 2)),
-        trials(options.place, TRIALS, options.repeats),
+        trials(options.folder, TRIALS, options.repeats),
         *passes(options, BUCKETS, PAIRS, few),
         workers(options.device, WORKERS, few),
     ]
@@ -104,47 +99,17 @@ def resolutions(device: torch.device, edges: Sequence[int], repeats: int) -> Ser
     return series(name, "ms a pair", "edge of the latents", edges, 1e3 * took / AT_ONCE)
 
 
-def trials(place: Path, counts: Sequence[int], repeats: int) -> Series:
+def trials(parent: Path, counts: Sequence[int], repeats: int) -> Series:
     """Milliseconds until a worker of the default study has its next trial, by finished trials; in sqlite.
 
-    The lock of the database, a look for workers that are gone, the sampler's choice of all settings.
+    What is timed: the lock of the database, the search for dead workers, the sampler's choice of all settings.
     """
-
-    config, settings = load(DEFAULT), read(DEFAULT)
-    with folder(place) as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nobody shows signs of life
-        urls = {count: f"sqlite:///{name}/{count}.db" for count in counts}
-        studies = {url: _searched(config, settings, url, count) for count, url in urls.items()}
-        takes = [partial(_take, study, config, settings, url) for url, study in studies.items()]
-        found = in_turn(*takes, repeats=repeats, warm=1, name="trials")
-    return series("next trial of a study", "ms", "finished trials", counts, 1e3 * found)
-
-
-def _searched(config: Config, settings: dict[str, Any], url: str, count: int) -> Study:
-    """A study with so many finished trials, drawn at random."""
-
-    drawn = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
-    for i in range(count):
-        trial = drawn.ask()
-        settings_of(trial, settings, read_space(config))
-        drawn.tell(trial, float(np.sin(i)))
-    with locked(url):
-        study = optuna.create_study(
-            study_name="s", storage=open_storage(url), direction="maximize", sampler=read_sampler(config)
-        )
-    study.add_trials(drawn.get_trials(deepcopy=False))
-    return study
-
-
-def _take(study: Study, config: Config, settings: dict[str, Any], url: str) -> None:
-    """As a worker takes its next trial; it ends at once."""
-
-    with locked(url):
-        mend(study)
-        missing(study, 10**6, running=True)
-        trial = study.ask()
-        settings_of(trial, settings, read_space(config))
-    study.tell(trial, 0.5)
+    settings = read(DEFAULT)
+    with temporary_folder(parent) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna: the trials have no heartbeat
+        studies = [LongStudy(settings, f"sqlite:///{folder}/{count}.db", count) for count in counts]
+        took = in_turn(*(study.next_trial for study in studies), repeats=repeats, warm=1, name="trials")
+    return series("next trial of a study", "ms", "finished trials", counts, 1e3 * took)
 
 
 def passes(
@@ -153,10 +118,10 @@ def passes(
     """Seconds of a full pass of the diagnostics, by buckets (all pairs) and by pairs (10 buckets)."""
 
     backend, shape = open_model(model, options.device)
-    with folder(options.place) as name, workplace(Path(name)):
+    with temporary_folder(options.folder) as folder, sandbox(folder):
 
         def work(count: int, edges: int = 10) -> Callable:
-            return sides.passes(backend, shape, count, edges)[0]
+            return diagnostics.passes(backend, shape, count, edges)[0]
 
         measure = partial(in_turn, repeats=repeats, device=options.device, warm=0, name="diagnostics")
         by_buckets = measure(*(work(max(pairs), edges) for edges in buckets))
@@ -169,42 +134,42 @@ def passes(
 
 def workers(device: torch.device, counts: Sequence[int], repeats: int, model: str = "embedded") -> Series:
     """Training steps a second of processes that train side by side, each on its own, all together."""
-    context, found = multiprocessing.get_context("spawn"), []
+    context, rates = multiprocessing.get_context("spawn"), []
     for count in counts:
-        ready, lines = context.Barrier(count), [context.Pipe(duplex=False) for _ in range(count)]
-        crew = [context.Process(target=_train, args=(model, device, ready, repeats, line)) for _, line in lines]
-        for process in crew:
+        ready, pipes = context.Barrier(count), [context.Pipe(duplex=False) for _ in range(count)]
+        processes = [context.Process(target=_train, args=(model, device, ready, repeats, pipe)) for _, pipe in pipes]
+        for process in processes:
             process.start()
-        found.append(np.sum([reader.recv() for reader, _ in lines], axis=0))
-        for process in crew:
+        rates.append(np.sum([reader.recv() for reader, _ in pipes], axis=0))
+        for process in processes:
             process.join()
-    return series("training, 8 pairs a step", "steps a second, all workers", "workers", counts, np.array(found))
+    return series("training, 8 pairs a step", "steps a second, all workers", "workers", counts, np.array(rates))
 
 
-def _train(model: str, device: torch.device, ready: Any, repeats: int, line: Any) -> None:
-    """Tell how many steps a second this process makes, beginning each time with the others."""
+def _train(model: str, device: torch.device, ready: Any, repeats: int, pipe: Any) -> None:
+    """Send how many steps a second this process takes, each time beginning together with the others."""
     torch.set_num_threads(1)
-    made, rates = loop(*open_model(model, device), pairs=8), []
-    made.step()
+    run, rates = loop(*open_model(model, device), pairs=8), []
+    run.step()
     for _ in range(repeats):
         ready.wait()
         begin, steps = time.perf_counter(), 0
         while time.perf_counter() - begin < LASTING:
-            made.step()
+            run.step()
             steps += 1
         rates.append(steps / (time.perf_counter() - begin))
-    line.send(rates)
+    pipe.send(rates)
 
 
-def draw(found: Sequence[Series], path: Path) -> None:
+def draw(shown: Sequence[Series], path: Path) -> None:
     """One figure, a panel a series: medians, and bars from the 10th to the 90th percentile."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, ScalarFormatter
 
-    columns = min(3, len(found))
-    rows = -(-len(found) // columns)
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows), layout="constrained")
-    for place, one in enumerate(found, 1):
+    for place, one in enumerate(shown, 1):
         axes: Any = figure.add_subplot(rows, columns, place)
         low, median, high = (np.array(values) for values in (one.low, one.median, one.high))
         bars = np.maximum(0, [median - low, high - median])

@@ -1,0 +1,128 @@
+"""Checking the claims: run the studies that they need, judge them, write the table and track it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from workbench import tracking
+from workbench.analysis.claims import checks, rules, table
+from workbench.analysis.claims.evidence import Evidence
+from workbench.common.cache import in_place
+from workbench.common.command_line import default_workers
+from workbench.common.paths import shipped
+from workbench.common.validation import study_name, writable_folder
+from workbench.studies import lifecycle, tuning
+from workbench.tracking import ui
+from workbench.training.config import Config, merge, parse_override, read, resolve
+
+DEFAULT = shipped("experiments/claims.toml")
+#: Settings of a check that takes minutes.
+QUICK: dict[str, Any] = {
+    "sweep.seeds": [0, 1],
+    "train.steps": 32,
+    "evaluation.steps": 8,
+    "evaluation.seeds": 1,
+    "diagnostics.interval": 8,
+    "diagnostics.pairs": 100,
+    "diagnostics.draws": 1,
+}
+
+
+class Outcome(NamedTuple):
+    """What the person sees at the end.
+
+    Attributes:
+        study: name of the study whose arms were compared.
+        text: the verdicts and their effects, for a terminal.
+        files: the table as Markdown, and as JSON.
+        is_new: whether this run changed them.
+        link: the study in MLflow's user interface.
+    """
+
+    study: str
+    text: str
+    files: tuple[Path, Path]
+    is_new: bool
+    link: str
+
+
+def check_claims(
+    experiment: Path | None,
+    overrides: Sequence[str],
+    *,
+    quick: bool,
+    study: str | None,
+    workers: int | None,
+    out: Path,
+    say: Callable[[str], object],
+) -> Outcome:
+    """Run what is not there yet of the studies that the claims rest on, judge all claims, write and track the table.
+
+    Args:
+        experiment: file with the arms; None = the shipped one.
+        overrides: texts KEY=VALUE.
+        quick: few seeds and steps, no tuning.
+        study: None = claims, or claims-quick.
+        workers: processes; None = as many as suit the machine.
+        out: gets a folder of the study's name.
+        say: is given a line of progress at a time.
+    Raises:
+        UserError: a setting is wrong, or a study of that name was made with others.
+    """
+    name = study_name(study or ("claims-quick" if quick else "claims"))
+    folder = writable_folder("--out", out / name)
+    settings = _settings(experiment or DEFAULT, overrides, quick)
+    config = resolve(settings)
+    candidates, arms = len(tuning.candidates(settings)), len(config.sweep.arms)
+    runs = arms * max(1, len(config.sweep.seeds))
+    say(f"{candidates} runs to tune the arms, then {runs} runs of {arms} arms; progress below.")
+    lifecycle.run_study(settings, name, workers or default_workers(config.model.device))
+    checks.run_checks(settings, f"{name}-checks")
+    rows = judge(name)
+    tuned = lifecycle.tuned_values(settings, name) if candidates else {}
+    files, is_new = _write(folder, rows, tuned, config)
+    if is_new:
+        for path in files:
+            tracking.attach(name, path, "claims")
+    return Outcome(name, table.plain(rows), files, is_new, tracking.ui_link(tracking.connect(), name))
+
+
+def _settings(experiment: Path, overrides: Sequence[str], quick: bool) -> dict[str, Any]:
+    settings = read(experiment) | {"sweep.trials": 0}  # the arms alone
+    if quick:
+        settings = merge(tuning.without(settings, "sweep.tuning"), QUICK)
+    return merge(settings, dict(parse_override(text) for text in overrides))
+
+
+def judge(study: str) -> list[dict[str, Any]]:
+    """The claims with their effects, verdicts and links, from the tracked runs of a study and of its checks.
+
+    Returns:
+        As `rules.judge`, each with a `link` to the runs that it rests on; the runs are tagged with its number.
+    """
+    runs, client = tracking.load_runs(study), tracking.connect()
+    evidence = Evidence(
+        runs, tracking.load_history(runs), tracking.load_samples(runs), tracking.load_runs(f"{study}-checks")
+    )
+    rows = rules.judge(rules.CLAIMS, evidence)
+    links = ui.claim_links(client, study, {row["number"]: row["arms"] for row in rows if row["arms"]})
+    for row in rows:
+        row["link"] = links.get(row["number"]) or tracking.ui_link(client, f"{study}-checks")
+    return rows
+
+
+def _write(
+    folder: Path, rows: list[dict[str, Any]], tuned: Mapping[str, Mapping[str, float]], config: Config
+) -> tuple[tuple[Path, Path], bool]:
+    """Write claims.md and claims.json where they change; the files, and whether one did."""
+    contents = {
+        folder / "claims.md": table.markdown(rows, tuned, config),
+        folder / "claims.json": json.dumps(rows, indent=2, allow_nan=False) + "\n",
+    }
+    changed = {path: text for path, text in contents.items() if not path.is_file() or path.read_text() != text}
+    for path, text in changed.items():
+        with in_place(path) as partial:
+            partial.write_text(text)
+    markdown, data = contents
+    return (markdown, data), bool(changed)

@@ -1,0 +1,48 @@
+"""Running the benchmark's groups: each figure is shown as it is measured, the table is kept after each group."""
+
+import json
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from workbench.benchmarks import growth, table
+from workbench.benchmarks.figure import Figure, Options
+from workbench.benchmarks.groups import GROUPS
+from workbench.common.distributed import pick_device
+
+
+def run_suite(
+    groups: Sequence[str],
+    with_growth: bool,
+    *,
+    repeats: int,
+    sweeps: int,
+    device: str,
+    folder: Path,
+    say: Callable[[str], object],
+) -> None:
+    """Measure groups of figures and write the table; figures of other groups stay as an earlier call measured them.
+
+    Args:
+        groups: keys of GROUPS.
+        with_growth: whether to measure how costs grow, too.
+        folder: of the table and of what is made on the way.
+        say: is given a line at a time.
+    """
+    options = Options(repeats, pick_device(device), (folder / "work").resolve(), sweeps)
+    options.folder.mkdir(exist_ok=True)
+    figures = table.load(folder)
+    say(f"{table.machine(options)}\n\n{table.HEAD}")
+    for name in groups:
+        module, function = GROUPS[name]
+        measured: list[Figure] = []
+        for figure in getattr(import_module(f"workbench.benchmarks.{module}"), function)(options):
+            say(table.line(figure))
+            measured.append(figure)
+        kept = [figure for figure in figures if figure.group != name]
+        figures = sorted([*kept, *measured], key=lambda figure: [*GROUPS].index(figure.group))
+        table.write(figures, folder, options)
+    if with_growth:
+        series = growth.growth(options)
+        growth.draw(series, folder / "growth.png")
+        (folder / "growth.json").write_text(json.dumps([one.as_dict() for one in series], indent=1) + "\n")
