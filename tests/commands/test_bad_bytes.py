@@ -184,7 +184,7 @@ def test_a_checkpoint_whose_configs_say_anything_is_loaded_or_a_mistake(tiny_mod
         found = load(str(copy), CPU)
         found.denoiser()
         found.encode_text(["a fox"])
-        assert found._fits
+        assert found._parts_fit
     except (UserError, Failure) as error:
         assert on_one_line(str(error)).isprintable()
 

@@ -71,17 +71,23 @@ def test_it_is_one_line_and_nothing_is_written(bad, place, stores):
     assert not (place.folder / bad_checkpoints.CANARY).exists()
 
 
-#: Of each kind one, as a user meets it.
-OUTSIDE = (
-    "settings: a key over several lines",
-    "override: brackets without end",
+#: Of each kind one, as a user meets it; what is checked before torch is imported takes no time.
+OUTSIDE = ("settings: a key over several lines", "override: brackets without end")
+OUTSIDE_AND_SLOW = (
     "parquet: images of the system",
     "checkpoint: a part with code beside it",
     "store: a shard above the folder",
 )
 
 
-@pytest.mark.parametrize("bad", [bad for bad in CASES if bad.name in OUTSIDE], ids=lambda bad: bad.name)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(bad, id=bad.name, marks=[pytest.mark.slow] if bad.name in OUTSIDE_AND_SLOW else [])
+        for bad in CASES
+        if bad.name in (*OUTSIDE, *OUTSIDE_AND_SLOW)
+    ],
+)
 def test_in_a_process_of_its_own_it_is_the_same(bad, place):
     command, *arguments = bad.make(place)
     before = files(place.folder)
@@ -93,7 +99,7 @@ def test_in_a_process_of_its_own_it_is_the_same(bad, place):
 
 def test_there_are_enough_of_them_and_each_is_another():
     names = [bad.name for bad in CASES]
-    assert len(names) >= 200 and len(set(names)) == len(names) and set(OUTSIDE) <= set(names)
+    assert len(names) >= 200 and len(set(names)) == len(names) and {*OUTSIDE, *OUTSIDE_AND_SLOW} <= set(names)
 
 
 # --- what is rare and right ----------------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ RUNNING = ("eval", "exec", "np.load", "yaml.load", "yaml.unsafe_load", "joblib.l
 #: The benchmark times the code of the notebooks that come with the workbench.
 OWN_NOTEBOOKS = ("sides.py", "exec")
 #: Where something that is no network is read, so that there are no weights that could be pickled.
-NO_NETWORKS = {"load_scheduler", "_part", "_clip_tokenizer", "_imagereward"}
+NO_NETWORKS = {"load_scheduler", "_load_part", "_clip_tokenizer", "_imagereward"}
 
 
 def calls(path: Path):
