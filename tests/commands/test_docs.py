@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from tests.support.helpers import ROOT
 from workbench import train
 from workbench.__main__ import main
-from workbench.evaluation.reward_models import SCORERS
+from workbench.evaluation import REWARD_MODELS
 from workbench.method import reward_scale
+from workbench.models import FAMILIES
 from workbench.models.checkpoints import ASSETS
 from workbench.studies.space import arms_of, read_pruner, read_space
 from workbench.studies.tuning import settle
@@ -63,6 +64,12 @@ def test_the_files_and_modules_that_it_names_exist(page):
     for module in set(re.findall(r"\bworkbench\.([a-z_.]*[a-z_])", text)) - TAGS:
         place = ROOT / "workbench" / module.replace(".", "/")
         assert place.with_suffix(".py").exists() or place.is_dir(), module
+
+
+def test_the_tables_that_the_architecture_names_exist():
+    code = "\n".join(path.read_text() for path in (ROOT / "workbench").rglob("*.py"))
+    for name in set(re.findall(r"`([A-Z_]{3,})`", TEXT["architecture.md"])):
+        assert re.search(rf"^{name}\b", code, re.MULTILINE), name
 
 
 @every_page
@@ -145,7 +152,8 @@ def test_every_choice_is_explained():
     for selector, (key, table, _) in CHOICES.items():
         assert all(f"`{name}`" in EVERYTHING for name in table), (selector, key)
     assert all(f"| `{name}` |" in TEXT["method.md"] for name in CHOICES["objective"][1])
-    assert all(f"| `{name}`" in TEXT["evaluation.md"] for name in SCORERS)
+    assert all(f"| `{name}` |" in TEXT["real-models.md"] for name in FAMILIES)
+    assert all(f"| `{name}`" in TEXT["evaluation.md"] for name in REWARD_MODELS)
 
 
 def test_every_setting_is_explained():
