@@ -36,23 +36,24 @@ def status(name: str | None, as_json: bool) -> None:
 
     url = storage.storage_url()
     wanted = [study_name(name)] if name else lifecycle.names(url)
-    found = [_standing(lifecycle.require_study(each, url)) for each in wanted]
+    standings = [_standing(lifecycle.require_study(each, url)) for each in wanted]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(standings, indent=2))
         return
-    if not found:
+    if not standings:
         click.echo("No study yet; run python -m workbench.sweep first.")
-    for each in found:
-        click.echo(_told(each))
+    for each in standings:
+        click.echo(_in_words(each))
 
 
 def _standing(study: "Study") -> dict[str, Any]:
     """How a study stands, as plain values."""
+    from workbench.studies.records import StudyRecord
     from workbench.studies.trials import counts, state_of
 
     trials, several = study.get_trials(deepcopy=False), len(study.directions) > 1
     states = [state_of(trial) for trial in trials]
-    asked = study.user_attrs.get("asked", len(trials))
+    asked = StudyRecord.of(study).trials or len(trials)
     running = [_at_work(trial) for trial in trials if state_of(trial) == "running"]
     alive = [worker for worker in running if worker["alive"]]
     done = sum(map(counts, trials))
@@ -75,19 +76,20 @@ def _standing(study: "Study") -> dict[str, Any]:
 def _at_work(trial: "FrozenTrial") -> dict[str, Any]:
     """Who runs a trial, and how far it is; `alive` is False where the process is gone or silent for too long."""
     from workbench.common.processes import is_gone
+    from workbench.studies.records import TrialRecord
     from workbench.studies.storage import grace
 
-    process, progress = trial.user_attrs.get("process", ""), trial.user_attrs.get("progress", {})
+    record = TrialRecord.of(trial)
+    process, progress = record.process or "", record.progress
     gone = is_gone(process) if process else True
-    seen = progress.get("time")
-    silent = time.time() - seen > max(120, 2 * grace()) if seen else False
+    silent = progress is not None and time.time() - progress.time > max(120, 2 * grace())
     return {
         "trial": trial.number,
         "host": process.partition("/")[0],
         "pid": process.split("|")[1] if "|" in process else "",
-        "step": progress.get("step", 0),
-        "share": progress["step"] / progress["of"] if progress else 0.0,
-        "seen_seconds_ago": round(time.time() - seen) if seen else None,
+        "step": progress.step if progress else 0,
+        "share": progress.step / progress.of if progress else 0.0,
+        "seen_seconds_ago": round(time.time() - progress.time) if progress else None,
         "alive": not gone if gone is not None else not silent,
     }
 
@@ -98,34 +100,35 @@ def _best(trial: "FrozenTrial") -> dict[str, Any]:
     return {"trial": trial.number, "values": trial.values, "settings": label_of(trial)}
 
 
-def _told(found: dict[str, Any]) -> str:
+def _in_words(standing: dict[str, Any]) -> str:
     """A study's standing in words."""
     from workbench.common.markdown import markdown_table
 
-    counted = ", ".join(f"{count} {state}" for state, count in found["trials"].items()) or "none yet"
-    alive = [worker for worker in found["workers"] if worker["alive"]]
-    lines = [f"Study {found['study']}: {found['done']} of {found['asked']} trials done ({counted}), {_left(found)}."]
-    for best in found["best"][:5]:
+    counted = ", ".join(f"{count} {state}" for state, count in standing["trials"].items()) or "none yet"
+    alive = [worker for worker in standing["workers"] if worker["alive"]]
+    done = f"{standing['done']} of {standing['asked']} trials done"
+    lines = [f"Study {standing['study']}: {done} ({counted}), {_left(standing)}."]
+    for best in standing["best"][:5]:
         values = ", ".join(f"{value:.4f}" for value in best["values"])
         lines.append(f"Best: trial {best['trial']} ({best['settings']}): {values}")
-    if found["workers"]:
+    if standing["workers"]:
         rows = [
             (w["trial"], w["host"], w["pid"], w["step"], w["seen_seconds_ago"], "yes" if w["alive"] else "no")
-            for w in found["workers"]
+            for w in standing["workers"]
         ]
         lines.append(markdown_table(("trial", "host", "process", "step", "seconds since a sign", "alive"), rows))
-    if len(alive) < len(found["workers"]):
-        lines.append(f"Some workers are gone: python -m workbench.study resume {found['study']}")
+    if len(alive) < len(standing["workers"]):
+        lines.append(f"Some workers are gone: python -m workbench.study resume {standing['study']}")
     return "\n".join(lines) + "\n"
 
 
-def _left(found: dict[str, Any]) -> str:
-    if found["done"] >= found["asked"]:
+def _left(standing: dict[str, Any]) -> str:
+    if standing["done"] >= standing["asked"]:
         return "complete"
-    if found["seconds_left"] is None:
-        alive = sum(worker["alive"] for worker in found["workers"])
+    if standing["seconds_left"] is None:
+        alive = sum(worker["alive"] for worker in standing["workers"])
         return f"{alive} workers alive, time left unknown" if alive else "nobody works on it"
-    return f"about {max(1, round(found['seconds_left'] / 60))} min left"
+    return f"about {max(1, round(standing['seconds_left'] / 60))} min left"
 
 
 @name_argument
@@ -137,18 +140,13 @@ def resume(name: str, workers: int | None, trials: int | None) -> None:
     Trials whose workers died go on from their snapshots. On a cluster, every machine may do this at once.
     """
     one_process()
-    from workbench.common.errors import UserError
     from workbench.studies import lifecycle, storage
-    from workbench.training.config import resolve
 
     silence_transformers()
-    study = lifecycle.require_study(study_name(name), storage.storage_url())
-    settings = study.user_attrs.get("settings")
-    if settings is None:
-        raise UserError(f"study {name!r}: older than `study resume`; go on with the command that made it")
+    experiment = lifecycle.stored_experiment(lifecycle.require_study(study_name(name), storage.storage_url()))
     if trials is not None:
-        settings = settings | {"sweep.trials": trials}
-    lifecycle.run_study(settings, name, workers or default_workers(resolve(settings).model.device))
+        experiment = experiment.changed({"sweep.trials": trials})
+    lifecycle.run_study(experiment, name, workers or default_workers(experiment.config.model.device))
 
 
 @maybe_name_argument
@@ -196,6 +194,7 @@ def export(name: str, out: Path | None) -> None:
     from workbench import tracking
     from workbench.common.cache import in_place
     from workbench.studies import lifecycle, storage
+    from workbench.studies.records import StudyRecord
 
     study = lifecycle.require_study(study_name(name), storage.storage_url())
     folder = writable_folder("--out", out or Path("reports") / name / "export")
@@ -209,7 +208,7 @@ def export(name: str, out: Path | None) -> None:
         "trials.parquet": lambda path: frame.to_parquet(path, index=False),
         "runs.parquet": lambda path: runs.write_parquet(path),
         "history.parquet": lambda path: tracking.load_history(runs).sort("run_id", "step").write_parquet(path),
-        "settings.json": lambda path: path.write_text(json.dumps(study.user_attrs.get("settings"), indent=2)),
+        "settings.json": lambda path: path.write_text(json.dumps(StudyRecord.of(study).settings, indent=2)),
     }
     for file, write in parts.items():
         with in_place(folder / file) as partial:

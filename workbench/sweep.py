@@ -53,20 +53,20 @@ def main(
     path = experiment or DEFAULT
     name = study_name(path.stem if study is None else study)
     one_process()
-    from workbench.training.config import merge, parse_override, read, resolve
+    from workbench.training.config import merge, parse_override, read
 
     extra = dict(parse_override(text) for text in overrides)
     if trials is not None:
         extra["sweep.trials"] = trials
-    settings = merge(read(path), extra)
-    config = resolve(settings)
-    silence_transformers()
-    workers = 0 if init else workers or default_workers(config.model.device)
     from workbench import tracking
     from workbench.studies import lifecycle
+    from workbench.studies.experiment import Experiment
 
+    declared = Experiment.resolve(merge(read(path), extra))
+    silence_transformers()
+    workers = 0 if init else workers or default_workers(declared.config.model.device)
     try:
-        lifecycle.run_study(settings, name, workers)
+        lifecycle.run_study(declared, name, workers)
     except KeyboardInterrupt:
         click.echo(f"Stopped; finished trials of study {name!r} are kept. To go on: the same command again.", err=True)
         raise

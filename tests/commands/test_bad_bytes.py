@@ -15,8 +15,8 @@ from workbench.data.rows import decode, kind_of, open_rows
 from workbench.data.store import open_store
 from workbench.evaluation import prompt_sets
 from workbench.models import load
-from workbench.studies.space import arms_of, read_sampler, read_space
-from workbench.studies.tuning import candidates, settle
+from workbench.studies.experiment import Experiment
+from workbench.studies.tuning import candidates
 from workbench.training import config
 
 CPU = torch.device("cpu")
@@ -73,11 +73,7 @@ def test_any_override_is_taken_or_a_mistake(given_texts):
 def all_of(flat):
     """Everything that reads settings before a study runs."""
     found = config.resolve(flat)
-    settled = settle(flat, {})
-    candidates(flat)
-    read_space(config.resolve(settled))
-    arms_of(config.resolve(settled), settled)
-    read_sampler(config.resolve(settled))
+    candidates(Experiment.resolve(flat))
     return found
 
 

@@ -19,10 +19,9 @@ from workbench.evaluation import REWARD_MODELS
 from workbench.method import reward_scale
 from workbench.models import FAMILIES
 from workbench.models.checkpoints import ASSETS
-from workbench.studies.space import arms_of, read_pruner, read_space
-from workbench.studies.tuning import settle
+from workbench.studies.experiment import Experiment
 from workbench.training.catalogue import catalogue
-from workbench.training.config import CHOICES, known_names, read, resolve
+from workbench.training.config import CHOICES, known_names, read
 from workbench.training.run import metric_names
 
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
@@ -169,11 +168,8 @@ def test_every_setting_is_explained():
 def test_its_examples_are_valid_experiments(page, tmp_path):
     for block in blocks(page.read_text(), "toml"):
         (tmp_path / "example.toml").write_text(block.replace('"late"', '"linear"'))  # the worked example's own shape
-        settings = settle(read(tmp_path / "example.toml"), {})
-        config = resolve(settings)
-        assert {name for _, name in config.sweep.metrics} <= metric_names(config)
-        assert arms_of(config, settings) is not None and read_space(config) is not None
-        assert read_pruner(config) is not None
+        experiment = Experiment.resolve(read(tmp_path / "example.toml"))
+        assert {name for _, name in experiment.sweep.metrics} <= metric_names(experiment.config)
 
 
 def test_the_worked_example_is_a_shape_and_a_study_in_under_15_lines(tmp_path):
@@ -184,8 +180,7 @@ def test_the_worked_example_is_a_shape_and_a_study_in_under_15_lines(tmp_path):
     curve = module["late"](torch.linspace(0.99, 0.01, 11), start=0.5)
     assert curve.tolist() == pytest.approx([0, 0, 0, 0, 0, 0, 0.1, 0.2, 0.3, 0.4, 0.5], abs=1e-6)
     (tmp_path / "late.toml").write_text(file.replace('"late"', '"linear"'))  # which exists without the line in SHAPES
-    settings = settle(read(tmp_path / "late.toml"), {})
-    assert len(arms_of(resolve(settings), settings)) == 9
+    assert len(Experiment.resolve(read(tmp_path / "late.toml")).arms) == 9
 
 
 @pytest.mark.parametrize("mark", ["@[A-Z_]+@", r"\bTODO\b", r"\bTBD\b"])

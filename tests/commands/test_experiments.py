@@ -13,9 +13,8 @@ import yaml
 from tests.support.families import make
 from tests.support.helpers import ROOT
 from workbench import models
-from workbench.studies.space import arms_of
-from workbench.studies.tuning import settle
-from workbench.training.config import known_names, load, merge, read, resolve
+from workbench.studies.experiment import Experiment
+from workbench.training.config import known_names, load, merge, read
 from workbench.training.listener import Silence
 from workbench.training.run import execute
 
@@ -44,11 +43,11 @@ def quick(checkpoint, pairs):
 @pytest.mark.parametrize("path", REAL, ids=lambda p: p.stem)
 def test_every_real_models_file_trains_two_steps(path, checkpoints, tiny_pairs, workplace):
     """The whole method, and the arm that differs from it most; the arms between differ by numbers."""
-    settings = settle(read(path), {})
+    settings = read(path)
     base = merge(settings, quick(checkpoints[settings["model.family"]], tiny_pairs))
-    arms = {attributes["arm"]: attributes["overrides"] for _, attributes in arms_of(resolve(base), base)}
+    arms = {arm.name: arm.config for arm in Experiment.resolve(base).arms}
     for arm in ("ours", "frozen"):
-        config = resolve(merge(base, arms[arm]))
+        config = arms[arm]
         final = execute(config, Silence())
         assert np.isfinite(list(final.values())).all() and config.sweep.objective in final
         assert final["reference/updates"] == (0 if arm == "frozen" else pytest.approx(1, abs=1))
@@ -56,8 +55,7 @@ def test_every_real_models_file_trains_two_steps(path, checkpoints, tiny_pairs, 
 
 @pytest.mark.parametrize("path", REAL, ids=lambda p: p.stem)
 def test_every_arm_of_a_real_models_file_resolves(path):
-    settings = settle(read(path), {})
-    arms = {a["arm"]: resolve(merge(settings, a["overrides"])) for _, a in arms_of(resolve(settings), settings)}
+    arms = {arm.name: arm.config for arm in Experiment.resolve(read(path)).arms}
     assert {"ours", "frozen"} < set(arms)
     for policy in ("update", "threshold"):
         for interval in (16, 32, 64):

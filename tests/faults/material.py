@@ -15,7 +15,7 @@ from tests.support import families
 from tests.support.helpers import pair_rows
 from workbench import tracking
 from workbench.models.small.prompts import split
-from workbench.studies.space import arms_of
+from workbench.studies.experiment import Experiment
 from workbench.training.config import merge, read, resolve
 from workbench.training.run import execute
 
@@ -103,8 +103,7 @@ def make(place: Path, steps: int, trials: int, *, small: bool) -> Path:
 
 def arms(experiment: Path) -> dict[str, Result]:
     """What each arm comes to, by name."""
-    settings = read(experiment)
-    return {arm["arm"]: undisturbed(experiment, arm["overrides"]) for _, arm in arms_of(resolve(settings), settings)}
+    return {arm.name: undisturbed(experiment, arm.overrides) for arm in Experiment.resolve(read(experiment)).arms}
 
 
 def undisturbed(experiment: Path, overrides: Mapping[str, Any]) -> Result:

@@ -3,9 +3,10 @@
 import optuna
 import pytest
 
-from tests.support.studies import Line, made, steps_of
+from tests.support.studies import Events, made, steps_of
 from workbench import tracking
 from workbench.studies import trials, workers
+from workbench.studies.experiment import Experiment
 from workbench.training.config import resolve
 from workbench.training.run import execute
 
@@ -24,8 +25,8 @@ def declared(tiny, workplace):
 
 
 def test_sampled_trials_are_stopped_and_arms_run_to_their_end(declared):
-    study, client, told = made(declared)
-    workers._work(told, Line(), lambda: False)
+    study, client, assignment = made(declared)
+    workers.run_trials(assignment, Events(), lambda: False)
     found = study.get_trials()
     assert [trials.state_of(t) for t in found] == ["complete"] * 2 + ["pruned"] * 3
     assert [t.user_attrs["progress"]["step"] for t in found] == [8, 8, 4, 4, 4]
@@ -43,13 +44,13 @@ def test_sampled_trials_are_stopped_and_arms_run_to_their_end(declared):
 
 def test_a_trial_that_goes_on_has_told_the_pruner_what_it_told_before(declared):
     settings = declared | {"sweep.trials": 3, "sweep.pruner_options": {"lower": -100.0}}
-    study, _, told = made(settings)
+    study, _, assignment = made(settings)
     asked = iter(range(1000))
     with pytest.raises(KeyboardInterrupt):
-        workers._work(told, Line(), lambda: next(asked) > 7)  # in the first trial, between two of its steps
+        workers.run_trials(assignment, Events(), lambda: next(asked) > 7)  # in the first trial
     first = study.get_trials()[0]
     assert first.user_attrs["handed_back"] and 2 in first.intermediate_values
-    workers._work(told, Line(), lambda: False)
+    workers.run_trials(assignment, Events(), lambda: False)
     (again,) = (t for t in study.get_trials() if t.user_attrs.get("retry_of") == 0)
     assert sorted(again.intermediate_values) == [2, 4, 6]  # at the end there is nothing left to stop
     assert first.intermediate_values.items() <= again.intermediate_values.items()
@@ -77,11 +78,10 @@ def test_the_reward_while_it_trains_ends_as_the_evaluation_has_it(tiny, workplac
 
 
 def test_the_default_sweep_prunes_by_what_its_runs_log():
-    from workbench.studies.space import read_pruner
     from workbench.sweep import DEFAULT
-    from workbench.training.config import load
+    from workbench.training.config import read
     from workbench.training.run import metric_names
 
-    config = load(DEFAULT)
-    assert not isinstance(read_pruner(config), optuna.pruners.NopPruner)
-    assert {metric for _, metric in config.sweep.metrics} <= metric_names(config)
+    default = Experiment.resolve(read(DEFAULT))
+    assert not isinstance(default.pruner(), optuna.pruners.NopPruner)
+    assert {metric for _, metric in default.sweep.metrics} <= metric_names(default.config)

@@ -12,7 +12,8 @@ from tests.support.searched import BOTH, REWARD, SPACE, grown, study, trial
 from workbench.analysis import search_figures
 from workbench.common.errors import UserError, said
 from workbench.studies import results, search
-from workbench.studies.space import constrain, outcome, read_pruner, read_sampler
+from workbench.studies.experiment import Experiment
+from workbench.studies.space import constrain, outcome
 from workbench.studies.trials import feasible, line_of, summary, summary_metrics
 from workbench.training.config import resolve
 
@@ -108,7 +109,8 @@ def test_a_stopped_trial_is_beyond_what_it_did_not_live_to_measure(news, excess)
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_samplers_take_constraints_and_objectives_with_failed_and_stopped_trials_and_go_on(sampler, wanted, tmp_path):
     space = {"sweep.space": {"train.lr": {"type": "FloatDistribution", "low": 0.0001, "high": 1.0}}}
-    config = resolve(wanted | BOUND | space | {"sweep.sampler": sampler})
+    experiment = Experiment.resolve(wanted | BOUND | space | {"sweep.sampler": sampler})
+    config = experiment.config
     made = optuna.create_study(
         study_name="s", storage=f"sqlite:///{tmp_path / 's.db'}", directions=[*config.sweep.objectives.values()]
     )
@@ -124,7 +126,7 @@ def test_samplers_take_constraints_and_objectives_with_failed_and_stopped_trials
 
     for session in range(2):
         made = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's.db'}")
-        made.sampler = read_sampler(config, 1000 * session)
+        made.sampler = experiment.sampler(1000 * session)
         made.optimize(run, n_trials=15, catch=(FloatingPointError,))
     found = made.best_trials
     assert len(made.trials) == 30 and found and all(feasible(t) and t.values[0] <= 0.2 for t in found)
@@ -132,7 +134,7 @@ def test_samplers_take_constraints_and_objectives_with_failed_and_stopped_trials
 
 def test_a_sampler_for_one_objective_is_refused_for_several():
     with pytest.raises(UserError, match=r"sweep\.sampler = 'CmaEsSampler': .*multi-objective"):
-        read_sampler(resolve(BOTH | {"sweep.sampler": "CmaEsSampler", "sweep.space": SPACE}))
+        Experiment.resolve(BOTH | {"sweep.sampler": "CmaEsSampler", "sweep.space": SPACE})
 
 
 # --- the best trial, the front -------------------------------------------------------------------------------
@@ -379,7 +381,7 @@ def test_importance_is_drawn_as_far_as_it_can_be_predicted():
 )
 def test_a_pruner_that_cannot_be_is_one_line(settings, message):
     with pytest.raises(UserError) as error:
-        read_pruner(resolve(settings))
+        Experiment.resolve(settings)
     assert message in str(error.value)
 
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import mlflow
 import optuna
@@ -14,9 +16,9 @@ from optuna.trial import TrialState
 
 from tests.support.helpers import ROOT, overrides, workbench
 from tests.support.postgres import postgres  # noqa: F401
-from tests.support.studies import Line, made, steps_of
+from tests.support.studies import Events, made, steps_of
 from workbench.common import paths, processes
-from workbench.studies import lifecycle, recovery, trials, workers
+from workbench.studies import recovery, trials, workers
 from workbench.studies.attempt import Attempt
 from workbench.studies.storage import locked, open_storage
 from workbench.tracking import delivery, reconcile, store
@@ -34,10 +36,10 @@ def declared(tiny, workplace):
     return tiny | quick | more | ARMS
 
 
-def ended(study, client, told):
+def ended(study, client, assignment):
     """How trials and runs stand, after checking that they say the same."""
-    assert reconcile.reconcile_runs(client, told.parent, lifecycle.states_of(study), dry_run=True) == []
-    runs = reconcile.runs_of_trials(client, told.parent)
+    assert reconcile.reconcile_runs(client, assignment.parent, trials.states_of(study), dry_run=True) == []
+    runs = reconcile.runs_of_trials(client, assignment.parent)
     assert all(len(each) == 1 for each in runs.values())
     counted = [t for t in study.get_trials() if trials.counts(t)]
     assert sorted(t.user_attrs["arm"] for t in counted) == ["frozen", "update"]
@@ -45,128 +47,125 @@ def ended(study, client, told):
 
 
 def test_a_worker_does_what_is_asked_and_no_more(declared):
-    study, client, told = made(declared)
-    workers._work(told, Line(), lambda: False)
-    workers._work(told, Line(), lambda: False)
-    assert ended(study, client, told) == ["complete", "complete"]
+    study, client, assignment = made(declared)
+    workers.run_trials(assignment, Events(), lambda: False)
+    workers.run_trials(assignment, Events(), lambda: False)
+    assert ended(study, client, assignment) == ["complete", "complete"]
     assert [t.user_attrs["snapshot"] for t in study.get_trials()] == [8, 8]  # none at the end, so none is claimed
-    assert not recovery.leftovers(study) and not any(paths.state_path("outbox").glob("*"))
+    assert not recovery.unused_snapshots(study) and not any(paths.state_path("outbox").glob("*"))
 
 
 def test_asked_to_stop_it_hands_the_trial_back_and_another_goes_on(declared):
-    study, client, told = made(declared)
+    study, client, assignment = made(declared)
     asked = iter(range(1000))
     with pytest.raises(KeyboardInterrupt):
-        workers._work(told, Line(), lambda: next(asked) > 9)
+        workers.run_trials(assignment, Events(), lambda: next(asked) > 9)
     first, _, third = study.get_trials()
     assert first.state == TrialState.FAIL and first.user_attrs["handed_back"] and third.state == TrialState.WAITING
     assert third.user_attrs["retry_of"] == first.number and third.user_attrs["deaths"] == 0
     done = steps_of(client, first)[-1]
     assert 4 < done < 10
-    line = Line()
-    workers._work(told, line, lambda: False)
-    assert ended(study, client, told) == ["interrupted", "complete", "complete"]
+    events = Events()
+    workers.run_trials(assignment, events, lambda: False)
+    assert ended(study, client, assignment) == ["interrupted", "complete", "complete"]
     assert steps_of(client, study.get_trials()[2]) == list(range(1, 11))  # those before the stop too
-    went_on = [value for kind, value in line.said if kind == "step"]
+    went_on = [value for kind, value in events.sent if kind == "step"]
     assert done in went_on and went_on.count(1) == 1  # the other arm's alone
 
 
-def killed(told, moment):
+def killed(assignment, moment):
     """A worker process that kills itself the first time that it reaches a moment."""
     script = f"""
-import os, signal, json, sys
+import os, signal, pickle, sys
 from pathlib import Path
 from workbench import tracking
-from workbench.studies import attempt, workers, lifecycle
-told = workers.Worker(**json.loads(Path("told.json").read_text()))
+from workbench.studies import attempt, workers
+assignment = pickle.loads(Path("assignment").read_bytes())
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
-class Line:
-    def send(self, what):
-        if what == ("step", 5) and {moment!r} == "step": die()
-if {moment!r} == "signed": attempt.Attempt._track = die
-if {moment!r} == "taken": attempt.Attempt._sign = die
-if {moment!r} == "told": attempt.Attempt.settle = die
+class Events:
+    def send(self, event):
+        if event == ("step", 5) and {moment!r} == "step": die()
+if {moment!r} == "claimed": attempt.Attempt._track = die
+if {moment!r} == "taken": attempt.Attempt._claim = die
+if {moment!r} == "stored": attempt.Attempt.finish = die
 if {moment!r} == "finished":
     finish = tracking.Tracker.finish
     tracking.Tracker.finish = lambda self, *a: (finish(self, *a), die())
 if {moment!r} == "ended":
     end = tracking.Tracker.end
     tracking.Tracker.end = lambda self, *a: (end(self, *a), die())
-workers._work(told, Line(), lambda: False)
+workers.run_trials(assignment, Events(), lambda: False)
 """
-    from dataclasses import asdict
-    from pathlib import Path
-
-    Path("told.json").write_text(json.dumps(asdict(told)))
+    Path("assignment").write_bytes(pickle.dumps(assignment))
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300)
     assert done.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("moment", ["taken", "signed", "step", "finished", "told", "ended"])
+@pytest.mark.parametrize("moment", ["taken", "claimed", "step", "finished", "stored", "ended"])
 def test_a_worker_killed_at_any_moment_of_a_trial(declared, moment):
-    study, client, told = made(declared)
-    killed(told, moment)
-    workers._work(told, Line(), lambda: False)
+    study, client, assignment = made(declared)
+    killed(assignment, moment)
+    workers.run_trials(assignment, Events(), lambda: False)
     delivery.deliver(client)
-    reconcile.reconcile_runs(client, told.parent, lifecycle.states_of(study))
-    again = ["interrupted", "complete", "complete"]
-    assert ended(study, client, told) == (again if moment not in ("told", "ended") else ["complete", "complete"])
+    reconcile.reconcile_runs(client, assignment.parent, trials.states_of(study))
+    again = ["interrupted"] if moment not in ("stored", "ended") else []
+    assert ended(study, client, assignment) == [*again, "complete", "complete"]
     for trial in study.get_trials():
         if trial.state == TrialState.COMPLETE:
             assert steps_of(client, trial) == list(range(1, 11))
-    recovery.clear(study)
-    assert not list(recovery.snapshots_of(study, 0).parent.glob("*"))
+    recovery.remove_unused_snapshots(study)
+    assert not list(recovery.snapshot_folder(study, 0).parent.glob("*"))
 
 
 def test_a_worker_whose_trial_was_taken_meanwhile_leaves_it_alone(declared, monkeypatch):
     """As one does that was paused for longer than the others had patience."""
-    monkeypatch.setattr("workbench.studies.attempt.SIGN_OF_LIFE", 0.0)
-    study, client, told = made(declared)
-    line, taken = Line(), []
+    monkeypatch.setattr("workbench.studies.attempt.PROGRESS_INTERVAL", 0.0)
+    study, client, assignment = made(declared)
+    events, taken = Events(), []
 
-    def send(what):
-        line.said.append(what)
-        if what == ("step", 7) and not taken:
+    def send(event):
+        events.sent.append(event)
+        if event == ("step", 7) and not taken:
             taken.append(True)
-            with locked(told.url):
-                mine = optuna.load_study(study_name="s", storage=open_storage(told.url))
+            with locked(assignment.url):
+                mine = optuna.load_study(study_name="s", storage=open_storage(assignment.url))
                 mine.tell(0, state=TrialState.FAIL)
-                recovery.mend(mine)
+                recovery.recover(mine)
 
-    line.send = send
-    workers._work(told, line, lambda: False)
-    assert ended(study, client, told) == ["interrupted", "complete", "complete"]
+    events.send = send
+    workers.run_trials(assignment, events, lambda: False)
+    assert ended(study, client, assignment) == ["interrupted", "complete", "complete"]
 
 
 def test_a_trial_that_takes_its_worker_with_it_is_not_tried_for_ever(declared):
     study, _, _ = made(declared | {"sweep.arms": {"frozen": {"reference.policy": "frozen"}}})
-    for _ in range(trials.DEATHS):
+    for _ in range(trials.MOST_CRASHES):
         trial = study.ask()
         trial.set_user_attr("process", processes.this_process().replace(f"|{os.getpid()}|", "|999999|"))
-        recovery.mend(study)
+        recovery.recover(study)
     last = study.get_trials()[-1]
-    assert trials.counts(last) and trials.state_of(last) == "failed" and len(study.get_trials()) == trials.DEATHS
+    assert trials.counts(last) and trials.state_of(last) == "failed" and len(study.get_trials()) == trials.MOST_CRASHES
 
 
 def test_going_on_is_no_progress(declared):
     """A trial that dies at the same step again and again comes to its end too."""
-    study, _, told = made(declared | {"sweep.arms": {"frozen": {"reference.policy": "frozen"}}})
+    study, _, assignment = made(declared | {"sweep.arms": {"frozen": {"reference.policy": "frozen"}}})
     for _ in range(3):  # of which the first took snapshots
-        killed(told, "step")
-    recovery.mend(study)
+        killed(assignment, "step")
+    recovery.recover(study)
     assert [t.user_attrs.get("deaths") for t in study.get_trials()] == [None, 0, 1, 2]
 
 
 def test_doctor_finds_and_mends(declared, workplace):
-    study, client, told = made(declared)
-    workers._work(told, Line(), lambda: False)
+    study, client, assignment = made(declared)
+    workers.run_trials(assignment, Events(), lambda: False)
     study.ask().set_user_attr("process", processes.this_process().replace(f"|{os.getpid()}|", "|999999|"))
     one, two = (t.user_attrs["run_id"] for t in study.get_trials()[:2])
     client.set_terminated(one, "FAILED")
     for path in (workplace / "mlruns").rglob(f"{two}/artifacts/history.parquet"):
         before = path.read_bytes()
         path.unlink()
-    stray = recovery.snapshots_of(study, 1)
+    stray = recovery.snapshot_folder(study, 1)
     stray.mkdir(parents=True)
     orphan = client.create_run(
         store.experiment(client).experiment_id,
@@ -259,13 +258,14 @@ import json, os, sys
 from pathlib import Path
 from workbench.training import run
 from workbench.studies import lifecycle  # all that takes time, once
-settings = json.loads(Path("settings.json").read_text())
+from workbench.studies.experiment import Experiment
+experiment = Experiment.resolve(json.loads(Path("settings.json").read_text()))
 children = []
 for _ in range(8):
     child = os.fork()
     if not child:
         try:
-            lifecycle.run_study(settings, "s", 0)
+            lifecycle.run_study(experiment, "s", 0)
             os._exit(0)
         except BaseException:
             import traceback
@@ -333,18 +333,24 @@ def test_a_run_goes_on_by_name(tiny, workplace):
 
 def test_attempts_say_how_they_were_cut_short(declared):
     """A failure that is not the trial's own is not counted, and its reason is in the run."""
-    study, client, told = made(merge(declared, {"diagnostics.interval": 10}))
+    study, client, assignment = made(merge(declared, {"diagnostics.interval": 10}))
 
     def on_step(step):
         if step == 3:
             raise RuntimeError("postgresql://me:hunter22@host/db: gone")
 
     attempt = Attempt(
-        study, told.settings, client, told.parent, taken=lambda: None, on_step=on_step, stopping=lambda: False
+        study,
+        assignment.experiment,
+        client,
+        assignment.parent,
+        on_claimed=lambda: None,
+        on_step=on_step,
+        stopping=lambda: False,
     )
     with pytest.raises(RuntimeError):
         study.optimize(attempt, n_trials=1)
-    attempt.settle()
+    attempt.finish()
     run = client.get_run(study.get_trials()[0].user_attrs["run_id"])
     assert run.info.status == "KILLED" and "gone" in run.data.tags["workbench.reason"]
     assert "hunter22" not in str(run.data.tags)

@@ -2,29 +2,29 @@
 
 from workbench import tracking
 from workbench.studies import lifecycle, workers
-from workbench.studies.storage import locked
+from workbench.studies.experiment import Experiment
+from workbench.studies.storage import locked, storage_url
 from workbench.tracking import study_runs
-from workbench.training.config import resolve
 
 
-class Line:
-    """What a worker says."""
+class Events:
+    """The end of a pipe to which a worker sends its events."""
 
     def __init__(self):
-        self.said = []
+        self.sent = []
 
-    def send(self, what):
-        self.said.append(what)
+    def send(self, event):
+        self.sent.append(event)
 
 
 def made(settings, name="s"):
-    """A study, its run, and what a worker of it is told."""
-    url, config = lifecycle.storage_url(), resolve(settings)
+    """A study, a client of the tracking store, and the assignment of a worker."""
+    url, experiment = storage_url(), Experiment.resolve(settings)
     client = tracking.connect()
     with locked(url):
-        study = lifecycle.open_study(config, settings, lifecycle.arms_of(config, settings), name, url)
+        study = lifecycle.open_study(experiment, name, url)
         parent = study_runs.open_study(client, name, "note")
-    return study, client, workers.Worker(settings, name, url, parent, 0, study.user_attrs["asked"])
+    return study, client, workers.Assignment(experiment, name, url, parent)
 
 
 def steps_of(client, trial):

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from workbench.common.errors import UserError
-from workbench.studies.space import arms_of, read_sampler, read_space
-from workbench.studies.tuning import settle
+from workbench.studies.experiment import Experiment
+from workbench.studies.space import read_space
 from workbench.training.config import load, merge, parse_override, read, resolve
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
@@ -88,9 +88,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_every_experiment_file_is_valid_with_its_space_arms_and_sampler(path):
-    config, settled = load(path), settle(read(path), {})
-    assert read_space(config) or arms_of(resolve(settled), settled)
-    read_sampler(config)
+    experiment = Experiment.resolve(read(path))
+    assert experiment.space or experiment.arms
 
 
 @pytest.mark.parametrize(
@@ -142,30 +141,27 @@ def test_a_dimension_may_hang_on_a_choice_above_it():
 
 def test_arms_take_their_own_seed_or_the_sweeps_seeds_not_both():
     arms = {"one": {"seed": 7}}
-    ((_, attributes),) = arms_of(resolve({"sweep.arms": arms}), {})
-    assert attributes["overrides"]["seed"] == 7
+    (arm,) = Experiment.resolve({"sweep.arms": arms}).arms
+    assert arm.overrides["seed"] == 7 == arm.config.seed
     with pytest.raises(UserError, match=r"sweep\.arms\.one: seed"):
-        arms_of(resolve({"sweep.arms": arms, "sweep.seeds": (0, 1)}), {})
-    assert len(arms_of(resolve({"sweep.arms": {"one": {}}, "sweep.seeds": (0, 1)}), {})) == 2
+        Experiment.resolve({"sweep.arms": arms, "sweep.seeds": (0, 1)})
+    assert len(Experiment.resolve({"sweep.arms": {"one": {}}, "sweep.seeds": (0, 1)}).arms) == 2
 
 
 def test_a_resumed_session_does_not_draw_the_same_points_again():
     import optuna
 
-    config = resolve({"sweep.sampler": "RandomSampler"})
-    draws = [
-        optuna.create_study(sampler=read_sampler(config, offset)).ask().suggest_float("x", 0, 1)
-        for offset in (0, 1, 1003)
-    ]
+    experiment = Experiment.resolve({"sweep.sampler": "RandomSampler"})
+    samplers = [experiment.sampler(offset) for offset in (0, 1, 1003)]
+    draws = [optuna.create_study(sampler=sampler).ask().suggest_float("x", 0, 1) for sampler in samplers]
     assert len(set(draws)) == 3
 
 
 def test_a_bad_arm_is_named():
-    config = resolve({"sweep.arms": {"odd": {"reference.interval": 0}}})
     with pytest.raises(UserError, match=r"sweep\.arms\.odd: reference\.interval = 0"):
-        arms_of(config, {})
+        Experiment.resolve({"sweep.arms": {"odd": {"reference.interval": 0}}})
 
 
 def test_an_unknown_sampler_is_named():
     with pytest.raises(UserError, match=r"sweep\.sampler = 'Magic'"):
-        read_sampler(resolve({"sweep.sampler": "Magic"}))
+        Experiment.resolve({"sweep.sampler": "Magic"})

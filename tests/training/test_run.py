@@ -7,8 +7,7 @@ import pytest
 from workbench.common.errors import UserError
 from workbench.method.objectives import OBJECTIVES
 from workbench.method.reference import RULES
-from workbench.studies.space import arms_of
-from workbench.studies.tuning import settle
+from workbench.studies.experiment import Experiment
 from workbench.training.config import merge, read, resolve
 from workbench.training.preparation import prepare
 from workbench.training.run import check, execute, metric_names, start
@@ -40,12 +39,11 @@ class Notes:
 def test_every_arm_of_every_experiment_runs_two_steps(path, tiny, workplace):
     quick = tiny | {"train.steps": 2, "evaluation.grid": 0, "evaluation.seeds": 0}
     quick.pop("reference.interval")
-    base = settle(merge(read(path), quick), {})
-    arms = {attributes["arm"]: attributes["overrides"] for _, attributes in arms_of(resolve(base), base)}
+    arms = {arm.name: arm.config for arm in Experiment.resolve(merge(read(path), quick)).arms}
     assert arms
-    for overrides in arms.values():
+    for config in arms.values():
         notes = Notes()
-        execute(resolve(merge(base, overrides)), notes)
+        execute(config, notes)
         assert sorted(notes.metrics) == [1, 2]
 
 

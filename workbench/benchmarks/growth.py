@@ -19,6 +19,7 @@ from workbench.benchmarks.sandbox import EXPERIMENTS, sandbox, temporary_folder
 from workbench.benchmarks.step import loop, open_model
 from workbench.benchmarks.timing import in_turn
 from workbench.models import SHAPES, random_backend
+from workbench.studies.experiment import Experiment
 from workbench.studies.synthetic import LongStudy
 from workbench.training.config import read
 
@@ -104,10 +105,10 @@ def trials(parent: Path, counts: Sequence[int], repeats: int) -> Series:
 
     What is timed: the lock of the database, the search for dead workers, the sampler's choice of all settings.
     """
-    settings = read(DEFAULT)
+    experiment = Experiment.resolve(read(DEFAULT))
     with temporary_folder(parent) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna: the trials have no heartbeat
-        studies = [LongStudy(settings, f"sqlite:///{folder}/{count}.db", count) for count in counts]
+        studies = [LongStudy(experiment, f"sqlite:///{folder}/{count}.db", count) for count in counts]
         took = in_turn(*(study.next_trial for study in studies), repeats=repeats, warm=1, name="trials")
     return series("next trial of a study", "ms", "finished trials", counts, 1e3 * took)
 

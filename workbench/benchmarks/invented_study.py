@@ -7,8 +7,8 @@ import numpy as np
 from workbench import tracking
 from workbench.benchmarks.sandbox import EXPERIMENTS
 from workbench.data.rows import read_prompts
+from workbench.studies.experiment import Experiment
 from workbench.studies.synthetic import invented_trials
-from workbench.studies.tuning import settle
 from workbench.tracking import study_runs, tags
 from workbench.training.config import Config, read
 from workbench.training.run import metric_names
@@ -24,8 +24,8 @@ def invent(study: str, runs: int, steps: int = 128) -> None:
     space = read(EXPERIMENTS / "default.toml")["sweep.space"]
     seeds = list(range(max(1, runs // (len(settings["sweep.arms"]) + 1))))
     settings |= {"sweep.space": space, "sweep.trials": runs, "sweep.seeds": seeds}
-    settings, client, rng = settle(settings, {}), tracking.connect(), np.random.default_rng(0)
-    trials = invented_trials(settings, study, os.environ["WORKBENCH_STORAGE"], runs)
+    experiment, client, rng = Experiment.resolve(settings), tracking.connect(), np.random.default_rng(0)
+    trials = invented_trials(experiment, study, os.environ["WORKBENCH_STORAGE"], runs)
     parent = study_runs.open_study(client, study, "")
     for trial in trials:
         about = {tags.KIND: "trial", tags.STUDY: study, tags.TRIAL: str(trial.number), tags.ARM: trial.arm}

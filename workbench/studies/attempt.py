@@ -1,8 +1,8 @@
-"""One attempt at a trial, from its being taken to the moment when Optuna and MLflow say the same of how it ended.
+"""One attempt at a trial: from the moment a worker takes it until Optuna and MLflow agree on how it ended.
 
-The order is what makes a kill at any moment harmless: everything a run has to say is delivered while its MLflow run
-still runs, then Optuna hears how the trial ended, and only then does the run end, as Optuna has it. Whoever finds the
-two apart later knows which to believe.
+The order of three steps makes a kill at any moment harmless. First the run delivers everything it has logged, while it
+is still RUNNING in MLflow. Then Optuna learns how the trial ended. Last the run ends, in the state that Optuna has. So
+wherever the two differ later, Optuna is right, and a complete trial always has a complete run.
 """
 
 import math
@@ -13,195 +13,210 @@ from typing import Any
 
 from optuna import Study, Trial, TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial
 
 from workbench import tracking
 from workbench.common.errors import Failure
 from workbench.common.processes import this_process
 from workbench.common.secrets import hide_passwords
-from workbench.studies import recovery
-from workbench.studies.space import constrain, outcome, read_space, settings_of
-from workbench.studies.trials import SHOWN, SPAN, counts, state_of
+from workbench.studies import records, recovery
+from workbench.studies.experiment import Experiment
+from workbench.studies.records import Progress, TrialRecord
+from workbench.studies.space import constrain, outcome
+from workbench.studies.trials import INTERVAL, SHOWN, counts, state_of
 from workbench.tracking import tags
-from workbench.training.config import Config, resolve
+from workbench.training.config import Config
 from workbench.training.provenance import datasets, describe, provenance
 from workbench.training.run import execute, prepare
 from workbench.training.snapshots import Snapshots
 
-SIGN_OF_LIFE = 10.0  # seconds between two
+PROGRESS_INTERVAL = 10.0  #: seconds between two records of a trial's progress
 
 
-class LostError(RuntimeError):
-    """The trial was taken from its worker, which had given no sign of life for too long."""
+class TrialTakenError(RuntimeError):
+    """The trial was failed by another process, since this one had no heartbeat for too long."""
 
 
 class Attempt:
-    """One trial of a study, run and tracked.
+    """One attempt at a trial, run and tracked. Optuna calls it as the objective.
 
     Args:
-        settings: the experiment's dotted settings, its sweep included.
         parent: id of the study's MLflow run.
-        taken: called once the trial is this process's own.
-        on_step: called with the step after each.
-        stopping: whether to take a snapshot, hand the trial back and raise KeyboardInterrupt.
+        on_claimed: called once the trial has this process's name and heartbeat.
+        on_step: called with each step.
+        stopping: whether to take a snapshot, give the trial back to the queue and raise KeyboardInterrupt.
     """
 
     def __init__(
         self,
         study: Study,
-        settings: Mapping[str, Any],
+        experiment: Experiment,
         client: tracking.Client,
         parent: str,
         *,
-        taken: Callable[[], None],
+        on_claimed: Callable[[], None],
         on_step: Callable[[int], None],
         stopping: Callable[[], bool],
     ):
-        self.study, self.settings, self.client, self.parent = study, settings, client, parent
-        self.config = resolve(dict(settings))
-        self.taken, self.on_step, self.stopping = taken, on_step, stopping
+        self.study, self.experiment, self.client, self.parent = study, experiment, client, parent
+        self.on_claimed, self.on_step, self.stopping = on_claimed, on_step, stopping
         self.trial: Trial | None = None
         self.error: BaseException | None = None
         self.reason = ""
         self._tracker: tracking.Tracker | None = None
         self._snapshots: Snapshots | None = None
-        self._alive = 0.0
+        self._last_progress = 0.0
 
     def __call__(self, trial: Trial) -> float | tuple[float, ...]:
-        """What Optuna calls: the trial's objective, or objectives.
+        """The values of the trial's objectives.
 
-        A trial whose numbers are not finite has failed and counts; one that ends otherwise (stopped, a store out of
-        reach, out of memory) is queued again.
+        A trial whose numbers are not finite has failed and counts. One that ends for another reason (it was stopped, a
+        store is away, memory ran out) is queued again by `recovery.recover`.
         """
         self.trial = trial
         try:
-            self._sign(trial)
-            self.taken()
+            self._claim(trial)
+            self.on_claimed()
             return self._run(trial)
         except BaseException as error:
             self.error = error
             self.reason = hide_passwords(str(error))
-            self._explain(trial, error)
+            self._store_reason(trial, error)
             if self._tracker is not None:
-                with suppress(Failure):  # what could not be delivered waits on disk
+                with suppress(Failure):  # what cannot be delivered now waits on disk
                     self._tracker.finish(self._patience())
             raise
 
-    def _sign(self, trial: Trial) -> None:
-        self.study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]  # or a kill leaves none
-        trial.set_user_attr("process", this_process())
+    def _claim(self, trial: Trial) -> None:
+        # Optuna's own first heartbeat comes from a thread, some time later. A worker that dies before it would leave a
+        # trial that is never found stale.
+        self.study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+        records.write(trial, process=this_process())
 
-    def _explain(self, trial: Trial, error: BaseException) -> None:
-        """Tell Optuna why, as far as it can be told anything."""
-        key = {TrialPruned: "reason", FloatingPointError: "failed", KeyboardInterrupt: "handed_back"}.get(type(error))
-        if key is None:
-            return
-        with suppress(UpdateFinishedTrialError):
-            trial.set_user_attr(key, self.reason or True)
+    def _store_reason(self, trial: Trial, error: BaseException) -> None:
+        fields = {TrialPruned: "pruned", FloatingPointError: "failed", KeyboardInterrupt: "interrupted"}
+        if type(error) in fields:
+            with suppress(UpdateFinishedTrialError):
+                records.write(trial, **{fields[type(error)]: self.reason or True})
 
     def _run(self, trial: Trial) -> float | tuple[float, ...]:
-        config = resolve(settings_of(trial, self.settings, read_space(self.config)))
+        config = self.experiment.trial_config(trial)
         trials = self.study.get_trials(deepcopy=False)
-        chain = [*recovery.chain(trials, trial.number)]
-        attempts = [recovery.snapshots_of(self.study, number) for number in chain]
-        kept = config.snapshots
-        self._snapshots = snapshots = Snapshots(attempts[0], kept.interval, kept.keep, attempts[1:])
+        numbers = [*recovery.attempts(trials, trial.number)]
+        folders = [recovery.snapshot_folder(self.study, number) for number in numbers]
+        self._snapshots = snapshots = Snapshots(
+            folders[0], config.snapshots.interval, config.snapshots.keep, folders[1:]
+        )
         self._tracker = self._track(trial, config)
-        trial.set_user_attr("run_id", self._tracker.run_id)
-        last: dict[str, float] = {}
-        earlier = [(s, v) for n in chain[1:] for s, v in trials[n].intermediate_values.items()]
+        records.write(trial, run_id=self._tracker.run_id)
+        reported = {step: v for number in numbers[1:] for step, v in trials[number].intermediate_values.items()}
+        measured: dict[str, float] = {}
 
-        def on_step(step: int, news: Mapping[str, float]) -> None:
-            last.update(news)
-            if not news:  # a pruner has to know what the attempt that this one goes on from has told
-                for told, value in sorted(earlier):
-                    if told <= step:
-                        trial.report(value, told)
+        def on_step(step: int, metrics: Mapping[str, float]) -> None:
+            resumed = not metrics  # a run that resumes calls once, before its first step, with nothing measured
+            if resumed:
+                self._repeat_reports(trial, step, reported)
+            measured.update(metrics)
             self.on_step(step)
-            if news and snapshots.due(step) and step < config.train.steps:  # no news: it only goes on from there
-                self._say(trial, "snapshot", step)
-            reason = self._collapsed(step, news) or self._beaten(trial, step, news)
-            if reason or time.monotonic() - self._alive > SIGN_OF_LIFE:
-                self._say(trial, "progress", {"step": step, "of": config.train.steps, "time": time.time()})
-                self._alive = time.monotonic()
+            if not resumed and snapshots.due(step) and step < config.train.steps:
+                self._write(trial, snapshot=step)
+            reason = self._collapsed(step, metrics) or self._pruned(trial, step, metrics)
+            if reason or time.monotonic() - self._last_progress > PROGRESS_INTERVAL:
+                self._write_progress(trial, step, config)
             if reason:
-                constrain(trial, self.config.sweep, last)
+                constrain(trial, self.experiment.sweep, measured)
                 raise TrialPruned(reason)
 
         final = execute(config, self._tracker, on_step=on_step, snapshots=snapshots, stopping=self.stopping)
-        for metric in (*SHOWN, *SPAN):
-            if metric in final and math.isfinite(final[metric]):
-                self._say(trial, metric, final[metric])
-        values = outcome(trial, self.config.sweep, final)
-        self._tracker.finish()
-        self._say(trial, "progress", {"step": config.train.steps, "of": config.train.steps, "time": time.time()})
+        shown = [metric for metric in (*SHOWN, *INTERVAL) if math.isfinite(final.get(metric, math.nan))]
+        self._write(trial, metrics={metric: final[metric] for metric in shown})
+        values = outcome(trial, self.experiment.sweep, final)
+        self._tracker.finish()  # before Optuna learns of the end, which this function's return tells it
+        self._write_progress(trial, config.train.steps, config)
         return values
 
     def _track(self, trial: Trial, config: Config) -> tracking.Tracker:
-        arm, name = trial.user_attrs.get("arm", ""), trial.user_attrs.get("name", f"trial-{trial.number}")
+        record = TrialRecord.of(trial)
         about = provenance() | {
             tags.KIND: "trial",
             tags.STUDY: self.study.study_name,
             tags.TRIAL: str(trial.number),
-            tags.ARM: arm or "sampled",
-            tags.NOTE: describe(config, arm),
+            tags.ARM: record.arm or "sampled",
+            tags.NOTE: describe(config, record.arm or ""),
         }
-        if "retry_of" in trial.user_attrs:
-            about[tags.RETRY_OF] = str(trial.user_attrs["retry_of"])
-        inputs = datasets(prepare(config))
+        if record.retry_of is not None:
+            about[tags.RETRY_OF] = str(record.retry_of)
+        name, inputs = record.name or f"trial-{trial.number}", datasets(prepare(config))
         return tracking.Tracker(
             self.client, name, params=config.flat(), tags=about, datasets=inputs, parent=self.parent
         )
 
-    def _say(self, trial: Trial, key: str, value: Any) -> None:
-        """A sign of life with some news.
+    def _repeat_reports(self, trial: Trial, step: int, reported: Mapping[int, float]) -> None:
+        """Report to the pruner what earlier attempts had reported up to the step that this one resumes from."""
+        for earlier, value in sorted(reported.items()):
+            if earlier <= step:
+                trial.report(value, earlier)
+
+    def _write(self, trial: Trial, **values: Any) -> None:
+        """Store fields of the trial's record, and so learn whether the trial still is this process's.
 
         Raises:
-            LostError: the trial has ended without this process.
+            TrialTakenError: the trial has ended without this process.
         """
         try:
-            trial.set_user_attr(key, value)
+            records.write(trial, **values)
         except UpdateFinishedTrialError:
-            raise LostError(f"trial {trial.number} was taken by another worker") from None
+            raise TrialTakenError(f"trial {trial.number} was taken by another worker") from None
 
-    def _collapsed(self, step: int, news: Mapping[str, float]) -> str:
-        """Why the trial is not worth going on with, if it is not."""
-        watched = self.config.sweep.prune
-        found = news.get(watched.metric, -math.inf)
-        return f"{watched.metric} = {found:.4g} above {watched.above} at step {step}" if found > watched.above else ""
+    def _write_progress(self, trial: Trial, step: int, config: Config) -> None:
+        self._write(trial, progress=Progress(step, config.train.steps, time.time()))
+        self._last_progress = time.monotonic()
 
-    def _beaten(self, trial: Trial, step: int, news: Mapping[str, float]) -> str:
-        """The same where others did better; arms are what they are compared with and run to their end."""
-        sweep = self.config.sweep
-        if not sweep.prunes or sweep.pruner_metric not in news:
+    def _collapsed(self, step: int, metrics: Mapping[str, float]) -> str:
+        """Why the trial is stopped as collapsed; empty if it is not."""
+        bound = self.experiment.sweep.prune
+        value = metrics.get(bound.metric, -math.inf)
+        return f"{bound.metric} = {value:.4g} above {bound.above} at step {step}" if value > bound.above else ""
+
+    def _pruned(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> str:
+        """Why the pruner stops the trial; empty if it does not.
+
+        Arms report to the pruner and are never stopped by it, since they are what sampled trials are compared with.
+        """
+        sweep = self.experiment.sweep
+        if not sweep.prunes or sweep.pruner_metric not in metrics:
             return ""
-        found = news[sweep.pruner_metric]
-        trial.report(found, step)
-        beaten = "arm" not in trial.user_attrs and trial.should_prune()
-        return f"{sweep.pruner_metric} = {found:.4g} at step {step} does not keep up" if beaten else ""
+        value = metrics[sweep.pruner_metric]
+        trial.report(value, step)
+        pruned = TrialRecord.of(trial).arm is None and trial.should_prune()
+        return f"{sweep.pruner_metric} = {value:.4g} at step {step} does not keep up" if pruned else ""
 
-    def lost(self, error: BaseException) -> bool:
-        """Whether what Optuna raised means that the trial ended without this process."""
+    def was_taken(self, error: BaseException) -> bool:
+        """Whether an error that Optuna raised means that the trial ended without this process."""
         if self.trial is None or self.trial.number is None:
             return False
         ended = self._frozen().state.is_finished()
-        return ended and (isinstance(self.error, LostError | UpdateFinishedTrialError) or error is not self.error)
+        # An error of Optuna's own, about a trial that has ended, comes from its attempt to end the trial once more.
+        return ended and (isinstance(self.error, TrialTakenError | UpdateFinishedTrialError) or error is not self.error)
 
-    def settle(self) -> None:
-        """Let the MLflow run end as Optuna has it; snapshots of a trial that came to an end of its own go."""
+    def finish(self) -> None:
+        """End the MLflow run as Optuna has it, and remove the snapshots of a trial that counts."""
         if self.trial is None:
             return
         frozen = self._frozen()
         if self._tracker is not None:
-            if not frozen.state.is_finished():  # Optuna could not be told: the run stays as it is, for `agree`
+            # Optuna may not have learned of the end, since its database is away. Then the run stays open too, until
+            # `reconcile` knows how the trial ended.
+            if not frozen.state.is_finished():
                 return
             self._tracker.end(state_of(frozen), self.reason, self._patience())
         if counts(frozen) and self._snapshots is not None:
             self._snapshots.discard()
 
     def _patience(self) -> float:
-        """Seconds for a tracking store that is away; who was asked to stop has little time."""
+        """Seconds to wait for a tracking store that is away; a process that was told to stop has little time."""
         return 5.0 if isinstance(self.error, KeyboardInterrupt) else 60.0
 
-    def _frozen(self) -> Any:
+    def _frozen(self) -> FrozenTrial:
         assert self.trial is not None
         return self.study.get_trials(deepcopy=False)[self.trial.number]

@@ -1,14 +1,13 @@
-"""What becomes of trials whose worker is gone: found, failed, and queued again to go on from their snapshots.
+"""Trials whose worker is gone: detected, failed, and queued again, so that a new attempt resumes from their snapshots.
 
-Every attempt at a trial is a trial of its own in Optuna, and a run of its own in MLflow, with `retry_of` naming the one
-before it: a worker that was only taken for dead cannot write into its successor's. All of this is done under the
-study's lock (`locks.exclusive`), so that one process at a time looks and acts.
+Every attempt at a trial is a trial of its own in Optuna and a run of its own in MLflow; `retry_of` names the attempt
+before it. So a worker that was taken for dead, but only stood still, cannot write into its successor's run. Callers
+hold the study's lock (`storage.locked`), so that one process at a time looks and acts.
 """
 
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna import Study
@@ -16,91 +15,98 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench.common.paths import state_path
 from workbench.common.processes import is_gone
-from workbench.studies.trials import counts, deaths
-
-#: What a next attempt has of a trial's attributes.
-KEPT = ("arm", "name", "overrides")
+from workbench.studies.records import StudyRecord, TrialRecord, trial_attributes
+from workbench.studies.trials import counts, crashes
 
 
-def died(trial: FrozenTrial) -> bool:
-    """Whether a trial counts as running though its process is known to be gone.
+def lost_worker(trial: FrozenTrial) -> bool:
+    """Whether a trial is RUNNING though its process is known to have ended.
 
-    One that nobody has signed was taken by a process that died before it let go of the study's lock.
+    A worker writes its process into a trial before it releases the study's lock. So a running trial without a process,
+    seen under the lock, was taken by a worker that died in between.
     """
-    signed = trial.user_attrs.get("process")
-    return trial.state == TrialState.RUNNING and (signed is None or bool(is_gone(signed)))
+    process = TrialRecord.of(trial).process
+    return trial.state == TrialState.RUNNING and (process is None or bool(is_gone(process)))
 
 
-def orphans(study: Study) -> list[str]:
-    """What `mend` would do; a line each."""
+def to_recover(study: Study) -> list[str]:
+    """What `recover` would do, a line for each trial."""
     trials = study.get_trials(deepcopy=False)
-    gone = {t.number for t in trials if died(t)}
+    lost = {t.number for t in trials if lost_worker(t)}
     stale_ids = set(study._storage._get_stale_trial_ids(study._study_id))  # type: ignore[attr-defined]
-    stale = {t.number for t in trials if t._trial_id in stale_ids} - gone
+    stale = {t.number for t in trials if t._trial_id in stale_ids} - lost
     return [
-        *(f"trial {number}: its worker is gone" for number in sorted(gone)),
-        *(f"trial {number}: no sign of life from its worker" for number in sorted(stale)),
-        *(f"trial {t.number}: was cut short and is not in the queue" for t in _open(trials) if _failed(t)),
+        *(f"trial {number}: its worker is gone" for number in sorted(lost)),
+        *(f"trial {number}: no heartbeat from its worker" for number in sorted(stale)),
+        *(f"trial {t.number}: was interrupted and is not in the queue" for t in _interrupted(trials)),
     ]
 
 
-def mend(study: Study) -> None:
-    """Fail the trials of workers that are gone, and queue again what ended through no fault of its own.
+def recover(study: Study) -> None:
+    """Fail the trials of workers that are gone, and queue every interrupted trial again.
 
-    Hold the study's lock. Called again after being killed anywhere in between, it does the rest.
+    Hold the study's lock. Where a kill cuts this short, the next call does the rest: each trial is failed before it is
+    queued again, and is queued only if no other trial is a retry of it.
     """
     for trial in study.get_trials(deepcopy=False):
-        if died(trial):
+        if lost_worker(trial):
             study.tell(trial.number, state=TrialState.FAIL)
+    # Workers on other machines are judged by their heartbeat alone, workers here by their process first: a process
+    # that is gone need not be waited for.
     optuna.storages.fail_stale_trials(study)
-    for trial in filter(_failed, _open(study.get_trials(deepcopy=False))):
+    for trial in _interrupted(study.get_trials(deepcopy=False)):
         _requeue(study, trial)
 
 
 def _open(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The last attempts at trials that have not come to an end of their own."""
-    taken_up = {t.user_attrs.get("retry_of") for t in trials}
-    return [t for t in trials if not counts(t) and t.number not in taken_up]
+    """The last attempt at every trial that does not count yet."""
+    retried = {TrialRecord.of(t).retry_of for t in trials}
+    return [t for t in trials if not counts(t) and t.number not in retried]
 
 
-def _failed(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.FAIL
+def _interrupted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Failed attempts that have to be tried again and are not queued."""
+    return [trial for trial in _open(trials) if trial.state == TrialState.FAIL]
 
 
 def _requeue(study: Study, trial: FrozenTrial) -> None:
-    kept: dict[str, Any] = {key: value for key, value in trial.user_attrs.items() if key in KEPT}
+    record = TrialRecord.of(trial)
+    kept = {"arm": record.arm, "name": record.name, "overrides": record.overrides}
+    kept = {name: value for name, value in kept.items() if value is not None}
+    # Parameters that the trial had are fixed, so that the sampler does not choose others for the retry.
     study.enqueue_trial(
         {**trial.system_attrs.get("fixed_params", {}), **trial.params},
-        user_attrs=kept | {"retry_of": trial.number, "deaths": deaths(trial)},
+        user_attrs=trial_attributes(**kept, retry_of=trial.number, crashes=crashes(trial)),
     )
 
 
-def chain(trials: Sequence[FrozenTrial], number: int) -> Iterator[int]:
-    """The attempts at a trial, from the given one back to the first.
+def attempts(trials: Sequence[FrozenTrial], number: int) -> Iterator[int]:
+    """Numbers of the attempts at a trial, from the given one back to the first.
 
     Args:
-        trials: all of the study, by number.
+        trials: all trials of the study, by number.
     """
-    found: int | None = number
-    while found is not None:
-        yield found
-        found = trials[found].user_attrs.get("retry_of")
+    attempt: int | None = number
+    while attempt is not None:
+        yield attempt
+        attempt = TrialRecord.of(trials[attempt]).retry_of
 
 
-def leftovers(study: Study) -> list[Path]:
-    """Folders of snapshots that nobody will go on from."""
+def snapshot_folder(study: Study, number: int) -> Path:
+    """The folder of a trial's snapshots. The study's token is in its path, so studies of one name share no folder."""
+    return state_path("studies", f"{study.study_name}-{StudyRecord.of(study).token}", f"{number:05d}")
+
+
+def unused_snapshots(study: Study) -> list[Path]:
+    """Folders of snapshots from which no attempt will resume."""
     trials = study.get_trials(deepcopy=False)
-    wanted = {attempt for last in _open(trials) for attempt in chain(trials, last.number)}  # or queued again soon
-    folders = (path for path in snapshots_of(study, 0).parent.glob("*") if path.name.isdigit())
-    return sorted(path for path in folders if int(path.name) in range(len(trials)) and int(path.name) not in wanted)
+    # An open trial needs the snapshots of all its attempts, since the newest of them may be damaged.
+    used = {attempt for last in _open(trials) for attempt in attempts(trials, last.number)}
+    folders = (path for path in snapshot_folder(study, 0).parent.glob("*") if path.name.isdigit())
+    return sorted(path for path in folders if int(path.name) in range(len(trials)) and int(path.name) not in used)
 
 
-def clear(study: Study) -> None:
-    """Remove them."""
-    for path in leftovers(study):
+def remove_unused_snapshots(study: Study) -> None:
+    """Remove the folders of snapshots from which no attempt will resume."""
+    for path in unused_snapshots(study):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def snapshots_of(study: Study, number: int) -> Path:
-    """The folder of a trial's snapshots; two studies of one name share none."""
-    return state_path("studies", f"{study.study_name}-{study.user_attrs.get('token', '')}", f"{number:05d}")

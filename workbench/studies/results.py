@@ -1,4 +1,4 @@
-"""What the search of a study found: read from Optuna's storage as data, and which settings mattered."""
+"""A study's search, read from Optuna's storage as data, and which settings mattered."""
 
 import warnings
 from pathlib import Path
@@ -16,13 +16,13 @@ from sklearn.ensemble import RandomForestRegressor
 from sqlalchemy import make_url
 
 from workbench.common.errors import UserError
+from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.search import Search
 from workbench.studies.storage import find_study, open_storage, storage_url
 from workbench.studies.trials import counts, feasible, measured, state_of
 from workbench.training.sections import Sweep
 
-#: Fewest trials that importance is worked out from.
-ENOUGH = 8
+ENOUGH = 8  #: fewest trials from which importance is worked out
 
 
 def open_search(name: str) -> Study:
@@ -36,7 +36,7 @@ def open_search(name: str) -> Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that heartbeats are experimental
         study = None if file and not Path(file).exists() else find_study(name, open_storage(url))
-    if study is None or "definition" not in study.user_attrs:
+    if study is None or StudyRecord.of(study).definition is None:
         place = file or "the study storage"
         raise UserError(f"study {name!r}: not in {place}; WORKBENCH_STORAGE says where studies lie")
     sweep = _declared(study)
@@ -46,15 +46,15 @@ def open_search(name: str) -> Study:
 
 
 def _declared(study: Study) -> Sweep:
-    """What a study was made with."""
-    stored = study.user_attrs["definition"]
+    """What a study searches and for what, as stored with it."""
+    stored = StudyRecord.of(study).definition or {}
     keys = (key for key in ("objective", "direction", "constraints", "space") if f"sweep.{key}" in stored)
     return Sweep.model_validate({key: stored[f"sweep.{key}"] for key in keys})
 
 
 def _inside(trial: FrozenTrial, sweep: Sweep) -> bool:
-    """Whether a trial differs from its study's settings in the space alone, as sampled ones do; seeds apart."""
-    return set(trial.user_attrs.get("overrides") or {}) <= {"seed", *sweep.space}
+    """Whether a trial differs from its study's settings only in the space, and in the seed, as sampled trials do."""
+    return set(TrialRecord.of(trial).overrides or {}) <= {"seed", *sweep.space}
 
 
 def read(study: Study) -> Search:
@@ -64,8 +64,8 @@ def read(study: Study) -> Search:
     rows = [
         {
             "number": trial.number,
-            "name": trial.user_attrs.get("name", f"trial-{trial.number}"),
-            "arm": trial.user_attrs.get("arm"),
+            "name": TrialRecord.of(trial).name or f"trial-{trial.number}",
+            "arm": TrialRecord.of(trial).arm,
             "state": state_of(trial),
             "feasible": feasible(trial),
             "best": trial.number in best,
@@ -83,15 +83,14 @@ def read(study: Study) -> Search:
 
 
 def importance(study: Study) -> pl.DataFrame:
-    """How much of the order in which a metric puts the trials a setting explains.
+    """How much each setting explains of the order in which a metric ranks the trials.
 
-    Optuna's fANOVA says how the settings share what a random forest explains, and always hands out all of it, also
-    where there is nothing but noise. So a share comes with what such a forest predicts of trials that it was not
-    fitted to (out-of-bag R2, 0 where it is no better than the mean). Both of ranks, so that a trial that went very
-    far does not drown the others.
+    Optuna's fANOVA divides what a random forest explains among the settings. Its shares always sum to 1, even where
+    there is nothing but noise. So each share comes with how well such a forest predicts trials that it was not fitted
+    to (out-of-bag R2, 0 if no better than the mean). Both are of ranks, so that one extreme trial does not decide.
 
-    Over complete trials, within the constraints or not, that differ from the study in the space alone. A setting
-    that not all of them have is judged on those that do, beside the settings that all of those have.
+    Taken over complete trials, within the constraints or not, that differ from the study only in the space. A setting
+    that only some of them have is judged on those, beside the settings that all of those have.
 
     Returns:
         Columns metric, setting, share, predicted, trials.
@@ -117,7 +116,7 @@ def importance(study: Study) -> pl.DataFrame:
             values = np.array([measured(trial, sweep)[metric] for trial in trials])
             if np.ptp(values) > 0:
                 ranks = rankdata(values)
-                shares, predicted = _shares(trials, judged, ranks), _predicted(trials, judged, ranks)
+                shares, predicted = _shares(trials, judged, ranks), _predictable(trials, judged, ranks)
                 about = {"metric": metric, "predicted": predicted, "trials": len(trials)}
                 rows += [about | {"setting": name, "share": shares[name]} for name in settings]
     if not rows:
@@ -126,7 +125,7 @@ def importance(study: Study) -> pl.DataFrame:
 
 
 def _shares(trials: list[FrozenTrial], settings: list[str], values: np.ndarray) -> dict[str, float]:
-    """The settings' shares of what explains values, shape (trials,), by fANOVA; 1 in all."""
+    """Each setting's share in explaining values, shape (trials,), by fANOVA; the shares sum to 1."""
     study = optuna.create_study()
     study.add_trials(
         optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
@@ -135,8 +134,8 @@ def _shares(trials: list[FrozenTrial], settings: list[str], values: np.ndarray) 
     return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), params=settings)
 
 
-def _predicted(trials: list[FrozenTrial], settings: list[str], values: np.ndarray) -> float:
-    """The share of the values' variance that a random forest predicts out of the bag, at least 0."""
+def _predictable(trials: list[FrozenTrial], settings: list[str], values: np.ndarray) -> float:
+    """The share of the values' variance that a random forest predicts out of bag; at least 0."""
     columns: list[list[float]] = []
     for name in settings:
         distribution = trials[0].distributions[name]

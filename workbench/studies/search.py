@@ -1,4 +1,4 @@
-"""A study's search as data: what it looked for and what its trials came to, for figures and tables."""
+"""A study's search as data, for figures and tables: objectives, constraints, space and trials."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from workbench.training.sections import Direction
 
 @dataclass(frozen=True)
 class Search:
-    """What a study looked for, and its trials.
+    """What a study searched, for what, and its trials.
 
     Attributes:
         objectives: metric -> its direction.
         constraints: metric -> the largest value that a trial may end with.
         space: setting -> its distribution as declared in the experiment file.
-        trials: a row a trial that ended: number, name, arm (null where it was sampled), state, feasible (came to its
-            end within all constraints), best (none that is feasible beats it), inside (differs from the study's
-            settings in the space alone); then a column a metric and one a setting of the space, null where a trial
-            lacks it, choices as text.
+        trials: one row a trial that ended: number, name, arm (null for sampled trials), state, feasible (complete and
+            within all constraints), best (no feasible trial beats it), inside (differs from the study's settings only
+            in the space); then one column a metric and one a setting of the space, null where a trial lacks it,
+            choices as text.
     """
 
     objectives: Mapping[str, Direction]
@@ -31,11 +31,11 @@ class Search:
 
     @property
     def watched(self) -> list[str]:
-        """The metrics that decide: objectives, then what is constrained."""
+        """The metrics that decide: objectives, then constrained metrics."""
         return list(dict.fromkeys([*self.objectives, *self.constraints]))
 
     def complete(self, *metrics: str) -> pl.DataFrame:
-        """The trials that came to their end and have these metrics.
+        """The complete trials that have these metrics.
 
         Raises:
             UserError: there is none.

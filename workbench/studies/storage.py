@@ -16,7 +16,7 @@ from workbench.common.locks import exclusive, retry_connections
 from workbench.common.secrets import hide_passwords
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-PATIENCE = 600.0  # seconds for which a database that was there may be away
+PATIENCE = 600.0  #: seconds to wait for a database that was reachable before
 
 
 def storage_url() -> str:
@@ -25,13 +25,13 @@ def storage_url() -> str:
 
 
 def grace() -> int:
-    """Seconds without a sign of life after which a worker is taken for dead: $WORKBENCH_GRACE, or 60."""
+    """Seconds without a heartbeat after which a worker is taken for dead: $WORKBENCH_GRACE, or 60."""
     return int(os.environ.get("WORKBENCH_GRACE", "60"))
 
 
 @contextmanager
 def locked(url: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock of all that look into a study database and act on what they find.
+    """Hold the lock of a study database: whoever changes something because of what it read holds it.
 
     Raises:
         Failure: the database cannot be reached.
@@ -49,9 +49,10 @@ def _unreachable(url: str, error: Exception) -> Failure:
 
 
 def open_storage(url: str) -> RDBStorage:
-    """The study database, its schema made where it is missing; workers' trials have a heartbeat.
+    """The study database, its schema created if it is missing; running trials have a heartbeat.
 
-    Whoever may be the first to open it holds `locked(url)`. Once open, a database that goes away is waited for.
+    Hold `locked(url)` if this may be the first to open it, since two processes that create the schema at once fail.
+    Once open, a database that goes away is waited for.
 
     Raises:
         Failure: the database cannot be opened.
@@ -70,19 +71,20 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def find_study(name: str, storage: RDBStorage) -> optuna.Study | None:
-    """The study of that name, if there is one."""
+    """The study of that name, or None."""
     return optuna.load_study(study_name=name, storage=storage) if name in optuna.get_all_study_names(storage) else None
 
 
 def _one_writer(engine: Engine) -> None:
-    """Begin every sqlite transaction with the write lock, or two workers can read that a trial waits and both take it.
+    """Let every sqlite transaction begin with the write lock.
 
-    The recipe of SQLAlchemy's manual for sqlite; other databases lock the row.
+    Otherwise two workers can read that a trial waits, and both take it. Other databases lock the row. This is the
+    recipe of SQLAlchemy's manual for sqlite.
     """
-    engine.dispose()  # connections made before the listeners
+    engine.dispose()  # connections made before there were listeners
 
     @event.listens_for(engine, "connect")
-    def _leave_begin_to_us(connection: Any, record: Any) -> None:
+    def _disable_implicit_begin(connection: Any, record: Any) -> None:
         connection.isolation_level = None
 
     @event.listens_for(engine, "begin")

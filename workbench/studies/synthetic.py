@@ -4,53 +4,51 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import optuna
 from optuna import Study, Trial
 from optuna.trial import TrialState
 
-from workbench.studies import lifecycle
-from workbench.studies.recovery import mend
-from workbench.studies.space import arms_of, read_sampler, read_space, settings_of
+from workbench.studies import lifecycle, records
+from workbench.studies.experiment import Experiment
+from workbench.studies.records import TrialRecord
+from workbench.studies.recovery import recover
 from workbench.studies.storage import locked, open_storage
 from workbench.studies.trials import SHOWN, counts
-from workbench.studies.workers import missing
-from workbench.training.config import Config, resolve
+from workbench.studies.workers import remaining
+from workbench.training.config import Config
 
 
 class LongStudy:
     """A study of an experiment that already has finished trials, with random settings and invented values.
 
     Args:
-        settings: the experiment's dotted settings, its sweep included.
         url: of an empty study database.
         finished: number of trials that it has.
     """
 
-    def __init__(self, settings: dict[str, Any], url: str, finished: int):
-        self.settings, self.url = settings, url
-        config = resolve(settings)
-        self.space = read_space(config)
+    def __init__(self, experiment: Experiment, url: str, finished: int):
+        self.experiment, self.url = experiment, url
         sampled = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
         for i in range(finished):
             trial = sampled.ask()
-            settings_of(trial, settings, self.space)
+            experiment.trial_config(trial)
             sampled.tell(trial, float(np.sin(i)))
         with locked(url):
             self.study = optuna.create_study(
-                study_name="s", storage=open_storage(url), direction="maximize", sampler=read_sampler(config)
+                study_name="s", storage=open_storage(url), direction="maximize", sampler=experiment.sampler(0)
             )
         self.study.add_trials(sampled.get_trials(deepcopy=False))
 
     def next_trial(self) -> None:
         """Take the next trial as a worker does, under the lock and with the sampler's choice; it ends at once."""
         with locked(self.url):
-            mend(self.study)
-            missing(self.study, 10**6, running=True)
+            recover(self.study)
+            remaining(self.study, 10**6, running=True)
             trial = self.study.ask()
-            settings_of(trial, self.settings, self.space)
+            self.experiment.trial_config(trial)
         self.study.tell(trial, 0.5)
 
 
@@ -67,28 +65,21 @@ class InventedTrial:
 
     def finish(self, metrics: dict[str, float]) -> None:
         """End the trial with the last value of each metric, as a worker does."""
-        for metric in SHOWN:
-            self._trial.set_user_attr(metric, metrics[metric])
+        records.write(self._trial, metrics={metric: metrics[metric] for metric in SHOWN})
         self._study.tell(self._trial, [metrics[metric] for metric in self.config.sweep.objectives])
 
 
-def invented_trials(settings: dict[str, Any], name: str, url: str, count: int) -> Iterator[InventedTrial]:
-    """Make a study and hand out its trials, arms first, one at a time; finish each before the next is asked for.
-
-    Args:
-        settings: the experiment's dotted settings, its arms settled.
-    """
-    config = resolve(settings)
+def invented_trials(experiment: Experiment, name: str, url: str, count: int) -> Iterator[InventedTrial]:
+    """Create a study and yield its trials, arms first, one at a time; finish each before the next is requested."""
     with locked(url):
-        study = lifecycle.open_study(config, settings, arms_of(config, settings), name, url)
+        study = lifecycle.open_study(experiment, name, url)
     for _ in range(count):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna: the trial has no heartbeat
             trial = study.ask()
-        own = resolve(settings_of(trial, settings, read_space(config)))
-        attributes = trial.user_attrs
-        label, arm = attributes.get("name", f"trial-{trial.number}"), attributes.get("arm", "sampled")
-        yield InventedTrial(trial.number, label, arm, own, trial, study)
+        config, record = experiment.trial_config(trial), TrialRecord.of(trial)
+        label, arm = record.name or f"trial-{trial.number}", record.arm or "sampled"
+        yield InventedTrial(trial.number, label, arm, config, trial, study)
 
 
 class TrialTimes(NamedTuple):
@@ -112,13 +103,9 @@ def trial_times(name: str, url: str) -> list[TrialTimes]:
     """The trials of a study that came to an end of their own, in the order in which they began."""
     study = optuna.load_study(study_name=name, storage=url)
     trials = [trial for trial in study.get_trials(deepcopy=False) if counts(trial)]
-    return [
-        TrialTimes(
-            t.value if t.state == TrialState.COMPLETE else None,
-            t.datetime_start,
-            t.datetime_complete,
-            t.user_attrs.get("process"),
-            int(t.user_attrs.get("progress", {"step": 0})["step"]),
-        )
-        for t in sorted(trials, key=lambda trial: str(trial.datetime_start))
-    ]
+    times = []
+    for trial in sorted(trials, key=lambda trial: str(trial.datetime_start)):
+        record, value = TrialRecord.of(trial), trial.value if trial.state == TrialState.COMPLETE else None
+        steps = record.progress.step if record.progress else 0
+        times.append(TrialTimes(value, trial.datetime_start, trial.datetime_complete, record.process, steps))
+    return times

@@ -1,4 +1,4 @@
-"""Trials of a study: which count, which are tried again, and what they came to."""
+"""Trials of a study: which count, in which state they are, and what they measured."""
 
 import math
 from typing import Any
@@ -7,37 +7,18 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from workbench.common.markdown import markdown_table
+from workbench.studies.records import TrialRecord
 from workbench.training.config import Config
 from workbench.training.sections import Sweep
 
-#: Metrics that the closing table shows beside the objectives and what is constrained.
+#: Metrics that the closing table shows beside objectives and constrained metrics.
 SHOWN = ("eval/reward", "divergence/policy", "divergence/reference")
-SPAN = ("eval/win_rate_low", "eval/win_rate_high")  #: of the win rate's interval
+INTERVAL = ("eval/win_rate_low", "eval/win_rate_high")  #: ends of the win rate's interval
 BEYOND = "beyond a constraint"
+#: Attempts in a row that may end with their worker, without a snapshot in between, before the trial counts as failed.
+MOST_CRASHES = 5
 
-
-#: So often a trial may take its worker with it, without a snapshot in between, before it counts as failed.
-DEATHS = 5
-
-
-def deaths(trial: FrozenTrial) -> int:
-    """How often in a row attempts at a trial were cut short before they took a snapshot; it has ended so itself."""
-    a = trial.user_attrs
-    return 0 if "snapshot" in a or "handed_back" in a else int(a.get("deaths", 0)) + 1
-
-
-def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is one of those asked for: it came to an end of its own."""
-    ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    return ended or (trial.state == TrialState.FAIL and ("failed" in trial.user_attrs or deaths(trial) >= DEATHS))
-
-
-def state_of(trial: FrozenTrial) -> str:
-    """How a trial ended, in the words of runs: complete, pruned, failed, interrupted; otherwise Optuna's."""
-    return "interrupted" if trial.state == TrialState.FAIL and not counts(trial) else ENDS[trial.state]
-
-
-ENDS = {
+STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
@@ -46,9 +27,33 @@ ENDS = {
 }
 
 
+def crashes(trial: FrozenTrial) -> int:
+    """How many attempts in a row, this failed one included, ended without a snapshot or an orderly stop."""
+    record = TrialRecord.of(trial)
+    return 0 if record.snapshot is not None or record.interrupted else record.crashes + 1
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of those that the study is to have: it ended, and is not tried again."""
+    if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+        return True
+    return trial.state == TrialState.FAIL and (bool(TrialRecord.of(trial).failed) or crashes(trial) >= MOST_CRASHES)
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """A trial's state, in the words that runs have: a failed trial that is tried again is "interrupted"."""
+    return "interrupted" if trial.state == TrialState.FAIL and not counts(trial) else STATES[trial.state]
+
+
+def states_of(study: Study) -> dict[int, str]:
+    """The state of every trial by its number."""
+    return {trial.number: state_of(trial) for trial in study.get_trials(deepcopy=False)}
+
+
 def label_of(trial: FrozenTrial) -> str:
-    """What a trial is called: its arm, or what was sampled."""
-    return trial.user_attrs.get("name") or " ".join(f"{k.split('.')[-1]}={_short(v)}" for k, v in trial.params.items())
+    """What a trial is called in tables: its arm, or the values that the sampler chose."""
+    chosen = " ".join(f"{name.split('.')[-1]}={_short(value)}" for name, value in trial.params.items())
+    return TrialRecord.of(trial).name or chosen
 
 
 def _short(value: Any) -> str:
@@ -56,24 +61,25 @@ def _short(value: Any) -> str:
 
 
 def feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial came to its end within every constraint of its study."""
+    """Whether a trial is complete and within every constraint of its study."""
     return trial.state == TrialState.COMPLETE and all(excess <= 0 for excess in trial.constraints.values())
 
 
 def measured(trial: FrozenTrial, sweep: Sweep) -> dict[str, float]:
-    """What Optuna was told of a trial by metric: what is shown, what is constrained and, at its end, the objectives."""
-    found = {metric: excess + sweep.constraints[metric] for metric, excess in trial.constraints.items()}
-    found |= {key: value for key, value in trial.user_attrs.items() if "/" in key and isinstance(value, float)}
+    """Final metrics of a trial: those shown, those constrained and, if it is complete, the objectives."""
+    values = {metric: excess + sweep.constraints[metric] for metric, excess in trial.constraints.items()}
+    values |= TrialRecord.of(trial).metrics
     if trial.state == TrialState.COMPLETE:
-        found |= dict(zip(sweep.objectives, trial.values, strict=True))
-    return {metric: value for metric, value in found.items() if math.isfinite(value)}
+        values |= dict(zip(sweep.objectives, trial.values, strict=True))
+    return {metric: value for metric, value in values.items() if math.isfinite(value)}
 
 
 def line_of(trial: FrozenTrial) -> str:
-    """One line for a finished trial."""
+    """One line about a finished trial."""
     values = " ".join(f"{value:.4f}" for value in trial.values) if trial.state == TrialState.COMPLETE else ""
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
-    why = trial.user_attrs.get("failed") or trial.user_attrs.get("reason") or ""
+    record = TrialRecord.of(trial)
+    why = record.failed or record.pruned
     if trial.state == TrialState.COMPLETE and not feasible(trial):
         why = BEYOND
     head = f"trial {trial.number:3d}  {state_of(trial):11s} {values:>8s}  {seconds:5.0f} s"
@@ -81,34 +87,34 @@ def line_of(trial: FrozenTrial) -> str:
 
 
 def summary(study: Study, config: Config) -> str:
-    """The closing table, in Markdown: the best or the front first, what is beyond a constraint after the rest."""
+    """The closing table, in Markdown: the best trial or the front first, trials beyond a constraint after the rest."""
     sweep, front = config.sweep, {trial.number for trial in study.best_trials}
     first, direction = next(iter(sweep.objectives.items()))
     shown = [*dict.fromkeys([*sweep.objectives, *sweep.constraints, *SHOWN])]
-    spans = "eval/win_rate" in sweep.objectives
+    intervals = "eval/win_rate" in sweep.objectives
     rows = []
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished():
             continue
-        ended, found, a = trial.state == TrialState.COMPLETE, measured(trial, sweep), trial.user_attrs
-        cells = [f"{found[metric]:.4f}" if metric in found else "" for metric in shown]
-        if spans:
-            low, high = map(a.get, SPAN)
+        complete, values = trial.state == TrialState.COMPLETE, measured(trial, sweep)
+        cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in shown]
+        if intervals:
+            low, high = (TrialRecord.of(trial).metrics.get(name) for name in INTERVAL)
             cells.insert(len(sweep.objectives), "" if low is None else f"{low:.3f} to {high:.3f}")
-        mark = f", {BEYOND}" if ended and not feasible(trial) else ""
+        mark = f", {BEYOND}" if complete and not feasible(trial) else ""
         if len(sweep.objectives) > 1 and trial.number in front:
             mark = ", on the front"
-        value = found.get(first, 0.0) * (-1 if direction == "maximize" else 1)
-        rank = (not ended, not feasible(trial), trial.number not in front, value)
+        value = values.get(first, 0.0) * (-1 if direction == "maximize" else 1)
+        rank = (not complete, not feasible(trial), trial.number not in front, value)
         rows.append((rank, (trial.number, *cells, state_of(trial) + mark, label_of(trial))))
     rows.sort(key=lambda row: row[0])
-    if spans:
+    if intervals:
         shown.insert(len(sweep.objectives), "95 % interval")
     return markdown_table(("trial", *shown, "state", "settings"), [row for _, row in rows])
 
 
 def summary_metrics(study: Study) -> dict[str, float]:
-    """Counts by state; the best value where there is one, the size of the front, how many are within constraints."""
+    """Metrics of the study's run: trials by state and within constraints, the best value or the size of the front."""
     trials, best = study.get_trials(deepcopy=False), study.best_trials
     states = [state_of(t) for t in trials if t.state.is_finished()]
     metrics = {f"study/{state}": float(states.count(state)) for state in set(states)}

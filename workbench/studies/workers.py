@@ -1,4 +1,4 @@
-"""The processes of a study: workers that take trials until none is left, and the command that watches over them."""
+"""The worker processes of a study, which take trials until none is left, and the pool that supervises them."""
 
 import contextlib
 import multiprocessing
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna import Study
@@ -22,56 +22,74 @@ from tqdm import tqdm
 from workbench.common.command_line import print_uncaught, quiet, silence_transformers
 from workbench.common.errors import Failure, UserError
 from workbench.common.signals import stop_on_signals
-from workbench.studies.recovery import mend
-from workbench.studies.space import read_pruner, read_sampler
+from workbench.studies.experiment import Experiment
+from workbench.studies.recovery import recover
 from workbench.studies.storage import PATIENCE, locked, open_storage
 from workbench.studies.trials import counts, line_of
 from workbench.tracking import delivery
-from workbench.training.config import resolve
 
-#: What tells the commands of a cluster's job, or one machine's GPUs, apart.
-PLACES = ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES")
-#: Workers that may die one after the other, none of them having got anywhere, before the command gives up.
-FALLEN = 5
+#: Environment variables in which the tasks of a cluster's job, or commands on one machine's GPUs, differ.
+TASK_VARIABLES = ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES")
+#: Workers that may die one after the other, without a step in between, before the command gives up.
+MOST_DEATHS = 5
 
 
 @dataclass(frozen=True)
-class Worker:
-    """What a worker process is told: the experiment's dotted settings (its sweep included), and where to work."""
+class Assignment:
+    """What a worker process works on.
 
-    settings: dict[str, Any]
+    Attributes:
+        study: name of the Optuna study, in the storage at `url`.
+        parent: id of the study's MLflow run.
+        index: of the worker in its pool.
+    """
+
+    experiment: Experiment
     study: str
     url: str
     parent: str
-    index: int
-    asked: int
+    index: int = 0
 
 
-def missing(study: Study, asked: int, *, running: bool) -> int:
-    """Trials that are still to come.
+class Event(NamedTuple):
+    """What a worker reports.
+
+    Attributes:
+        kind: "step" with the step; "trial" when one has ended; "UserError" or "Failure" with its text; "exited" with
+            the exit code.
+    """
+
+    worker: Connection
+    kind: str
+    value: Any
+
+
+def remaining(study: Study, trials: int, *, running: bool) -> int:
+    """How many trials a study still lacks.
 
     Args:
-        running: leave out those that somebody runs now, perhaps another command on the same study.
+        trials: that it is to have in all.
+        running: do not count those that a worker runs now, perhaps of another command.
     """
-    trials = study.get_trials(deepcopy=False)
-    return max(0, asked - sum(counts(t) or (running and t.state == TrialState.RUNNING) for t in trials))
+    done = [counts(t) or (running and t.state == TrialState.RUNNING) for t in study.get_trials(deepcopy=False)]
+    return max(0, trials - sum(done))
 
 
-def work(told: Worker, line: Connection) -> None:
-    """Run trials until none is left that nobody runs. The body of a worker process.
+def work(assignment: Assignment, events: Connection) -> None:
+    """The body of a worker process: run trials until none is left that nobody runs.
 
-    Only the parent hears Ctrl-C; it ends its workers by SIGTERM, which takes effect between two batches, where a
+    Only the parent reacts to Ctrl-C. It stops its workers by SIGTERM, which takes effect between two batches, where a
     snapshot can be taken and no database is in the middle of a write.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with stop_on_signals("SIGTERM") as asked:
-            _work(told, line, asked)
+        with stop_on_signals("SIGTERM") as stop_requested:
+            run_trials(assignment, events, stop_requested)
     except KeyboardInterrupt:
         pass
     except (UserError, Failure) as error:
         with contextlib.suppress(OSError):
-            line.send((type(error).__name__, str(error)))
+            events.send((type(error).__name__, str(error)))
     except Exception as error:
         print_uncaught(error)
         sys.exit(1)
@@ -79,157 +97,193 @@ def work(told: Worker, line: Connection) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _work(told: Worker, line: Connection, asked: Callable[[], bool]) -> None:
+def run_trials(assignment: Assignment, events: Connection, stop_requested: Callable[[], bool]) -> None:
+    """Run trials until none is left that nobody runs, or until a stop is requested.
+
+    Raises:
+        KeyboardInterrupt: a stop was requested while a trial ran; it has a snapshot and is back in the queue.
+        UserError, Failure: something that is wrong with more than one trial.
+    """
     from workbench.studies.attempt import Attempt
     from workbench.training.run import prepare
 
-    tqdm.set_lock(threading.RLock())  # the usual one is all processes', and outlives a kill
+    tqdm.set_lock(threading.RLock())  # tqdm's own lock is shared by processes; one that is killed would never free it
     quiet()
     silence_transformers()
     parent = multiprocessing.parent_process()
 
     def stopping() -> bool:
-        return asked() or (parent is not None and not parent.is_alive())  # nobody is left to report to
+        return stop_requested() or (parent is not None and not parent.is_alive())
 
-    def say(kind: str, value: Any) -> None:
-        with contextlib.suppress(OSError):
-            line.send((kind, value))
+    def send(kind: str, value: Any) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone; `stopping` notices
+            events.send((kind, value))
 
-    config = resolve(told.settings)
-    prepare(config)  # before a trial is taken, since it may take long
-    study = optuna.load_study(study_name=told.study, storage=open_storage(told.url))
-    study.pruner = read_pruner(config)
-    study.sampler = read_sampler(config, told.index + 1000 * len(study.get_trials(deepcopy=False)) + _place())
+    experiment, url = assignment.experiment, assignment.url
+    prepare(experiment.config)  # before a trial is taken, since it may take long
+    study = optuna.load_study(study_name=assignment.study, storage=open_storage(url))
+    offset = assignment.index + 1000 * len(study.get_trials(deepcopy=False)) + _task_number()
+    study.sampler, study.pruner = experiment.sampler(offset), experiment.pruner()
     try:
         while not stopping() and (client := delivery.wait_until_reachable(stopping)):
             with ExitStack() as lock:
-                lock.enter_context(locked(told.url, PATIENCE))
-                mend(study)
-                if not missing(study, told.asked, running=True):
+                # Until the trial has this process's name, no other worker may look: it would find a running trial
+                # that belongs to nobody, and queue it again.
+                lock.enter_context(locked(url, PATIENCE))
+                recover(study)
+                if not remaining(study, experiment.trials, running=True):
                     return
                 attempt = Attempt(
                     study,
-                    told.settings,
+                    experiment,
                     client,
-                    told.parent,
-                    taken=lock.close,
-                    on_step=lambda step: say("step", step),
+                    assignment.parent,
+                    on_claimed=lock.close,
+                    on_step=lambda step: send("step", step),
                     stopping=stopping,
                 )
                 try:
                     study.optimize(attempt, n_trials=1, catch=(FloatingPointError,))
                 except Exception as error:
-                    if not attempt.lost(error):
+                    if not attempt.was_taken(error):
                         raise
                 finally:
                     lock.close()
-                    attempt.settle()
-            say("trial", None)
+                    attempt.finish()
+            send("trial", None)
     finally:
-        with locked(told.url, PATIENCE):
-            mend(study)  # what this worker leaves undone is for whoever comes next
+        with locked(url, PATIENCE):
+            recover(study)  # the trial that this worker has left, if any, goes back to the queue at once
 
 
-def _place() -> int:
-    """A number for where this command runs, which several on one study do; 0 where nothing says so."""
-    told = [f"{name}={os.environ[name]}" for name in PLACES if name in os.environ]
-    return zlib.crc32(" ".join([platform.node(), *told]).encode()) if told else 0
+def _task_number() -> int:
+    """A number that differs between commands of one job, which would otherwise sample alike; 0 outside of a job."""
+    task = [f"{name}={os.environ[name]}" for name in TASK_VARIABLES if name in os.environ]
+    return zlib.crc32(" ".join([platform.node(), *task]).encode()) if task else 0
 
 
-class Crew:
-    """The workers of one command, and what they have to say.
+class WorkerPool:
+    """The worker processes of one command, and the events that they report.
 
-    A line of its own to each, since a worker that is killed while it holds what all share would hold it for ever.
+    Each worker has a pipe of its own. One shared queue has a lock, and a worker that is killed while it holds the lock
+    would hold it for ever.
     """
 
-    def __init__(self, told: Worker):
-        self.told = told
-        self.hired = 0
-        self.members: dict[Connection, Any] = {}
+    def __init__(self, assignment: Assignment):
+        self.assignment = assignment
+        self.started = 0
+        self.workers: dict[Connection, Any] = {}
         self._context = multiprocessing.get_context("spawn")
 
-    def hire(self) -> None:
-        """Start one more."""
+    def start(self) -> None:
+        """Start one more worker."""
         reader, writer = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=work, args=(replace(self.told, index=self.hired), writer))
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the worker inherits
+        process = self._context.Process(target=work, args=(replace(self.assignment, index=self.started), writer))
+        # The worker inherits that SIGINT is ignored, so that Ctrl-C reaches the parent alone even while it starts.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         process.start()
-        signal.signal(signal.SIGINT, heard)
+        signal.signal(signal.SIGINT, handler)
         writer.close()
-        self.hired += 1
-        self.members[reader] = process
+        self.started += 1
+        self.workers[reader] = process
 
-    def news(self) -> list[tuple[Connection, str, Any]]:
-        """What was said since, with "gone" and the exit code for a worker that has ended."""
-        found = []
-        for line in wait([*self.members], timeout=0.5):
-            assert isinstance(line, Connection)
+    def events(self) -> list[Event]:
+        """What the workers have reported since the last call; waits for half a second at most."""
+        events = []
+        for worker in wait([*self.workers], timeout=0.5):
+            assert isinstance(worker, Connection)
             try:
-                found.append((line, *line.recv()))
+                events.append(Event(worker, *worker.recv()))
             except (EOFError, OSError):
-                process = self.members.pop(line)
+                process = self.workers.pop(worker)
                 process.join()
-                found.append((line, "gone", process.exitcode))
-        return found
+                events.append(Event(worker, "exited", process.exitcode))
+        return events
 
     def stop(self) -> None:
-        """Ask all to stop and wait until they have; a KeyboardInterrupt meanwhile ends the waiting."""
-        for process in self.members.values():
+        """Request all workers to stop, and wait for them; a KeyboardInterrupt meanwhile ends the waiting."""
+        for process in self.workers.values():
             process.terminate()
-        for process in self.members.values():
+        for process in self.workers.values():
             process.join()
 
     def kill(self) -> None:
-        """End what is left, whatever it does."""
-        for process in self.members.values():
+        """Kill the workers that are left."""
+        for process in self.workers.values():
             process.kill()
             process.join()
 
 
-def supervise(told: Worker, study: Study, workers: int) -> None:
-    """Start the workers and show what they do, until they are done; one that dies is replaced.
+def supervise(assignment: Assignment, study: Study, workers: int) -> None:
+    """Run workers and show their progress until they are done; a worker that dies is replaced.
 
     Raises:
-        UserError, Failure: what a worker met that is not one trial's affair, or worker after worker died.
+        UserError, Failure: an error of a worker that is not about one trial, or worker after worker died.
     """
-    crew, steps = Crew(told), resolve(told.settings).train.steps
-    before = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
-    to_come = missing(study, told.asked, running=False)
-    at: dict[Connection, int] = {}
-    problems: list[tuple[str, str]] = []
-    ended, fallen = 0, 0
-    bar = tqdm(total=to_come * steps, desc=study.study_name, unit="step", smoothing=0.05)
-    try:
-        for _ in range(workers):
-            crew.hire()
-        while crew.members:
-            for line, kind, value in crew.news():
-                if kind == "step":
-                    at[line], fallen = value, 0
-                elif kind in ("trial", "gone"):
-                    at.pop(line, None)
-                    for trial in study.get_trials(deepcopy=False):
-                        if trial.state.is_finished() and trial.number not in before:
-                            before.add(trial.number)
-                            ended += counts(trial)
-                            tqdm.write(line_of(trial))
-                if kind == "gone" and value:
-                    fallen += 1
-                    if fallen > FALLEN:
-                        problems.append(("Failure", f"worker after worker died (exit code {value})"))
-                    elif missing(study, told.asked, running=False):
-                        tqdm.write(f"A worker died (exit code {value}); another takes its place.")
-                        crew.hire()
-                elif kind in ("UserError", "Failure"):
-                    problems.append((kind, value))
-                bar.n = min(bar.total, ended * steps + sum(at.values()))
-                bar.update(0)
-    except KeyboardInterrupt:
-        tqdm.write("Stopping: each trial takes a snapshot and goes back to the queue (again: at once) ...")
-        crew.stop()
-        raise
-    finally:
-        crew.kill()
-        bar.close()
-    for kind, text in problems:
-        raise UserError(text) if kind == "UserError" else Failure(text)
+    _Supervisor(WorkerPool(assignment), study).run(workers)
+
+
+class _Supervisor:
+    """Reacts to the events of a pool of workers.
+
+    Attributes:
+        ended: trials that came to their end meanwhile; `seen` has the numbers of all that have ended.
+        steps: the last step of each worker's trial.
+        deaths: workers that died since the last step of any.
+    """
+
+    def __init__(self, pool: WorkerPool, study: Study):
+        experiment = pool.assignment.experiment
+        self.pool, self.study, self.trials = pool, study, experiment.trials
+        self.trial_steps = experiment.config.train.steps
+        self.seen = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
+        self.steps: dict[Connection, int] = {}
+        self.errors: list[Exception] = []
+        self.ended = self.deaths = 0
+        total = remaining(study, self.trials, running=False) * self.trial_steps
+        self.bar = tqdm(total=total, desc=study.study_name, unit="step", smoothing=0.05)
+
+    def run(self, workers: int) -> None:
+        try:
+            for _ in range(workers):
+                self.pool.start()
+            while self.pool.workers:
+                for event in self.pool.events():
+                    self.handle(event)
+                self.bar.n = min(self.bar.total, self.ended * self.trial_steps + sum(self.steps.values()))
+                self.bar.update(0)
+        except KeyboardInterrupt:
+            tqdm.write("Stopping: each trial takes a snapshot and goes back to the queue (again: at once) ...")
+            self.pool.stop()
+            raise
+        finally:
+            self.pool.kill()
+            self.bar.close()
+        for error in self.errors:
+            raise error
+
+    def handle(self, event: Event) -> None:
+        if event.kind == "step":
+            self.steps[event.worker], self.deaths = event.value, 0
+        elif event.kind in ("UserError", "Failure"):
+            self.errors.append((UserError if event.kind == "UserError" else Failure)(event.value))
+        else:
+            self.steps.pop(event.worker, None)
+            self.show_ended()
+            if event.kind == "exited" and event.value:
+                self.replace_worker(event.value)
+
+    def show_ended(self) -> None:
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and trial.number not in self.seen:
+                self.seen.add(trial.number)
+                self.ended += counts(trial)
+                tqdm.write(line_of(trial))
+
+    def replace_worker(self, exit_code: int) -> None:
+        self.deaths += 1
+        if self.deaths > MOST_DEATHS:
+            self.errors.append(Failure(f"worker after worker died (exit code {exit_code})"))
+        elif remaining(self.study, self.trials, running=False):
+            tqdm.write(f"A worker died (exit code {exit_code}); another takes its place.")
+            self.pool.start()

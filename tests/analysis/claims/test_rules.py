@@ -11,7 +11,7 @@ from workbench.analysis.claims.evidence import Effect, Evidence, seedwise
 from workbench.analysis.claims.rules import ABSENT, BASELINES, CLAIMS, FAILS, HOLDS, OPEN, SPREAD, Claim, judge
 from workbench.common.errors import UserError
 from workbench.models.small.prompts import split
-from workbench.training.config import resolve
+from workbench.studies.experiment import Experiment
 
 SEEDS = ["0", "1", "2"]
 CAPTIONS = [str(prompt) for prompt in split()["test"][:3]]
@@ -168,7 +168,8 @@ def test_there_are_thirteen_claims_each_stated_and_documented_and_its_arms_are_d
 
 def test_the_table_states_counts_effects_and_reasons_and_no_text_breaks_it():
     arms = {"ours": {}, "gamma 9": {"like": "ours"}}
-    config = resolve({"sweep.seeds": [0, 1, 2], "sweep.arms": arms, "sweep.tuning": {"factors": {"train.lr": [1.0]}}})
+    tuning = {"factors": {"train.lr": [1.0]}}
+    experiment = Experiment.resolve({"sweep.seeds": [0, 1, 2], "sweep.arms": arms, "sweep.tuning": tuning})
     e = rewards(
         **{"frozen": [2.0, 2.1, 2.2], "timestep-aware": [1.0] * 3, "threshold-8": [1.0, 1.0], "ours": [2.0] * 3}
     )
@@ -176,7 +177,7 @@ def test_the_table_states_counts_effects_and_reasons_and_no_text_breaks_it():
     rows[0]["title"] += " | and\nmore"
     for row in rows:
         row["link"] = "http://x"
-    text = table.markdown(rows, {"ours": {"train.lr": 3e-5}}, config)
+    text = table.markdown(rows, {"ours": {"train.lr": 3e-5}}, experiment)
     assert "inconclusive: **1** · not measured: **1**" in text
     assert "**+1.1** (+1 to +1.2): reward, Diffusion-DPO minus timestep-aware alone" in text
     assert "ours minus thresholded updates alone (2 of 3 seeds ended)" in text

@@ -15,9 +15,9 @@ from workbench import tracking
 from workbench.analysis.claims.theory import gaussian_divergences, margin_gradients
 from workbench.common.errors import UserError
 from workbench.method.noise import squared_error
-from workbench.studies.tuning import without
+from workbench.studies.experiment import Experiment
 from workbench.tracking import reconcile, study_runs, tags
-from workbench.training.config import Config, merge, resolve
+from workbench.training.config import Config
 from workbench.training.preparation import Prepared, prepare
 from workbench.training.provenance import describe, provenance
 from workbench.training.run import start
@@ -28,16 +28,16 @@ REPEATS = 1000
 FIRST, SECOND = 16, 24  # steps of the two candidates
 
 
-def run_checks(settings: dict[str, Any], study: str) -> None:
+def run_checks(experiment: Experiment, study: str) -> None:
     """Run the checks with every seed of the experiment's sweep, as runs of a study; finished seeds are kept.
 
     Raises:
         UserError: a finished seed was run with other settings.
     """
-    config, client = resolve(settings), tracking.connect()
+    client = tracking.connect()
     done, missing = reconcile.complete_runs(client, study), {}
-    for seed in config.sweep.seeds or (config.seed,):
-        own = _settings(settings, seed)
+    for seed in experiment.sweep.seeds or (experiment.config.seed,):
+        own = _config(experiment, seed)
         if f"seed-{seed}" not in done:
             missing[seed] = own
             continue
@@ -63,11 +63,11 @@ def run_checks(settings: dict[str, Any], study: str) -> None:
         study_runs.finish_study(client, parent, {}, note, state)
 
 
-def _settings(settings: dict[str, Any], seed: int) -> Config:
-    """An unregularised run of just enough steps, measured as cheaply as can be."""
+def _config(experiment: Experiment, seed: int) -> Config:
+    """The configuration of an unregularised run of just enough steps, measured as cheaply as can be."""
     changes = {"seed": seed, "reference.policy": "update", "train.steps": SECOND}
     changes |= {"evaluation.seeds": 0, "evaluation.grid": 0, "diagnostics.draws": 1}
-    return resolve(without(merge(settings, changes), "sweep"))
+    return experiment.run_config(changes)
 
 
 def _run_check(client: Any, config: Config, seed: int, study: str, parent: str) -> None:

@@ -13,8 +13,9 @@ from workbench.common.command_line import default_workers
 from workbench.common.paths import shipped
 from workbench.common.validation import study_name, writable_folder
 from workbench.studies import lifecycle, tuning
+from workbench.studies.experiment import Experiment, without
 from workbench.tracking import ui
-from workbench.training.config import Config, merge, parse_override, read, resolve
+from workbench.training.config import merge, parse_override, read
 
 DEFAULT = shipped("experiments/claims.toml")
 #: Settings of a check that takes minutes.
@@ -72,27 +73,25 @@ def check_claims(
     """
     name = study_name(study or ("claims-quick" if quick else "claims"))
     folder = writable_folder("--out", out / name)
-    settings = _settings(experiment or DEFAULT, overrides, quick)
-    config = resolve(settings)
-    candidates, arms = len(tuning.candidates(settings)), len(config.sweep.arms)
-    runs = arms * max(1, len(config.sweep.seeds))
-    say(f"{candidates} runs to tune the arms, then {runs} runs of {arms} arms; progress below.")
-    lifecycle.run_study(settings, name, workers or default_workers(config.model.device))
-    checks.run_checks(settings, f"{name}-checks")
+    declared = _declared(experiment or DEFAULT, overrides, quick)
+    candidates, arms = len(tuning.candidates(declared)), len(declared.sweep.arms)
+    say(f"{candidates} runs to tune the arms, then {len(declared.arms)} runs of {arms} arms; progress below.")
+    lifecycle.run_study(declared, name, workers or default_workers(declared.config.model.device))
+    checks.run_checks(declared, f"{name}-checks")
     rows = judge(name)
-    tuned = lifecycle.tuned_values(settings, name) if candidates else {}
-    files, is_new = _write(folder, rows, tuned, config)
+    tuned = lifecycle.tuned_values(declared, name) if candidates else {}
+    files, is_new = _write(folder, rows, tuned, declared)
     if is_new:
         for path in files:
             tracking.attach(name, path, "claims")
     return Outcome(name, table.plain(rows), files, is_new, tracking.ui_link(tracking.connect(), name))
 
 
-def _settings(experiment: Path, overrides: Sequence[str], quick: bool) -> dict[str, Any]:
+def _declared(experiment: Path, overrides: Sequence[str], quick: bool) -> Experiment:
     settings = read(experiment) | {"sweep.trials": 0}  # the arms alone
     if quick:
-        settings = merge(tuning.without(settings, "sweep.tuning"), QUICK)
-    return merge(settings, dict(parse_override(text) for text in overrides))
+        settings = merge(without(settings, "sweep.tuning"), QUICK)
+    return Experiment.resolve(merge(settings, dict(parse_override(text) for text in overrides)))
 
 
 def judge(study: str) -> list[dict[str, Any]]:
@@ -113,11 +112,11 @@ def judge(study: str) -> list[dict[str, Any]]:
 
 
 def _write(
-    folder: Path, rows: list[dict[str, Any]], tuned: Mapping[str, Mapping[str, float]], config: Config
+    folder: Path, rows: list[dict[str, Any]], tuned: Mapping[str, Mapping[str, float]], experiment: Experiment
 ) -> tuple[tuple[Path, Path], bool]:
     """Write claims.md and claims.json where they change; the files, and whether one did."""
     contents = {
-        folder / "claims.md": table.markdown(rows, tuned, config),
+        folder / "claims.md": table.markdown(rows, tuned, experiment),
         folder / "claims.json": json.dumps(rows, indent=2, allow_nan=False) + "\n",
     }
     changed = {path: text for path, text in contents.items() if not path.is_file() or path.read_text() != text}

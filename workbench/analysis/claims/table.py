@@ -5,7 +5,7 @@ from typing import Any
 
 from workbench.analysis.claims.rules import ABSENT, ENOUGH, FAILS, HOLDS, OPEN
 from workbench.common.markdown import markdown_table
-from workbench.training.config import Config
+from workbench.studies.experiment import Experiment
 
 RULES = (
     "Each effect is signed so that the paper says greater than 0, one value a training seed, arms paired by seed. It "
@@ -25,15 +25,15 @@ def number(value: float) -> str:
     return f"{value:+.3g}" if value else "0"
 
 
-def markdown(rows: list[dict[str, Any]], tuned: Mapping[str, Mapping[str, float]], config: Config) -> str:
+def markdown(rows: list[dict[str, Any]], tuned: Mapping[str, Mapping[str, float]], experiment: Experiment) -> str:
     """The claims as Markdown: how many hold, the table, the rules, and what each arm was given.
 
     Args:
         rows: of `verdicts.judge`, each with a `link`.
         tuned: arm -> setting -> value that its search found.
-        config: the experiment's, before its arms were tuned.
+        experiment: with the arms, and with how they were tuned.
     """
-    seeds, verdicts = len(config.sweep.seeds) or 1, [row["verdict"] for row in rows]
+    seeds, verdicts = len(experiment.sweep.seeds) or 1, [row["verdict"] for row in rows]
     counts = " · ".join(f"{v}: **{verdicts.count(v)}**" for v in (HOLDS, OPEN, FAILS, ABSENT) if v in verdicts)
     head = ("#", "claim", "paper", "effect (95 % interval over seeds): what was measured", "verdict", "runs")
     body = [
@@ -49,12 +49,12 @@ def markdown(rows: list[dict[str, Any]], tuned: Mapping[str, Mapping[str, float]
     ]
     parts = [
         "# The paper's claims on this model",
-        f"{len(rows)} claims, {seeds} seeds, {config.train.steps} steps a run. {counts}",
+        f"{len(rows)} claims, {seeds} seeds, {experiment.config.train.steps} steps a run. {counts}",
         markdown_table(head, body),
         RULES,
     ]
     if tuned:
-        sweep = config.sweep
+        sweep = experiment.declared_sweep
         factors = "; ".join(f"{k}: {', '.join(f'{f:g}' for f in v)}" for k, v in sweep.tuning.factors.items())
         likes = ", ".join(f"{arm} like {arms['like']}" for arm, arms in sweep.arms.items() if "like" in arms)
         found = [(arm, ", ".join(f"{k} = {v:g}" for k, v in values.items())) for arm, values in tuned.items()]
