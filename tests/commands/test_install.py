@@ -57,8 +57,10 @@ from workbench.analysis.claims import run as claims
 from workbench.analysis.report import NOTEBOOKS
 from workbench.benchmarks import scale
 from workbench.training.config import read
+from workbench.training.provenance import provenance
 for path in (claims.DEFAULT, scale.EXPERIMENT, sweep.DEFAULT, throughput.EXPERIMENTS / "sd15.toml"):
     read(path)
+assert not [tag for tag in provenance() if tag.startswith("git.")]
 print(len([*NOTEBOOKS.glob("*.ipynb")]))
 print(Path(sweep.__file__).parent)
 """

@@ -6,6 +6,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent
 
 
+def checkout() -> Path | None:
+    """The repository's folder where the workbench runs from one; None where it is installed."""
+    return None if (PACKAGE / "shipped").exists() else PACKAGE.parent
+
+
 def shipped(name: str | Path) -> Path:
     """A file or folder of `experiments/` or `notebooks/`, which come with the workbench.
 

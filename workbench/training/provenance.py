@@ -3,21 +3,25 @@
 import subprocess
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from shutil import which
 
+from workbench import __version__
 from workbench.common.markdown import markdown_table
+from workbench.common.paths import checkout
 from workbench.training.config import Config, resolve
 from workbench.training.preparation import Prepared
 
 
 def provenance() -> dict[str, str]:
-    """Tags that say what a run was made with: library versions, git commit."""
+    """Tags that say what a run was made with: versions and, where it runs from a checkout, the git commit."""
     packages = ("torch", "diffusers", "transformers", "optuna", "mlflow")
-    tags = {}
+    tags = {"version.workbench": __version__}
     for name in packages:
         with suppress(PackageNotFoundError):  # training alone needs neither Optuna nor MLflow
             tags[f"version.{name}"] = version(name)
-    root = Path(__file__).parent
+    root = checkout()
+    if root is None or which("git") is None:  # installed, git would speak of whatever repository is around it
+        return tags
     for tag, command in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "-uno"])):
         found = subprocess.run(["git", "-C", root, *command], capture_output=True, text=True)
         if found.returncode == 0:
