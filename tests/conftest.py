@@ -22,36 +22,14 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A random-weight checkpoint folder of the small model's format, far smaller."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
+    from tests.support.families import autoencoder, unet
     from workbench.pretrain import save_model
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        mid_block_add_attention=False,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=64,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
+    vae, denoiser = autoencoder(4), unet(cross_attention_dim=64)
     tokenizer, text_encoder = random_text_encoder()
-    save_model(folder, vae, text_encoder, tokenizer, unet, 1.0)
+    save_model(folder, vae, text_encoder, tokenizer, denoiser, 1.0)
     return folder
 
 

@@ -33,6 +33,7 @@ SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, be
 
 
 def autoencoder(channels: int, shift: float | None = None) -> AutoencoderKL:
+    """An untrained autoencoder of 8 channels, 32 px to 8 x 8 latents."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -73,6 +74,7 @@ def t5():
 
 
 def unet(**options) -> UNet2DConditionModel:
+    """An untrained denoiser of latents of 8 x 8."""
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
