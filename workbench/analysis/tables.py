@@ -5,12 +5,14 @@ compared, it is run by run with the same training seed and image by image with t
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 from workbench.analysis.paper import LABELS, SCORERS, SOURCE, TABLE_1, Scores
 from workbench.common.errors import UserError
@@ -276,14 +278,25 @@ def relative_divergence(runs: pl.DataFrame, arms: str, base: str) -> pl.DataFram
     return pl.DataFrame(rows, schema=schema | {"seeds": pl.Int64})
 
 
-def _ratio(ours: np.ndarray, base: np.ndarray, resamples: int = 2000) -> dict[str, float | None]:
+def _ratio(ours: np.ndarray, base: np.ndarray) -> dict[str, float | None]:
     """mean(ours) / mean(base), arrays of shape (seeds,), with a paired 95 % bootstrap percentile interval."""
     if len(base) == 0 or base.mean() <= 0:
         return {"mean": None, "low": None, "high": None}
-    drawn = np.random.default_rng(0).integers(len(base), size=(resamples, len(base)))
-    below = base[drawn].mean(1)
-    low, high = np.percentile(ours[drawn].mean(1) / below, [2.5, 97.5]) if below.min() > 0 else (None, None)
-    return {"mean": float(ours.mean() / base.mean()), "low": low, "high": high}
+    mean = float(ours.mean() / base.mean())
+    if len(base) == 1:
+        return {"mean": mean, "low": mean, "high": mean}
+
+    def ratio(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        above, below = a.mean(axis), b.mean(axis)
+        return above / np.where(below > 0, below, np.nan)  # a share of nothing, or of less, is no share
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # of draws without a ratio: there is no interval then
+        interval = bootstrap(
+            (ours, base), ratio, paired=True, vectorized=True, n_resamples=2000, method="percentile", rng=0
+        ).confidence_interval
+    low, high = (float(end) if np.isfinite(end) else None for end in interval)
+    return {"mean": mean, "low": low, "high": high}
 
 
 # --- the paper's layouts -------------------------------------------------------------------------------------
