@@ -110,7 +110,7 @@ def test_arms_come_in_the_order_asked_for():
 
 
 def test_comparison_has_a_row_a_method_and_counts_the_stopped():
-    study = runs(**{arm: [0.01, 0.02] for arm in paper.TABLE_3})
+    study = runs(**{arm: [0.01, 0.02, 0.03] for arm in paper.TABLE_3})
     collapsed = pl.col("arm") == "lr-high"
     study = study.with_columns(
         pl.when(collapsed).then(pl.lit("pruned")).otherwise("state").alias("state"),
@@ -119,9 +119,9 @@ def test_comparison_has_a_row_a_method_and_counts_the_stopped():
     table = tables.comparison(study, paper.TABLE_3)
     assert table["arm"].to_list() == ["frozen", "lr-high", "beta-low", "reinit", "ours"]
     first, second = table.to_dicts()[:2]
-    assert first["true reward"] == "-2.050 (-2.100 to -2.000)" and first["seeds finished"] == "2"
-    assert second["true reward"] == "none" and second["seeds finished"] == "0 of 2"
-    assert second["divergence of the policy"] == "0.0150 (0.0100 to 0.0200)"
+    assert first["true reward"] == "-2.100 (-2.348 to -1.852)" and first["seeds finished"] == "3"
+    assert second["true reward"] == "none" and second["seeds finished"] == "0 of 3"
+    assert second["divergence of the policy"] == "0.0200 (-0.0048 to 0.0448)"
     assert second["PickScore (paper, SD1.5)"] == "19.75" and "independent judge" not in table.columns
     with pytest.raises(UserError, match="arm 'timestep-aware'"):
         tables.comparison(study, paper.TABLE_4)
@@ -200,8 +200,12 @@ def test_smoothing_is_a_running_mean_within_a_run():
 
 
 def test_buckets_come_in_order_with_an_interval_over_runs():
-    table = tables.by_bucket(runs(a=[0.01, 0.03]), "divergence")
-    assert table.rows() == [("0-499", 0.02, 0.01, 0.03), ("500-999", 0.04, 0.02, 0.06)]
+    table = tables.by_bucket(runs(a=[0.01, 0.02, 0.03]), "divergence")
+    half = 4.303 * 0.01 / 3**0.5  # Student's t with two degrees of freedom
+    expected = [("0-499", 0.02, half), ("500-999", 0.04, 2 * half)]
+    assert table["bucket"].to_list() == [bucket for bucket, *_ in expected]
+    for (_, mean, beyond), row in zip(expected, table.rows(), strict=True):
+        assert row[1:] == pytest.approx((mean, mean - beyond, mean + beyond), rel=1e-3)
     with pytest.raises(UserError, match="metric timestep_nope"):
         tables.by_bucket(runs(a=[0.01]), "nope")
 

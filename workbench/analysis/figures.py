@@ -182,7 +182,7 @@ def score_against_divergence(runs: pl.DataFrame, *, score: str = "eval/reward") 
 def imbalance(runs: pl.DataFrame, scales: pl.DataFrame) -> Figure:
     """The paper's Fig. 2: model loss, implicit reward scale, preference accuracy and lambda(t) over timestep intervals.
 
-    Bars are means over runs, whiskers 95 % bootstrap intervals over runs (none with one run).
+    Bars are means over runs, whiskers 95 % t intervals over runs (none with one run).
 
     Args:
         runs: whose loss, reward scale and accuracy are shown.
@@ -278,7 +278,7 @@ def _same_span(panels: Mapping[str, Axes]) -> None:
 def final_reward(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
     """The paper's Fig. 1a: final true reward by prompt set of each arm of `runs`, in their order.
 
-    Points are means over training seeds, whiskers 95 % bootstrap intervals over seeds; dashed is the pretrained model.
+    Points are means over training seeds, whiskers 95 % t intervals over seeds; dashed is the pretrained model.
     All panels span the same number of nats.
     """
     arms = runs["arm"].unique(maintain_order=True).to_list()
@@ -304,7 +304,7 @@ def final_reward(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
 def reward_against_interval(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
     """The paper's Fig. 4: final true reward against the reference's interval, with and without threshold.
 
-    Points are means over training seeds, whiskers 95 % bootstrap intervals over seeds; the band is the frozen
+    Points are means over training seeds, whiskers 95 % t intervals over seeds; the band is the frozen
     reference's. All panels span the same number of nats.
 
     Raises:

@@ -1,7 +1,7 @@
 """Tables: data frames of runs in, data frames of means and intervals out; some in the layout of the paper's.
 
-Intervals are 95 % bootstrap intervals over *training seeds*, the only thing that repeats a run. Where two methods are
-compared, it is run by run with the same training seed and image by image with the same prompt and image seed.
+Intervals are 95 % t intervals over *training seeds*, the only thing that repeats a run (`intervals`). Where two methods
+are compared, it is run by run with the same training seed and image by image with the same prompt and image seed.
 """
 
 import os
@@ -14,10 +14,11 @@ import numpy as np
 import polars as pl
 from scipy.stats import DegenerateDataWarning, bootstrap
 
+from workbench.analysis.intervals import seed_interval
 from workbench.analysis.paper import LABELS, SCORERS, SOURCE, TABLE_1, Scores
 from workbench.common.errors import UserError
 from workbench.common.markdown import markdown_table
-from workbench.common.stats import mean_interval, wins
+from workbench.common.stats import wins
 from workbench.models.small.prompts import STYLES, parse
 
 #: The prompt sets that stand for the paper's three: the styles, and all prompts together.
@@ -102,7 +103,7 @@ def curves(history: pl.DataFrame, metric: str, smoothing: int = 1) -> pl.DataFra
 
 
 def by_bucket(runs: pl.DataFrame, quantity: str) -> pl.DataFrame:
-    """A tracked `timestep_*` quantity by bucket: its mean over runs with a bootstrap interval over runs.
+    """A tracked `timestep_*` quantity by bucket: its mean over runs with a t interval over runs.
 
     Returns:
         Columns bucket (such as "0-99"), mean, low, high; least noise first.
@@ -139,7 +140,7 @@ def bucket_columns(runs: pl.DataFrame, quantity: str) -> dict[str, str]:
 
 
 def _summary(values: np.ndarray) -> dict[str, Any]:
-    low, high = mean_interval(values)
+    low, high = seed_interval(values)
     return {"mean": float(values.mean()), "low": low, "high": high, "seeds": len(values)}
 
 
@@ -374,7 +375,7 @@ def comparison(runs: pl.DataFrame, published: Mapping[str, Scores]) -> pl.DataFr
             if metric not in runs.columns:
                 continue
             values = part[metric].drop_nulls().to_numpy() * factor
-            row[heading] = cell(values.mean(), *mean_interval(values), digits=digits) if len(values) else "none"
+            row[heading] = cell(values.mean(), *seed_interval(values), digits=digits) if len(values) else "none"
         rows.append(row | {f"{name} ({SOURCE})": f"{value:.2f}" for name, value in zip(SCORERS, scores, strict=True)})
     return pl.DataFrame(rows)
 

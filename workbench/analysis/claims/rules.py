@@ -1,8 +1,8 @@
 """The paper's claims as rules, written before the runs: what is measured for each, and when it counts as holding.
 
 Every claim comes down to effects, one a training seed, signed so that the paper's statement says "greater than 0".
-An effect holds where the whole 95 % bootstrap interval of its mean over seeds lies above 0, does not hold here where
-the whole interval lies below, and is inconclusive otherwise, and always with fewer than 3 seeds. A claim holds where
+An effect holds where the whole 95 % t interval of its mean over seeds lies above 0, does not hold here where the whole
+interval lies below, and is inconclusive otherwise, and always with fewer than 3 seeds. A claim holds where
 all its effects hold, does not hold where one does not, and is inconclusive otherwise. Arms are compared seed by seed:
 the same data order, timesteps and noise. "Reward" is `eval/reward`, the mean ground-truth reward of samples of the test
 prompts.
@@ -18,14 +18,13 @@ import numpy as np
 import polars as pl
 
 from workbench.analysis.claims.evidence import Effect, Evidence, Values, seedwise
+from workbench.analysis.intervals import ENOUGH, detectable, seed_interval
 from workbench.common.errors import UserError
-from workbench.common.stats import mean_interval
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold here", "inconclusive", "not measured"
 AGREEMENT = 0.05  # Eq. 8 and the kernel KL agree where they differ by less than this share
 FURTHER = 3.0  # "much further": so many times as far
 INTERVALS = (4, 8, 16)
-ENOUGH = 3  # seeds for a verdict: two of one sign come up half the time where there is no effect
 MODERATE = 0.1  # the fixed probe's variance is at most this share of the batch subset's
 
 
@@ -318,7 +317,8 @@ def judge(claims: list[Claim], evidence: Evidence) -> list[dict[str, Any]]:
 
     Returns:
         One dictionary a claim: number, title, where, arms, verdict, reason (why it was not measured), and effects,
-        each with statement, unit, mean, low, high, seeds, decides and verdict.
+        each with statement, unit, mean, low, high, detectable (the smallest mean that so many seeds would tell from 0,
+        or None), seeds, decides and verdict.
     """
     rows = []
     for c in claims:
@@ -334,13 +334,14 @@ def judge(claims: list[Claim], evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _measured(effect: Effect) -> dict[str, Any]:
-    low, high = mean_interval(effect.values)
+    low, high = seed_interval(effect.values)
     return {
         "statement": effect.statement,
         "unit": effect.unit,
         "mean": float(np.mean(effect.values)),
         "low": low,
         "high": high,
+        "detectable": detectable(effect.values),
         "seeds": len(effect.values),
         "decides": effect.decides,
         "verdict": verdict_of(low, high, len(effect.values)) if effect.decides else "",

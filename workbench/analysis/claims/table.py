@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.analysis.claims.rules import ABSENT, ENOUGH, FAILS, HOLDS, OPEN
+from workbench.analysis.claims.rules import ABSENT, FAILS, HOLDS, OPEN
+from workbench.analysis.intervals import ENOUGH
 from workbench.common.markdown import markdown_table
 from workbench.studies.experiment import Experiment
 
 RULES = (
     "Each effect is signed so that the paper says greater than 0, one value a training seed, arms paired by seed. It "
-    "holds where the whole bootstrap interval of its mean lies above 0, does not hold where all of it lies below, and "
+    "holds where the whole 95 % t interval of its mean lies above 0, does not hold where all of it lies below, and "
     f"is inconclusive otherwise, and always with fewer than {ENOUGH} seeds; a claim holds where all its effects do, "
-    "and does not where one does not. With few seeds a bootstrap interval is too narrow rather than too wide."
+    "and does not where one does not. Beside an inconclusive effect stands the smallest one that as many seeds of this "
+    "spread would have told from 0 in 8 of 10 such studies."
 )
 TUNING = (
     "Every arm had the same number of steps and pairs. One small search, the same for all, tried these multiples of an "
@@ -69,7 +71,13 @@ def _effect(effect: Mapping[str, Any], seeds: int) -> str:
     mean, low, high = (number(effect[key]) for key in ("mean", "low", "high"))
     shown = "" if effect["decides"] else " (shown only)"
     fewer = "" if effect["seeds"] == seeds else f" ({effect['seeds']} of {seeds} seeds ended)"
-    return f"**{mean}** ({low} to {high}): {effect['statement']}{shown}{fewer}"
+    return f"**{mean}** ({low} to {high}): {effect['statement']}{shown}{fewer}{_sight(effect)}"
+
+
+def _sight(effect: Mapping[str, Any]) -> str:
+    """Beside an inconclusive effect, the smallest one that its seeds could have seen."""
+    inconclusive = effect["verdict"] == OPEN and effect["detectable"]
+    return f" (smallest effect that could be seen: {number(effect['detectable'])})" if inconclusive else ""
 
 
 def plain(rows: list[dict[str, Any]]) -> str:
@@ -78,7 +86,7 @@ def plain(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines.append(f"\n{row['number']:2d}. {row['verdict'].upper()}: {row['title']} ({row['where']})")
         lines += [
-            f"      {number(e['mean']):>9s} ({number(e['low'])} to {number(e['high'])})  {e['statement']}"
+            f"      {number(e['mean']):>9s} ({number(e['low'])} to {number(e['high'])})  {e['statement']}{_sight(e)}"
             for e in row["effects"]
         ]
         if row["reason"]:
