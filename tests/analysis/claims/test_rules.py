@@ -101,11 +101,13 @@ def world(right: bool) -> Evidence:
     runs, history, samples = [], [], []
     for arm, value in reward.items():
         far = {"frozen": 0.001, "same-update-8": 0.11 if right else 0.002, "update-8": 0.2}.get(arm, 0.1)
+        moved = 0.09 if right else 0.001  # of the reference
         far += {"update-4": 0.1 + 0.1 * sign, "update-16": 0.1 - 0.1 * sign}.get(arm, 0.0)
         for i, seed in enumerate(SEEDS):
             run = {"run_id": f"{arm}-{seed}", "arm": arm, "state": "complete", "seed": seed}
             run |= {"reference.delta": "0.005", "reference/updates": 2.0, "eval/reward": value + 1e-3 * i}
             run |= {"divergence/reference_unseen": 0.005 - 0.001 * sign, "divergence/policy": far}
+            run |= {"divergence/reference": moved}
             run |= {"eval/reward_gain": value}
             for bucket, name in enumerate(("t000-499", "t500-999")):
                 for quantity in ("loss", "reward_size", "accuracy"):
