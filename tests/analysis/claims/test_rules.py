@@ -8,7 +8,7 @@ import pytest
 
 from workbench.analysis.claims import table
 from workbench.analysis.claims.evidence import Effect, Evidence, seedwise
-from workbench.analysis.claims.rules import ABSENT, BASELINES, CLAIMS, FAILS, HOLDS, OPEN, SPREAD, Claim, judge
+from workbench.analysis.claims.rules import ABSENT, BASELINES, CLAIMS, FAILS, HOLDS, OPEN, RANGE, Claim, judge
 from workbench.common.errors import UserError
 from workbench.models.small.prompts import split
 from workbench.studies.experiment import Experiment
@@ -143,8 +143,8 @@ def test_every_rule_holds_where_the_paper_is_right_and_fails_where_it_is_wrong(n
 def test_an_optimum_lies_in_the_middle_of_divergence_or_it_does_not(sign, expected):
     runs = [
         {"run_id": f"{arm}-{seed}", "arm": arm, "state": "complete", "seed": seed, "divergence/policy": float(i),
-         "eval/reward": -sign * (i - 5.5) ** 2}
-        for seed in SEEDS for i, arm in enumerate(SPREAD)
+         "eval/reward": -sign * (i - 4.0) ** 2}
+        for seed in SEEDS for i, arm in enumerate(RANGE)
     ]  # fmt: skip
     (rule,) = (c for c in CLAIMS if c.number == 5)
     assert judge([rule], evidence(runs))[0]["verdict"] == expected
