@@ -109,9 +109,10 @@ def world(right: bool) -> Evidence:
             run |= {"divergence/reference_unseen": 0.005 - 0.001 * sign, "divergence/policy": far}
             run |= {"divergence/reference": moved}
             run |= {"eval/reward_gain": value}
-            for bucket, name in enumerate(("t000-499", "t500-999")):
+            for bucket in range(10):
+                name = f"t{100 * bucket:03d}-{100 * bucket + 99:03d}"
                 for quantity in ("loss", "reward_size", "accuracy"):
-                    run[f"timestep_{quantity}/{name}"] = 1.0 - sign * bucket * 0.5
+                    run[f"timestep_{quantity}/{name}"] = 1.0 - sign * bucket * 0.05
                 run[f"timestep_divergence/{name}"] = 0.1 + (sign * 0.05 if arm == "gamma-9" else 0.0)
             runs.append(run)
             for step in (1, 2, 3, 4):
@@ -148,6 +149,19 @@ def test_an_optimum_lies_in_the_middle_of_divergence_or_it_does_not(sign, expect
     ]  # fmt: skip
     (rule,) = (c for c in CLAIMS if c.number == 5)
     assert judge([rule], evidence(runs))[0]["verdict"] == expected
+
+
+def test_a_trend_over_timesteps_does_not_rest_on_the_largest_interval():
+    values = {"falls": [9.0, 0.8, 0.7, 0.6, 0.5], "rises but for one": [9.0, 0.5, 0.6, 0.7, 0.8], "flat": [1.0] * 5}
+    found = {}
+    for name, means in values.items():
+        e = rewards(frozen=[0.0, 0.0, 0.0])
+        columns = [pl.lit(v).alias(f"timestep_{q}/t{i}") for q in ("loss", "reward_size", "accuracy")
+                   for i, v in enumerate(means)]  # fmt: skip
+        e = Evidence(e.runs.with_columns(columns), e.history, e.samples, e.checks)
+        (row,) = judge([c for c in CLAIMS if c.number == 6], e)
+        found[name] = row["effects"][0]["mean"]
+    assert found["falls"] == pytest.approx(1) and found["flat"] == 0 and abs(found["rises but for one"]) < 0.1
 
 
 @pytest.mark.parametrize("number", range(1, 12))

@@ -1,8 +1,8 @@
 """What claims rest on: effects over training seeds, and the tracked runs that they are computed from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -31,7 +31,7 @@ class Effect(NamedTuple):
     decides: bool = True
 
 
-def seedwise(formula: Callable[..., float], *parts: BySeed) -> Values:
+def seedwise(formula: Callable[..., float], *parts: Mapping[str, Any]) -> Values:
     """A formula of quantities, seed by seed, over the seeds that all of them have.
 
     Raises:
@@ -105,16 +105,23 @@ class Evidence:
             "seed", "step", metric
         ).drop_nulls()  # fmt: skip
 
-    def halves(self, arm: str, quantity: str) -> tuple[BySeed, BySeed]:
-        """A per-timestep quantity's means over the less noisy and the noisier half of the intervals."""
+    def buckets(self, arm: str, quantity: str) -> dict[str, Values]:
+        """A per-timestep quantity by seed, one value a timestep interval, least noise first.
+
+        Raises:
+            UserError: no complete run of the arm has it.
+        """
         runs = self.of(arm)
         columns = list(tables.bucket_columns(runs, quantity).values())
         runs = runs.drop_nulls(columns) if columns else runs.clear()
         if runs.is_empty():
             raise UserError(f"arm {arm!r}: no complete run with timestep_{quantity}")
-        values, half, seeds = runs.select(columns).to_numpy(), len(columns) // 2, runs["seed"].to_list()
-        less, more = values[:, :half].mean(1), values[:, half:].mean(1)
-        return dict(zip(seeds, less, strict=True)), dict(zip(seeds, more, strict=True))
+        return dict(zip(runs["seed"].to_list(), runs.select(columns).to_numpy(), strict=True))
+
+    def noisier_half(self, arm: str, quantity: str) -> BySeed:
+        """A per-timestep quantity's mean over the noisier half of the intervals."""
+        by_seed = self.buckets(arm, quantity)
+        return {seed: float(values[len(values) // 2 :].mean()) for seed, values in by_seed.items()}
 
     def win_rate(self, arm: str, other: str) -> BySeed:
         """Share of images on which arm scores higher than other: same training seed, prompt and image seed."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from scipy.stats import spearmanr
 
 from workbench.analysis.claims.evidence import Effect, Evidence, Values, seedwise
 from workbench.analysis.intervals import ENOUGH, detectable, seed_interval
@@ -180,19 +181,20 @@ def rises_then_falls(e: Evidence) -> list[Effect]:
 
 @claim(6, "Model loss, reward scale and accuracy are lower at high noise", "Fig. 2a-c", "frozen")
 def imbalanced(e: Evidence) -> list[Effect]:
-    """Means over t < 500 minus means over t >= 500, for Diffusion-DPO."""
+    """A trend over the timestep intervals, for Diffusion-DPO: minus Spearman's rank correlation with the noise.
+
+    1 where every interval lies below the one before it, 0 where there is no trend. Ranks, since the values of the least
+    noisy interval are so large that they alone would decide a mean or a slope.
+    """
     return [
-        Effect(
-            f"{name}, less noisy half of the timesteps minus noisier half",
-            seedwise(minus, *e.halves("frozen", quantity)),
-            unit,
-        )
-        for quantity, name, unit in (
-            ("loss", "model loss", "error"),
-            ("reward_size", "reward size", "error"),
-            ("accuracy", "accuracy", "share"),
-        )
+        Effect(f"{name}: fall with the noise", seedwise(_fall, e.buckets("frozen", quantity)), "rank correlation")
+        for quantity, name in (("loss", "model loss"), ("reward_size", "reward size"), ("accuracy", "accuracy"))
     ]
+
+
+def _fall(values: Values) -> float:
+    """Minus the rank correlation of values with their places; 0 where all are equal."""
+    return -float(spearmanr(np.arange(len(values)), values).statistic) if np.ptp(values) else 0.0
 
 
 @claim(
@@ -239,7 +241,7 @@ def needs_updates(e: Evidence) -> list[Effect]:
 )  # fmt: skip
 def scale_helps(e: Evidence) -> list[Effect]:
     """With and without lambda(t), at both discounts; divergence over t >= 500."""
-    (_, without), (_, scaled) = e.halves("gamma-9", "divergence"), e.halves("ours", "divergence")
+    without, scaled = e.noisier_half("gamma-9", "divergence"), e.noisier_half("ours", "divergence")
     return [
         Effect("reward, gamma .9 with minus without lambda(t)", gain(e, "ours", "gamma-9")),
         Effect("reward, gamma .8 with minus without lambda(t)", gain(e, "gamma-8-scale", "gamma-8")),
