@@ -242,8 +242,8 @@ def needs_updates(e: Evidence) -> list[Effect]:
 def scale_helps(e: Evidence) -> list[Effect]:
     """With and without lambda(t), mean of both discounts; divergence over the noisier half of the timesteps.
 
-    The paper's statement is about lambda(t), at whatever discount; both discounts together are twice the images, and the
-    effect is small. Each alone is shown.
+    The paper's statement is about lambda(t), at whatever discount. The effect is small, and both discounts together are
+    twice the images. Each alone is shown.
     """
     both = seedwise(
         lambda *rewards: (rewards[0] - rewards[1] + rewards[2] - rewards[3]) / 2,
@@ -307,9 +307,9 @@ def bounded(e: Evidence) -> list[Effect]:
 def forms_agree(e: Evidence) -> list[Effect]:
     """Agreement within 5 % with a known optimal denoiser; variance of a change at most a tenth of the batch subset's.
 
-    What a fixed probe is for is changes: a curve over training, or one candidate against the next. Its level carries the
-    error of its own choice through the whole run, where a fresh subset's errors average out; more images are the remedy,
-    which cost nothing twice. So the level's variance is shown and decides nothing.
+    A fixed probe is for changes: a curve over training, or one candidate against the next. Its level carries the error
+    of its own choice through the whole run, where the errors of fresh subsets average out; only more images help there.
+    So the level's variance is shown and decides nothing.
     """
     far = seedwise(lambda a, b: AGREEMENT - abs(a / b - 1), e.check("check/optimal_eq8"), e.check("check/optimal_kl"))
     variance = {
