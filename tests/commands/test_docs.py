@@ -26,6 +26,7 @@ from workbench.training.run import metric_names
 
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
+EXAMPLES = sorted(path for folder in ("experiments", "notebooks") for path in (ROOT / folder).rglob("*.*"))
 TEXT = {page.name: page.read_text() for page in PAGES}
 EVERYTHING = "\n".join(TEXT.values())
 TAGS = {"state"}  #: of MLflow runs, which are called workbench.NAME too
@@ -54,7 +55,7 @@ def test_its_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(found), target
 
 
-@every_page
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda page: page.name)
 def test_the_files_and_modules_that_it_names_exist(page):
     text = page.read_text()
     for path in set(re.findall(r"\b((?:workbench|tests|experiments|notebooks|docs)/[\w./*-]*\w)", text)):
