@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from tests.support.commands import forked_workers  # noqa: F401
+from tests.support.forked import forked_workers  # noqa: F401
 from tests.support.helpers import pair_rows, random_text_encoder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

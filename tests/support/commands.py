@@ -1,4 +1,4 @@
-"""Commands run in this process, which has imported everything already, and worker processes that are forked from one.
+"""Commands run in this process, which has imported everything already.
 
 A process of its own spends 4 to 8 seconds of CPU on imports before it does anything. What a signal, an exit or a crash
 does to a command is seen in a process of its own alone: `tests.support.helpers.workbench`.
@@ -6,14 +6,12 @@ does to a command is seen in a process of its own alone: `tests.support.helpers.
 
 import importlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 import pytest
@@ -63,51 +61,6 @@ def in_one_process(*commands: Sequence[str], **environment: str) -> list[subproc
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     return [subprocess.CompletedProcess(command, *result) for command, result in zip(commands, results, strict=True)]
-
-
-def _run_in(environment: dict[str, str], target: Any, arguments: tuple) -> None:
-    """The body of a worker process, with its parent's environment instead of the fork server's."""
-    os.environ.clear()
-    os.environ.update(environment)
-    target(*arguments)
-
-
-class _Process(ForkServerProcess):
-    def __init__(self, *, target: Any, args: tuple):
-        super().__init__(target=_run_in, args=(dict(os.environ), target, args))
-
-
-class _Context(ForkServerContext):
-    """In place of multiprocessing's "spawn": as clean a process, without its imports."""
-
-    Process = _Process
-
-
-#: What a worker imports, now or later; the names that cost the most are lazy ones of large packages.
-WORKER_IMPORTS = [
-    "tests.support.commands",
-    "alembic.command",
-    "datasets",
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "optuna.storages._rdb.models",
-    "peft",
-    "scipy.stats",
-    "transformers.models.clip.modeling_clip",
-    "transformers.models.vit.modeling_vit",
-    "workbench.studies.attempt",
-    "workbench.studies.workers",
-]
-
-
-@pytest.fixture
-def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The workers of studies in this process are forked from a server that has imported what they need."""
-    context, usual = _Context(), multiprocessing.get_context
-    context.set_forkserver_preload(WORKER_IMPORTS)
-    monkeypatch.setattr(
-        multiprocessing, "get_context", lambda method=None: context if method == "spawn" else usual(method)
-    )
 
 
 if __name__ == "__main__":

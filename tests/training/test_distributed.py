@@ -1,31 +1,14 @@
 """One run on two processes against the same run on one with batches twice as large."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from tests.support.helpers import ROOT, overrides, workbench
+from tests.support.helpers import overrides, workbench
+from tests.support.ranks import run, run_command
+from workbench import tracking
 from workbench.common.distributed import collect, part_of, spread
-
-
-def run(settings, folder, count, *last):
-    folder.mkdir(exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(settings))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
-    arguments = [str(ROOT / "tests" / "support" / "ranks.py"), str(folder / "settings.json"), str(folder), *last]
-    done = subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "WORKBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0 or last, done.stderr[-3000:]  # who dies last may do so of the others' silence
-    return [] if last else [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 
 def close(a, b, name):
@@ -73,25 +56,22 @@ def test_two_processes_are_one_with_twice_the_batch(tiny, tmp_path, changes):
 def test_two_processes_go_on_to_the_same_bits(tiny, tmp_path, changes):
     settings = tiny | {"train.steps": 5, "train.batch_size": 2, "reference.policy": "update"} | changes
     whole = run(settings, tmp_path / "whole", 2)
-    run(settings, tmp_path / "killed", 2, "3")
+    run(settings, tmp_path / "killed", 2, last=3)
     assert [path.name[:8] for path in (tmp_path / "killed" / "snapshots").iterdir()] == ["00000002"]
     assert run(settings, tmp_path / "killed", 2) == whole
 
 
-def test_what_does_not_work_when_sharded_is_refused(tiny, workplace):
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "workbench.train")
+def test_what_does_not_work_when_sharded_is_refused(tiny, tmp_path):
     wrong = tiny | {"train.parallel": "fsdp", "train.optimizer": "adafactor"}
-    done = workbench(*launcher, *overrides(wrong), cwd=workplace)
-    assert done.returncode != 0 and "train.parallel = 'fsdp' works with 'adamw' alone" in done.stderr
+    for done in run_command(tmp_path, "train", *overrides(wrong)):
+        assert done.returncode == 2 and "train.parallel = 'fsdp' works with 'adamw' alone" in done.stderr
 
 
-@pytest.mark.parametrize("launcher", [["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]])
-def test_the_main_process_alone_tracks(tiny, workplace, launcher):
-    from workbench import tracking
-
-    done = workbench(*launcher, "-m", "workbench.train", *overrides(tiny), "--study", "two", cwd=workplace)
+def test_the_main_process_alone_tracks(tiny, workplace):
+    """Started by torchrun."""
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "workbench.train")
+    done = workbench(*launcher, *overrides(tiny), "--study", "two", cwd=workplace)
     assert done.returncode == 0, done.stderr[-3000:]
-    os.chdir(workplace)
     runs = tracking.load_runs("two")
     assert len(runs) == 1 and runs["train.steps"].item() == "4"
 
