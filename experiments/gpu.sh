@@ -93,13 +93,13 @@ PYTHON
 
 measure "$SMALL-lora" 100 "$SMALL" lora "$STEPS"
 measure "$SMALL-full" 100 "$SMALL" full "$STEPS"
-measure "$SMALL-lora-compiled" 180 "$SMALL" lora "$STEPS" --compile
-measure "$LARGE-lora" 120 "$LARGE" lora "$LARGE_STEPS"
+measure "$LARGE-lora" 200 "$LARGE" lora "$LARGE_STEPS"
 measure "$PART-lora" 90 "$PART" lora "$LARGE_STEPS"
 if read -r shape rank pairs < <(slowest 2>/dev/null); then
     step profile 90 "$PYTHON" -m workbench.profile --model "$shape" --lora "$rank" --pairs "$pairs" --steps 3 \
         --dtype bfloat16 --no-trace --device "$DEVICE" --out "$OUT/profile"
 fi
+measure "$SMALL-lora-compiled" 180 "$SMALL" lora "$STEPS" --compile
 train small-default 60 "$(dirname "$0")/default.toml"
 train small-arm 60 "$(dirname "$0")/claims.toml" --set timesteps.density=discounted \
     --set reward_scale.shape=inverse_sqrt_snr
