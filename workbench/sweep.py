@@ -59,6 +59,7 @@ def main(
     if trials is not None:
         extra["sweep.trials"] = trials
     from workbench import tracking
+    from workbench.analysis.claims import regime
     from workbench.studies import lifecycle
     from workbench.studies.experiment import Experiment
 
@@ -70,6 +71,9 @@ def main(
     except KeyboardInterrupt:
         click.echo(f"Stopped; finished trials of study {name!r} are kept. To go on: the same command again.", err=True)
         raise
+    outside = "" if init else regime.sentence(regime.of_study(name), regime.RUNS)
+    if outside:
+        click.echo(f"\n{outside}")
     click.echo(
         f"\nOpen the UI:       {tracking.ui_command()}\n                   {tracking.ui_link(tracking.connect(), name)}"
     )

@@ -7,6 +7,7 @@ values of its best run by `sweep.objective`, within `sweep.constraints`. Two key
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -81,3 +82,25 @@ def best_values(experiment: Experiment, runs: pl.DataFrame) -> dict[str, dict[st
         if value > best_score.get(candidate.arm, float("-inf")):
             best[candidate.arm], best_score[candidate.arm] = candidate.values, value
     return best
+
+
+def on_edge(experiment: Experiment, tuned: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
+    """For each tuned arm the settings whose best value is the smallest or the largest that was tried.
+
+    A search that ends there may have missed a better value beyond. A setting of which one value was tried has no edge.
+
+    Args:
+        tuned: from `best_values`.
+    """
+    tried: dict[str, dict[str, set[float]]] = {}
+    for candidate in candidates(experiment).values():
+        for name, value in candidate.values.items():
+            tried.setdefault(candidate.arm, {}).setdefault(name, set()).add(value)
+    return {
+        arm: [name for name, value in values.items() if len(tried[arm][name]) > 1 and value in _ends(tried[arm][name])]
+        for arm, values in tuned.items()
+    }
+
+
+def _ends(values: set[float]) -> tuple[float, float]:
+    return min(values), max(values)

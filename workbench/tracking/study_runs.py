@@ -110,6 +110,29 @@ def finish_study(client: MlflowClient, run_id: str, metrics: Mapping[str, float]
         client.set_terminated(run_id, STATUS.get(state, "KILLED"))
 
 
+def describe_study(client: MlflowClient, study: str, title: str, text: str, metrics: Mapping[str, float]) -> None:
+    """Add a section to the description of a study's parent run, or replace the section of that title, and log metrics.
+
+    A run that has all of it already is left as it is. `finish_study` writes the description anew.
+
+    Args:
+        title: of the last section; what follows it in an earlier description is dropped.
+        text: in Markdown.
+    """
+    run = require_study(client, study)
+    mark = f"\n\n### {title}\n\n"
+    before = run.data.tags.get(tags.NOTE, "")
+    note = before.partition(mark)[0] + mark + text
+    if note == before and metrics.items() <= run.data.metrics.items():
+        return
+    now = int(time.time() * 1000)
+    client.log_batch(
+        run.info.run_id,
+        metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+        tags=[RunTag(tags.NOTE, note)],
+    )
+
+
 def attach(study: str, path: Path, folder: str = "figures") -> None:
     """Attach a file, or all files of a folder, to a study's parent run, under an artifact folder."""
     client = connect()

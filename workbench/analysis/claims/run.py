@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench import tracking
-from workbench.analysis.claims import checks, rules, table
+from workbench.analysis.claims import checks, regime, rules, table
 from workbench.analysis.claims.evidence import Evidence
 from workbench.common.cache import in_place
 from workbench.common.command_line import default_workers
@@ -36,14 +36,14 @@ class Outcome(NamedTuple):
     Attributes:
         study: name of the study whose arms were compared.
         text: the verdicts and their effects, for a terminal.
-        files: the table as Markdown, and as JSON.
+        files: the table as Markdown, and as JSON; the regime's numbers as JSON.
         is_new: whether this run changed them.
         link: the study in MLflow's user interface.
     """
 
     study: str
     text: str
-    files: tuple[Path, Path]
+    files: tuple[Path, ...]
     is_new: bool
     link: str
 
@@ -80,11 +80,12 @@ def check_claims(
     checks.run_checks(declared, f"{name}-checks")
     rows = judge(name)
     tuned = lifecycle.tuned_values(declared, name) if candidates else {}
-    files, is_new = _write(folder, rows, tuned, declared)
+    measures = regime.of_study(name, tuning.on_edge(declared, tuned) if candidates else None)
+    files, is_new = _write(folder, rows, measures, tuned, declared)
     if is_new:
         for path in files:
             tracking.attach(name, path, "claims")
-    return Outcome(name, table.plain(rows), files, is_new, tracking.ui_link(tracking.connect(), name))
+    return Outcome(name, table.plain(rows, measures), files, is_new, tracking.ui_link(tracking.connect(), name))
 
 
 def _declared(experiment: Path, overrides: Sequence[str], quick: bool) -> Experiment:
@@ -112,16 +113,21 @@ def judge(study: str) -> list[dict[str, Any]]:
 
 
 def _write(
-    folder: Path, rows: list[dict[str, Any]], tuned: Mapping[str, Mapping[str, float]], experiment: Experiment
-) -> tuple[tuple[Path, Path], bool]:
-    """Write claims.md and claims.json where they change; the files, and whether one did."""
+    folder: Path,
+    rows: list[dict[str, Any]],
+    measures: list[regime.Measure],
+    tuned: Mapping[str, Mapping[str, float]],
+    experiment: Experiment,
+) -> tuple[tuple[Path, ...], bool]:
+    """Write claims.md, claims.json and regime.json where they change; the files, and whether one did."""
+    numbers = [one.as_dict() for one in measures]
     contents = {
-        folder / "claims.md": table.markdown(rows, tuned, experiment),
+        folder / "claims.md": table.markdown(rows, measures, tuned, experiment),
         folder / "claims.json": json.dumps(rows, indent=2, allow_nan=False) + "\n",
+        folder / "regime.json": json.dumps(numbers, indent=2, allow_nan=False) + "\n",
     }
     changed = {path: text for path, text in contents.items() if not path.is_file() or path.read_text() != text}
     for path, text in changed.items():
         with in_place(path) as partial:
             partial.write_text(text)
-    markdown, data = contents
-    return (markdown, data), bool(changed)
+    return tuple(contents), bool(changed)

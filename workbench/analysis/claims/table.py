@@ -1,11 +1,14 @@
 """The table of claims: as Markdown for a file, and as text for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workbench.analysis.claims import regime
 from workbench.analysis.claims.rules import ABSENT, FAILS, HOLDS, OPEN
 from workbench.analysis.intervals import ENOUGH
 from workbench.common.markdown import markdown_table
+from workbench.data.rows import read_prompts
+from workbench.studies import tuning
 from workbench.studies.experiment import Experiment
 
 RULES = (
@@ -15,10 +18,15 @@ RULES = (
     "and does not where one does not. Beside an inconclusive effect stands the smallest one that as many seeds of this "
     "spread would have told from 0 in 8 of 10 such studies."
 )
+REGIME = (
+    "The paper's regime, as numbers of the runs of Fig. 1b, means over seeds. Outside of it a verdict says how these "
+    "settings behave, not whether the paper is right."
+)
 TUNING = (
     "Every arm had the same number of steps and pairs. One small search, the same for all, tried these multiples of an "
-    "arm's own settings ({factors}) on prompts and a seed that the comparison does not use; the best by {objective} is "
-    "below. Arms that take another method apart take what that method found, as the paper's ablations do: {likes}."
+    "arm's own settings ({factors}) on prompts and a seed that the comparison does not use; the best by {objective}, "
+    "over {images} images of one training seed, is below. Arms that take another method apart take what that method "
+    "found, as the paper's ablations do: {likes}."
 )
 
 
@@ -27,16 +35,23 @@ def number(value: float) -> str:
     return f"{value:+.3g}" if value else "0"
 
 
-def markdown(rows: list[dict[str, Any]], tuned: Mapping[str, Mapping[str, float]], experiment: Experiment) -> str:
-    """The claims as Markdown: how many hold, the table, the rules, and what each arm was given.
+def markdown(
+    rows: Sequence[Mapping[str, Any]],
+    measures: Sequence[regime.Measure],
+    tuned: Mapping[str, Mapping[str, float]],
+    experiment: Experiment,
+) -> str:
+    """The claims as Markdown: regime, how many hold, the table, the rules, and what each arm was given.
 
     Args:
-        rows: of `verdicts.judge`, each with a `link`.
-        tuned: arm -> setting -> value that its search found.
+        rows: from `rules.judge`, each with a `link`.
+        measures: from `regime.measure`.
+        tuned: arm -> setting -> the best value that its search tried.
         experiment: with the arms, and with how they were tuned.
     """
     seeds, verdicts = len(experiment.sweep.seeds) or 1, [row["verdict"] for row in rows]
     counts = " · ".join(f"{v}: **{verdicts.count(v)}**" for v in (HOLDS, OPEN, FAILS, ABSENT) if v in verdicts)
+    warning = regime.sentence(measures)
     head = ("#", "claim", "paper", "effect (95 % interval over seeds): what was measured", "verdict", "runs")
     body = [
         (
@@ -51,20 +66,31 @@ def markdown(rows: list[dict[str, Any]], tuned: Mapping[str, Mapping[str, float]
     ]
     parts = [
         "# The paper's claims on this model",
+        *([f"**{warning}**"] if warning else []),
         f"{len(rows)} claims, {seeds} seeds, {experiment.config.train.steps} steps a run. {counts}",
         markdown_table(head, body),
         RULES,
+        *([REGIME, regime.markdown(measures)] if measures else []),
+        *(_tuning(tuned, experiment) if tuned else []),
     ]
-    if tuned:
-        sweep = experiment.declared_sweep
-        factors = "; ".join(f"{k}: {', '.join(f'{f:g}' for f in v)}" for k, v in sweep.tuning.factors.items())
-        likes = ", ".join(f"{arm} like {arms['like']}" for arm, arms in sweep.arms.items() if "like" in arms)
-        found = [(arm, ", ".join(f"{k} = {v:g}" for k, v in values.items())) for arm, values in tuned.items()]
-        parts += [
-            TUNING.format(factors=factors, objective=sweep.objective, likes=likes or "none"),
-            markdown_table(("arm", "found"), found),
-        ]
     return "\n\n".join(parts) + "\n"
+
+
+def _tuning(tuned: Mapping[str, Mapping[str, float]], experiment: Experiment) -> list[str]:
+    """How the arms were tuned and what came of it; a value on the edge of its grid is marked."""
+    sweep, search = experiment.declared_sweep, tuning.search(experiment).config
+    factors = "; ".join(f"{k}: {', '.join(f'{f:g}' for f in v)}" for k, v in sweep.tuning.factors.items())
+    likes = ", ".join(f"{arm} like {declared['like']}" for arm, declared in sweep.arms.items() if "like" in declared)
+    images = search.evaluation.seeds * len(read_prompts(search.data.prompts))
+    edges = tuning.on_edge(experiment, tuned)
+    rows = [
+        (arm, ", ".join(f"{k} = {v:g}" for k, v in values.items()), ", ".join(edges[arm]) or "none")
+        for arm, values in tuned.items()
+    ]
+    return [
+        TUNING.format(factors=factors, objective=sweep.objective, images=images, likes=likes or "none"),
+        markdown_table(("arm", "best values", "on the edge of the grid"), rows),
+    ]
 
 
 def _effect(effect: Mapping[str, Any], seeds: int) -> str:
@@ -80,9 +106,10 @@ def _sight(effect: Mapping[str, Any]) -> str:
     return f" (smallest effect that could be seen: {number(effect['detectable'])})" if inconclusive else ""
 
 
-def plain(rows: list[dict[str, Any]]) -> str:
-    """The claims for a terminal: a line each with its verdict, then its effects."""
-    lines = []
+def plain(rows: Sequence[Mapping[str, Any]], measures: Sequence[regime.Measure]) -> str:
+    """The claims for a terminal: the regime where it is another, then a line a claim with its verdict and effects."""
+    warning = regime.sentence(measures)
+    lines = [f"\n{warning}"] if warning else []
     for row in rows:
         lines.append(f"\n{row['number']:2d}. {row['verdict'].upper()}: {row['title']} ({row['where']})")
         lines += [
