@@ -192,7 +192,7 @@ def export(name: str, out: Path | None) -> None:
     metrics of ended runs, `history.parquet` every metric at every step, `settings.json` what the study was made with.
     """
     from workbench import tracking
-    from workbench.common.cache import in_place
+    from workbench.common.files import in_place
     from workbench.studies import lifecycle, storage
     from workbench.studies.records import StudyRecord
 

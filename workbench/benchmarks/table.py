@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from workbench.benchmarks.figure import Figure, Options
-from workbench.common.cache import in_place
+from workbench.common.files import in_place
 from workbench.common.markdown import markdown_table
 
 LEAST = 0.03  # that the figure shows, of a goal

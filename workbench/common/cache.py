@@ -3,11 +3,8 @@
 import hashlib
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from workbench.common.distributed import agreed
 from workbench.common.errors import Failure
+from workbench.common.files import in_place
 
 log = logging.getLogger(__name__)
 
@@ -27,26 +25,6 @@ def folder() -> Path:
 def digest(*recipe: object) -> str:
     """SHA-256 over the text of everything that decides a result."""
     return hashlib.sha256("\n".join(str(part) for part in recipe).encode()).hexdigest()
-
-
-def partial_of(path: Path) -> Path:
-    """Where a file is written before it takes its place; no two processes share one, on any machine."""
-    return path.with_name(f"{path.name}.{uuid4().hex}.partial")
-
-
-@contextmanager
-def in_place(path: Path) -> Iterator[Path]:
-    """Where to write a file, or a folder, that then takes its place, whole or not at all; a folder there is empty."""
-    partial = partial_of(path)
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:  # of a failure alone something is left
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
 
 
 def cached(kind: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -109,6 +109,11 @@ def mean(values: Tensor) -> Tensor:
     return total / world()
 
 
+def mean_of(values: Tensor) -> Tensor:
+    """The mean of a tensor's elements over all processes, the same on each; every process has as many."""
+    return mean(values.mean())
+
+
 def wrap(model: nn.Module, how: str, trained: bool) -> nn.Module:
     """The model as it takes part in a run on several processes; itself with one.
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from workbench.common import distributed
-from workbench.common.cache import digest, folder, in_place
+from workbench.common.cache import digest, folder
+from workbench.common.files import in_place
 from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.validation import is_place
 from workbench.data.pairs import EncodedPairs

@@ -28,6 +28,8 @@ class PairErrors(NamedTuple):
     Attributes:
         policy_w, policy_l, reference_w, reference_l: to the noise that was added.
         distance_w: between the two models' predictions on the winner.
+        mean: of a tensor over the whole batch, of which a process may hold a part only; for objectives that are no
+            mean over pairs, such as `kto`.
     """
 
     policy_w: Tensor
@@ -35,6 +37,7 @@ class PairErrors(NamedTuple):
     reference_w: Tensor
     reference_l: Tensor
     distance_w: Tensor
+    mean: Callable[[Tensor], Tensor] = torch.mean
 
     @property
     def reward_w(self) -> Tensor:
@@ -50,6 +53,11 @@ class PairErrors(NamedTuple):
     def margin(self) -> Tensor:
         """reward_w - reward_l."""
         return self.reward_w - self.reward_l
+
+
+def accuracy(margin: Tensor) -> Tensor:
+    """1 where the winner's implicit reward is the larger one, 0 where the loser's is, 1/2 where both are equal; (B,)."""
+    return (margin > 0).float() + 0.5 * (margin == 0).float()
 
 
 def dpo(errors: PairErrors, lam: Tensor, *, beta: Annotated[float, Gt(0)] = 300.0) -> Tensor:
@@ -91,26 +99,19 @@ def linear(errors: PairErrors, lam: Tensor, *, beta: Annotated[float, Gt(0)] = 3
     return -0.5 * beta * lam * errors.margin
 
 
-def kto(
-    errors: PairErrors,
-    lam: Tensor,
-    mean: Callable[[Tensor], Tensor] = torch.mean,
-    *,
-    beta: Annotated[float, Gt(0)] = 150.0,
-) -> Tensor:
+def kto(errors: PairErrors, lam: Tensor, *, beta: Annotated[float, Gt(0)] = 150.0) -> Tensor:
     """Diffusion-KTO: mean of 1 - sigmoid(beta (lam g_w - z)) and 1 - sigmoid(-beta (lam g_l - z)) (Li et al. 2024).
 
     z = max(batch mean of lam g over winners and losers, 0), without gradient. Both sides weigh 1, as in the public
     code; there the images of a batch are unpaired, here winner and loser share t and eps like everywhere.
 
     Args:
-        mean: over the batch, of which this may be one process's part.
         beta: no factor 1/2: 150 makes the sigmoid's argument DPO's at 300. The public SD1.5 setting is 1000.
     Returns:
         Loss, shape (B,); 1/2 where policy and reference agree.
     """
     reward_w, reward_l = lam * errors.reward_w, lam * errors.reward_l
-    z = mean(torch.cat([reward_w, reward_l]).detach()).clamp(min=0)
+    z = errors.mean(torch.cat([reward_w, reward_l]).detach()).clamp(min=0)
     return 0.5 * (torch.sigmoid(-beta * (reward_w - z)) + torch.sigmoid(beta * (reward_l - z)))
 
 

@@ -197,6 +197,11 @@ class Config(Section):
         function = table[settings.pop(selector)]
         return function, {key: settings[key] for key in _keywords(function)}
 
+    def shared(self, section: str) -> dict[str, Any]:
+        """The keyword arguments of a choosing section that go with every choice of it."""
+        settings = getattr(self, section).model_dump()
+        return {key: settings[key] for key in _keywords(COMMON[section])}
+
     def flat(self) -> dict[str, Any]:
         """Every resolved setting of a run by its dotted name, defaults included; the sweep's own are not among them."""
         return flatten(self.model_dump(exclude={"sweep"}))
@@ -267,9 +272,14 @@ def _defaults() -> dict[str, Any]:
     return {f"{section}.{selector}": default for section, (selector, _, default) in CHOICES.items()}
 
 
+def default_config() -> Config:
+    """The settings of a run for which nobody has set anything."""
+    return Config.model_validate(_tree(_defaults()))
+
+
 def known_names() -> list[str]:
     """Every setting's dotted name, those of all choices included."""
-    names = list(flatten(Config.model_validate(_tree(_defaults())).model_dump()))
+    names = list(flatten(default_config().model_dump()))
     for section, (_, table, _) in CHOICES.items():
         names += [f"{section}.{key}" for function in table.values() for key in _keywords(function)]
     return sorted(set(names))

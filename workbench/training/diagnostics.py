@@ -1,4 +1,4 @@
-"""What a policy has become: per-timestep diagnostics, distance from the pretrained model, win rates on samples.
+"""What a policy has become: its distance from the pretrained model, and per-timestep diagnostics.
 
 All diagnostics compare with the *pretrained* model, the one yardstick that is the same in every run; where the
 reference is frozen the two are the same. Draws are fixed, so runs and steps are compared on the same noise,
@@ -6,8 +6,6 @@ and the pretrained model's side is computed once.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,10 +14,10 @@ from torch import Generator, Tensor, nn
 
 from workbench.common import distributed
 from workbench.common.cache import cached, digest
-from workbench.common.stats import mean_interval, wins
 from workbench.data.pairs import EncodedPairs
 from workbench.method.divergence import error_difference, kernel_kl
 from workbench.method.noise import ForwardProcess, bucket_names, bucket_of, squared_error, stratified
+from workbench.method.objectives import accuracy
 from workbench.method.reference import Divergence
 from workbench.training.loop import Denoise, noised
 
@@ -62,11 +60,11 @@ class Probe:
         self.prediction_init, self.error_init = prediction, squared_error(prediction, self.target)
 
     def state(self) -> Tensor:
-        """What the pretrained model predicted, of all processes; every one has to ask."""
+        """The pretrained model's predictions, of all processes; a collective call."""
         return distributed.collect(self.prediction_init, self.size)
 
-    def going_on(self, state: Tensor) -> "Probe":
-        """The same probe with the predictions that `state` found, which another machine would round otherwise."""
+    def resumed(self, state: Tensor) -> "Probe":
+        """The same probe with the predictions that `state` returned, which another machine would round otherwise."""
         probe = copy.copy(self)
         probe._compare_with(state[distributed.spread(self.size)])
         return probe
@@ -103,7 +101,10 @@ class BucketDiagnostics:
         draws: timesteps a pair in the full pass, which sees all pairs.
     """
 
+    #: Means over the curve's pairs, as `validation/NAME`.
     MEANS = ("margin", "accuracy", "reward", "loss", "divergence")
+    #: What a full pass measures by bucket, as `timestep_NAME/BUCKET`.
+    BY_BUCKET = ("loss", "reward", "reward_size", "margin", "accuracy", "divergence", "count")
 
     def __init__(
         self,
@@ -178,7 +179,7 @@ class BucketDiagnostics:
             "reward": (reward_w + reward_l) / 2,
             "reward_size": (reward_w.abs() + reward_l.abs()) / 2,
             "margin": margin,
-            "accuracy": (margin > 0).float() + 0.5 * (margin == 0).float(),
+            "accuracy": accuracy(margin),
             "divergence": error_difference(policy_w, init_w),
         }
         columns = {name: value.double().numpy() for name, value in values.items()}
@@ -190,63 +191,3 @@ def bucket_means(lam: Tensor, buckets: int) -> dict[str, float]:
     bucket = bucket_of(torch.arange(len(lam)), buckets, len(lam))
     names = bucket_names(buckets, len(lam))
     return {f"timestep_lambda/{name}": lam[bucket == i].mean().item() for i, name in enumerate(names)}
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images of a model for fixed captions and seeds, with their scores.
-
-    Attributes:
-        rewards: ground-truth reward, (N,).
-        judged: log-probability that the independent judge gives the named concept, (N,).
-    """
-
-    captions: Sequence[str]
-    seeds: Sequence[int]
-    images: NDArray[np.uint8]
-    rewards: NDArray[np.float64]
-    judged: NDArray[np.float64]
-
-    def part(self, places: Sequence[int]) -> "Samples":
-        """Some of them, by index."""
-        chosen = list(places)
-        captions, seeds = [self.captions[i] for i in chosen], [self.seeds[i] for i in chosen]
-        return Samples(captions, seeds, self.images[chosen], self.rewards[chosen], self.judged[chosen])
-
-
-#: What `compare` measures, as `eval/NAME`.
-COMPARED = ("reward", "reward_gain", "judge", "judge_gain", "win_rate", "win_rate_low", "win_rate_high")
-
-
-def compare(ours: Samples, theirs: Samples) -> dict[str, float]:
-    """Mean reward and win rate of one model against another, same prompts and seeds, ties as half.
-
-    The interval resamples prompts, not images: images of one prompt are not independent.
-    """
-    won = wins(ours.rewards, theirs.rewards)
-    by_caption: dict[str, list[float]] = {}  # in order of appearance, on which the seeded resampling depends
-    for caption, one in zip(ours.captions, won.tolist(), strict=True):
-        by_caption.setdefault(caption, []).append(one)
-    low, high = mean_interval([np.mean(each) for each in by_caption.values()])
-    return {
-        "eval/reward": float(ours.rewards.mean()),
-        "eval/reward_gain": float((ours.rewards - theirs.rewards).mean()),
-        "eval/judge": float(ours.judged.mean()),
-        "eval/judge_gain": float((ours.judged - theirs.judged).mean()),
-        "eval/win_rate": float(won.mean()),
-        "eval/win_rate_low": low,
-        "eval/win_rate_high": high,
-    }
-
-
-#: What `progress` measures, as `samples/NAME`.
-PROGRESS = ("reward", "reward_gain", "win_rate")
-
-
-def progress(ours: Samples, theirs: Samples) -> dict[str, float]:
-    """The same of the few images that are drawn while a model trains."""
-    return {
-        "samples/reward": float(ours.rewards.mean()),
-        "samples/reward_gain": float((ours.rewards - theirs.rewards).mean()),
-        "samples/win_rate": float(wins(ours.rewards, theirs.rewards).mean()),
-    }

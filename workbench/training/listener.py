@@ -1,6 +1,6 @@
-"""Who hears of a run, and a listener that can tell it all again."""
+"""What a run reports to, and a recorder of what it has reported, from which a resumed run reports all of it again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,16 +9,16 @@ import torch
 
 
 class Listener(Protocol):
-    """Who hears of a run: `tracking.Tracker`, or a test's list."""
+    """What a run reports to: `tracking.Tracker`, `RunFolder`, or a test's list."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a step."""
+        """Metrics of a step; a step may have several calls, each metric one."""
 
     def image(self, key: str, step: int, pixels: np.ndarray) -> None:
-        """A picture, (H, W, 3) uint8."""
+        """A picture of a step, (H, W, 3) uint8."""
 
     def picture(self, file: str, pixels: np.ndarray) -> None:
-        """A picture under a file's name, to the pixel."""
+        """A picture under a file's name, kept to the pixel."""
 
     def table(self, file: str, columns: Mapping[str, Any]) -> None:
         """A table by columns."""
@@ -27,32 +27,35 @@ class Listener(Protocol):
         """A file or a folder, which the run keeps under a folder's name."""
 
 
-class Silence:
-    """The listener of the processes that do not speak for the run."""
+class NullListener:
+    """The listener of processes that do not report, since the main one does."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Ignored."""
 
     def image(self, key: str, step: int, pixels: np.ndarray) -> None:
-        """Nothing."""
+        """Ignored."""
 
     def picture(self, file: str, pixels: np.ndarray) -> None:
-        """Nothing."""
+        """Ignored."""
 
     def table(self, file: str, columns: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Ignored."""
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Nothing."""
+        """Ignored."""
 
 
-class Told:
-    """What a listener has been told step by step, so that one who comes later can be told it too.
+class Recorder:
+    """Passes a run's metrics and step images on, and remembers them for snapshots.
+
+    A run that resumes is tracked as a new run, which must have the history from its first step on. So a snapshot holds
+    what was reported up to it, and `replay` reports that to the new run's listener.
 
     Attributes:
         last: the last value of every metric.
-        events: ("log", step, metrics) and ("image", key, step, pixels as a tensor), in order; plain enough for a
-            snapshot.
+        events: ("log", step, metrics) and ("image", key, step, pixels as a tensor), in order; plain values, as
+            snapshots need them.
     """
 
     def __init__(self, listener: Listener):
@@ -67,15 +70,15 @@ class Told:
         self.events.append(("log", step, dict(metrics)))
 
     def image(self, key: str, step: int, pixels: np.ndarray) -> None:
-        """A picture, (H, W, 3) uint8."""
+        """A picture of a step, (H, W, 3) uint8."""
         self.listener.image(key, step, pixels)
         self.events.append(("image", key, step, torch.from_numpy(pixels)))
 
-    def again(self, events: list[tuple]) -> None:
-        """Tell what was told by an earlier part of the run."""
-        for kind, *what in events:
+    def replay(self, events: Iterable[tuple]) -> None:
+        """Report the events of an earlier part of the run again."""
+        for kind, *values in events:
             if kind == "log":
-                self.log(*what)
+                self.log(*values)
             else:
-                key, step, pixels = what
+                key, step, pixels = values
                 self.image(key, step, pixels.numpy())

@@ -4,7 +4,7 @@ On several processes each has its part of every batch, and the record is of the 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 from workbench.common import distributed
 from workbench.data.pairs import Batch
 from workbench.method.noise import ForwardProcess, squared_error
-from workbench.method.objectives import Objective, PairErrors
-from workbench.method.reference import Reference
+from workbench.method.objectives import Objective, PairErrors, accuracy
+from workbench.method.reference import Decision, Reference
 from workbench.method.timesteps import draw
 
 #: Prediction of (denoiser, x_t, t, condition).
@@ -23,7 +23,12 @@ Denoise = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one optimizer step showed: scalars still on the device, detached, in the order of NAMES."""
+    """What one optimizer step showed.
+
+    Attributes:
+        values: scalars still on the device, detached, in the order of NAMES; reading them waits for the device.
+        decision: what became of the reference's candidate; None where none was due.
+    """
 
     NAMES = (
         "train/loss",
@@ -38,6 +43,11 @@ class StepRecord:
     step: int
     values: Tensor
     lr: float
+    decision: Decision | None = None
+
+
+#: What `as_floats` makes of a record.
+STEP_METRICS = (*StepRecord.NAMES, "train/lr")
 
 
 class Noised(NamedTuple):
@@ -79,7 +89,7 @@ def pair_errors(
     distance_w = squared_error(predicted.chunk(2)[0], predicted_reference.chunk(2)[0])
     policy_w, policy_l = squared_error(predicted, target).chunk(2)
     reference_w, reference_l = squared_error(predicted_reference, target).chunk(2)
-    return PairErrors(policy_w, policy_l, reference_w, reference_l, distance_w)
+    return PairErrors(policy_w, policy_l, reference_w, reference_l, distance_w, mean=distributed.mean_of)
 
 
 def train(
@@ -105,7 +115,7 @@ def train(
     """Preference optimisation, one record an optimizer step, yielded after the step and the reference's move.
 
     Args:
-        policy: as `processes.wrap` returns it.
+        policy: as `distributed.wrap` returns it.
         batches: of this process.
         objective: loss of each pair from (errors, lambda(t)).
         process, lam: over t, on the device, (T,).
@@ -120,7 +130,7 @@ def train(
     unchecked: list[StepRecord] = []
     weights = distributed.bare(policy)
     for step in range(done + 1, steps + 1):
-        seen = []
+        summaries = []
         for micro_step in range(1, accumulation + 1):
             batch = next(batches)
             t, eps = draw_noise(batch.x_w, density, generator)
@@ -128,7 +138,7 @@ def train(
                 errors = pair_errors(denoise, policy, reference.model, batch, t, eps, process)
                 loss = objective(errors, lam[t]).mean()
                 scaler.scale(loss / accumulation).backward()
-            seen.append(_summary(loss, errors))
+            summaries.append(_summary(loss, errors))
         scaler.unscale_(optimizer)
         grad_norm = distributed.whole(nn.utils.clip_grad_norm_(weights.parameters(), clip))
         lr = float(schedule.get_last_lr()[0])
@@ -136,14 +146,14 @@ def train(
         scaler.update()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)  # here, so that what is measured between steps has their memory
-        loss_mean, *rest = distributed.mean(torch.stack(seen).mean(0))
+        loss_mean, *rest = distributed.mean(torch.stack(summaries).mean(0))
         record = StepRecord(step, torch.stack([loss_mean, grad_norm.detach(), *rest]), lr)
         unchecked.append(record)
+        # Before the reference may take over weights that are not finite.
         if step % check_every == 0 or step == steps:
             _require_finite(unchecked, overflow=scaler.is_enabled() and scaler.get_scale() >= 1)
             unchecked.clear()
-        reference.after_step(step, weights)
-        yield record
+        yield replace(record, decision=reference.after_step(step, weights))
 
 
 def draw_noise(x0: Tensor, density: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -163,12 +173,15 @@ def draw_noise(x0: Tensor, density: Tensor, generator: Generator) -> tuple[Tenso
 def _summary(loss: Tensor, errors: PairErrors) -> Tensor:
     margin = errors.margin.detach()
     parts = (errors.reward_w, errors.reward_l, errors.policy_w, errors.policy_l)
-    accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).mean()  # a tie counts half
-    return torch.stack([loss.detach(), margin.mean(), accuracy, *(p.detach().mean() for p in parts)])
+    return torch.stack([loss.detach(), margin.mean(), accuracy(margin).mean(), *(p.detach().mean() for p in parts)])
 
 
 def _require_finite(records: Sequence[StepRecord], overflow: bool) -> None:
-    """Args: overflow: whether a gradient may be too large for its precision, its step having been left out."""
+    """Raise FloatingPointError unless all numbers of these steps are finite.
+
+    Args:
+        overflow: a gradient may be too large for its precision, as its step was then left out.
+    """
     for record, values in zip(records, torch.stack([r.values for r in records]).tolist(), strict=True):
         spared = StepRecord.NAMES.index("train/grad_norm") if overflow else None
         if not all(abs(v) < float("inf") for place, v in enumerate(values) if place != spared):
@@ -181,6 +194,4 @@ def as_floats(records: Sequence[StepRecord]) -> list[dict[str, float]]:
     if not records:
         return []
     rows = torch.stack([r.values for r in records]).tolist()
-    return [
-        dict(zip(StepRecord.NAMES, row, strict=True)) | {"train/lr": r.lr} for r, row in zip(records, rows, strict=True)
-    ]
+    return [dict(zip(STEP_METRICS, (*row, r.lr), strict=True)) for r, row in zip(records, rows, strict=True)]

@@ -8,7 +8,7 @@ from shutil import which
 from workbench import __version__
 from workbench.common.markdown import markdown_table
 from workbench.common.paths import checkout
-from workbench.training.config import Config, resolve
+from workbench.training.config import Config, default_config
 from workbench.training.preparation import Prepared
 
 
@@ -39,7 +39,7 @@ def datasets(ready: Prepared) -> dict[str, tuple[str, dict[str, int]]]:
 
 def describe(config: Config, arm: str = "") -> str:
     """A run's description in Markdown: what differs from the defaults."""
-    defaults = resolve({}).flat()
+    defaults = default_config().flat()
     changed = [(f"`{k}`", v, defaults.get(k)) for k, v in config.flat().items() if defaults.get(k) != v]
     head = f"Arm **{arm}** of the study.\n\n" if arm else ""
     return head + (markdown_table(("setting", "here", "default"), changed) if changed else "All settings are defaults.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.common.cache import in_place
+from workbench.common.files import in_place
 from workbench.common.errors import Failure
 
 HISTORY = "history.parquet"

@@ -1,7 +1,8 @@
-"""Snapshots of an unfinished run, from which it goes on to the same bits; not to be shared, unlike checkpoints.
+"""Snapshots of an unfinished run, from which it resumes to the same bits; not to be shared, unlike checkpoints.
 
-A snapshot is one file, written aside and moved into place, whose name holds the step and the SHA-256 of its contents:
-what is torn or damaged does not match its name. It holds tensors and plain values alone and is read as such.
+A snapshot is one file, written aside and moved into place, whose name holds the step and the SHA-256 of its contents: a
+torn or damaged file does not match its name. It holds tensors and plain values alone and is read as such, so that a
+pickle under a snapshot's name is never run.
 """
 
 import hashlib
@@ -9,7 +10,6 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from workbench.common.cache import partial_of
+from workbench.common.files import partial_file, sync, sync_folder
 from workbench.common.errors import Failure, UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -26,10 +26,21 @@ PATTERN = "[0-9]" * 8 + f"-*{SUFFIX}"
 
 
 class Snapshot(NamedTuple):
-    """What a snapshot holds: steps that are done, and the run's state after them."""
+    """An unfinished run between two steps.
+
+    Attributes:
+        step: how many steps are done.
+        state: of training, as `Training.state` returns it.
+        events: what the run has reported so far, as a `Recorder` keeps it.
+        settings: resolved, by dotted name.
+        data: digests of what it learns from and starts with.
+    """
 
     step: int
-    state: dict[str, Any]
+    state: Mapping[str, Any]
+    events: Sequence[tuple] = ()
+    settings: Mapping[str, Any] = {}
+    data: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Snapshots:
     Attributes:
         folder: where they are written.
         interval: steps between them; 0 = only when the run is stopped.
-        keep: how many, the newest.
+        keep: how many of the newest stay.
         before: folders of earlier attempts at the same run, whose snapshots are read too.
     """
 
@@ -52,55 +63,57 @@ class Snapshots:
         """Whether a snapshot is to be taken after this step."""
         return self.interval > 0 and step % self.interval == 0
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write one, then remove the oldest beyond `keep`.
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a snapshot, then remove the oldest beyond `keep`.
 
         Raises:
-            Failure: the disk is full or cannot be written; what was there before is untouched.
+            Failure: the disk is full or cannot be written; earlier snapshots are untouched.
         """
-        partial, met = partial_of(self.folder / f"{step}"), list[OSError]()
+        step, met = snapshot.step, list[OSError]()
+        content = {**snapshot.state, "events": list(snapshot.events)}
+        content |= {"settings": dict(snapshot.settings), "data": list(snapshot.data)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as stream:
-                hashing = _Hashing(stream, met)
-                torch.save(dict(state), hashing)  # type: ignore[arg-type]
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, self.folder / f"{step:08d}-{hashing.digest}{SUFFIX}")
-            _sync(self.folder)
+            with partial_file(self.folder / f"{step}") as partial:
+                with partial.open("wb") as stream:
+                    hashing = _Hashing(stream, met)
+                    torch.save(content, hashing)  # type: ignore[arg-type]
+                    # The contents must be on the disk before the name: after a loss of power, a file that has its name
+                    # would otherwise be empty.
+                    sync(stream)
+                os.replace(partial, self.folder / f"{step:08d}-{hashing.digest}{SUFFIX}")
+                sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             kept = self.steps()
             last = f"that of step {kept[0]} is untouched" if kept else "there is none before it"
             reason = met[0] if met else error
             raise Failure(f"{self.folder}: the snapshot of step {step} cannot be written ({reason}); {last}") from None
-        for path in self._paths()[self.keep :]:
+        for path in self._paths()[self.keep :]:  # last, so that there is always a whole one
             path.unlink(missing_ok=True)
 
     def newest(self) -> Snapshot | None:
-        """The newest that is whole; those that are not are passed over, with a warning, and removed."""
+        """The newest whole snapshot; damaged ones are passed over, with a warning, and removed."""
         for path in self._paths(*self.before):
             try:
-                return Snapshot(step_of(path), _read(path))
+                return _read(path)
             except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
                 log.warning("%s is damaged (%s): going back to the one before", path, one_line(error))
                 path.unlink(missing_ok=True)
         return None
 
     def steps(self) -> list[int]:
-        """Of those that are there, whole or not, newest first."""
+        """The steps of all snapshots, whole or not, newest first."""
         return [step_of(path) for path in self._paths(*self.before)]
 
     def discard(self) -> None:
-        """Remove them all: the run has come to its end."""
+        """Remove all snapshots, those of earlier attempts too: the run has come to its end."""
         for folder in (self.folder, *self.before):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _paths(self, *others: Path) -> list[Path]:
-        """Files, newest first."""
-        found = [path for folder in (self.folder, *others) for path in folder.glob(PATTERN)]
-        return sorted(found, key=lambda path: path.name, reverse=True)
+        """The snapshot files of this folder and others, newest first."""
+        paths = [path for folder in (self.folder, *others) for path in folder.glob(PATTERN)]
+        return sorted(paths, key=lambda path: path.name, reverse=True)
 
 
 def step_of(path: Path) -> int:
@@ -121,20 +134,20 @@ def require_same(stored: Mapping[str, Any], settings: Mapping[str, Any], where: 
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """Of torch's global generators. The workbench draws from its own; an objective of one's own may not."""
+    """States of torch's global generators. The workbench draws from its own; a user's objective may use these."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def set_random_states(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """As `random_states` found them."""
+    """Put torch's global generators into the states that `random_states` returned."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
 class _Hashing:
-    """A binary stream that is hashed as it is written; what it meets goes into `met`, since torch hides it."""
+    """A binary stream that is hashed as it is written; its errors go into `met`, since torch hides what they say."""
 
     def __init__(self, stream: IO[bytes], met: list[OSError]):
         self._stream, self._hash, self._met = stream, hashlib.sha256(), met
@@ -156,19 +169,13 @@ class _Hashing:
         return self._hash.hexdigest()[:32]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Snapshot:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
         if digest != path.stem.partition("-")[2]:
             raise ValueError("it does not match the checksum in its name")
         stream.seek(0)
-        return torch.load(stream, map_location="cpu", weights_only=True)
-
-
-def _sync(folder: Path) -> None:
-    """Let a new name in a folder survive a loss of power."""
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(place)
-    finally:
-        os.close(place)
+        state = torch.load(stream, map_location="cpu", weights_only=True)
+    # Snapshots made before they were called events have them under "told".
+    events = state.pop("told") if "told" in state else state.pop("events")
+    return Snapshot(step_of(path), state, events, state.pop("settings"), state.pop("data"))

@@ -1,0 +1,236 @@
+"""The composition root: a run's settings become functions, models and the loop over them."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from workbench.common import distributed
+from workbench.common.errors import UserError
+from workbench.data.pairs import Batch
+from workbench.method import reward_scale
+from workbench.method.reference import Reference, Rule
+from workbench.models import Backend, adapt
+from workbench.training.config import Config
+from workbench.training.diagnostics import Probe
+from workbench.training.loop import StepRecord, train
+from workbench.training.optimizers import OPTIMIZERS
+from workbench.training.preparation import Pairs
+from workbench.training.snapshots import Snapshot, random_states, set_random_states
+
+
+class StopRequested(BaseException):
+    """The loop was asked to stop, and did so before a batch: the weights are those of the last whole step."""
+
+
+class Position(NamedTuple):
+    """Where a run stands between two steps: what the next step changes before it is whole.
+
+    A step draws before it changes a weight. So a stop between two of its batches finds the weights of the last whole
+    step, but generators that have moved on; these are kept here.
+
+    Attributes:
+        step: how many steps are done.
+        draws: state of the generator of timesteps and noise.
+        random: states of torch's global generators.
+    """
+
+    step: int
+    draws: Tensor
+    random: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run that is ready to train: all that changes while it does, and the loop, which trains as it is read.
+
+    Attributes:
+        lam: lambda(t), on the CPU, (T,).
+        draws: generator of timesteps and noise.
+        done: steps that an earlier part of the run has taken.
+        check_every: steps between looks for non-finite numbers.
+        records: one an optimizer step.
+    """
+
+    policy: nn.Module
+    reference: Reference
+    probe: Probe
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    draws: Generator
+    lam: Tensor
+    device: torch.device
+    done: int
+    check_every: int
+    records: Iterator[StepRecord]
+
+    def position(self, step: int) -> Position:
+        """Where the run stands now, `step` steps being done; to be asked for between two steps."""
+        return Position(step, self.draws.get_state(), random_states(self.device))
+
+    def state(self, position: Position) -> dict[str, Any]:
+        """The whole training state as plain values and tensors in one piece; a collective call.
+
+        Which data come next follows from the number of steps that are done.
+
+        Args:
+            position: after the last whole step.
+        """
+        return {
+            "policy": distributed.weights(self.policy),
+            "reference": self.reference.state(),
+            "probe": self.probe.state(),
+            "optimizer": distributed.optimizer_state(self.optimizer),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "draws": position.draws,
+            "random": position.random,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        distributed.load(self.policy, state["policy"])
+        self.reference.load(state["reference"])
+        distributed.load_optimizer(self.optimizer, state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.draws.set_state(state["draws"])
+        set_random_states(state["random"], self.device)
+
+
+def build(
+    config: Config,
+    backend: Backend,
+    pairs: Pairs,
+    probe: Probe,
+    *,
+    snapshot: Snapshot | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Training:
+    """Make a run that is ready to train.
+
+    Args:
+        pairs: to train on.
+        probe: on which the reference's rule measures the divergence.
+        snapshot: what the run goes on from.
+        stopping: asked before each batch; the loop raises StopRequested where it says yes.
+    Raises:
+        UserError: settings that do not go together.
+    """
+    done, device, settings = snapshot.step if snapshot else 0, backend.device, config.train
+    if snapshot:
+        probe = probe.resumed(snapshot.state["probe"])
+    policy, reference = _models(config, backend, probe)
+    # Before the optimizer is made: fsdp replaces the parameters by sharded ones.
+    wrapped = distributed.wrap(policy, settings.parallel, trained=True)
+    optimizer, schedule = _optimizer(config, policy)
+    lam = _reward_scale(config, backend)
+    density, density_settings = config.chosen("timesteps")
+    objective, objective_settings = config.chosen("objective")
+    order, draws = (Generator().manual_seed(config.seed * 2 + k) for k in range(2))
+    scaler = torch.amp.GradScaler(device.type, enabled=backend.dtype == torch.float16)
+    check_every = 1 if device.type == "cpu" else 16
+    records = train(
+        wrapped,
+        reference,
+        _until(stopping, pairs.batches(settings.batch_size, order, device, skip=done * settings.accumulation)),
+        denoise=backend.denoise,
+        objective=partial(objective, **objective_settings),
+        process=backend.process.to(device),
+        density=density(backend.process.abar, **density_settings),
+        lam=lam.to(device),
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=scaler,
+        steps=settings.steps,
+        accumulation=settings.accumulation,
+        clip=settings.clip,
+        generator=draws,
+        done=done,
+        check_every=check_every,
+    )
+    training = Training(
+        policy, reference, probe, optimizer, schedule, scaler, draws, lam, device, done, check_every, records
+    )
+    if snapshot:
+        training.load(snapshot.state)
+    return training
+
+
+def _until(stopping: Callable[[], bool], batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches until `stopping` says so; several processes ask one another every 16th time, since that takes a while."""
+    for number in itertools.count():
+        if stopping() if distributed.world() == 1 else number % 16 == 0 and distributed.anywhere(stopping()):
+            raise StopRequested
+        yield next(batches)
+
+
+def _models(config: Config, backend: Backend, probe: Probe) -> tuple[nn.Module, Reference]:
+    """Policy and reference: two denoisers, or two sets of adapters of one; in eval mode throughout, so no dropout."""
+    rule_of, rule_settings = config.chosen("reference")
+    rule = rule_of(**rule_settings)
+    policy, reference, denoisers = (_adapted if config.lora.rank else _full)(config, backend, rule, probe)
+    if config.train.checkpointing:
+        denoisers[0].enable_gradient_checkpointing()
+    if config.model.compile:
+        for denoiser in denoisers:
+            denoiser.compile()
+    return policy, reference
+
+
+def _full(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tuple[nn.Module, Reference, list[Any]]:
+    parallel = config.train.parallel
+    sharded = parallel == "fsdp" and distributed.world() > 1
+    if sharded and config.train.optimizer != "adamw":
+        raise UserError(
+            f"train.optimizer = {config.train.optimizer!r}: train.parallel = 'fsdp' works with 'adamw' alone"
+        )
+    policy = backend.denoiser().requires_grad_(True)
+    # Half the memory, except where a mixture of policy and reference needs all its digits, or where the weights are
+    # sharded, since a shard holds one precision.
+    other = backend.denoiser(half=rule.rate == 1 and not sharded)
+    fixed = distributed.wrap(other, parallel, trained=False)
+    reference = Reference(fixed, rule, probe, lambda: dict(backend.denoiser(device="cpu").named_parameters()))
+    return policy, reference, [policy, other]
+
+
+def _adapted(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tuple[nn.Module, Reference, list[Any]]:
+    lora = config.lora
+    if config.train.parallel == "fsdp" and distributed.world() > 1:
+        raise UserError("train.parallel = 'fsdp': LoRA trains so few weights that 'ddp' is the better choice")
+    policy, other, _ = adapt(
+        backend.denoiser(half=True),
+        rank=lora.rank,
+        alpha=lora.alpha or lora.rank,
+        targets=lora.targets or backend.LORA_TARGETS,
+        seed=config.seed,
+    )
+    initial = {name: p.detach().clone() for name, p in other.named_parameters()}
+    return policy, Reference(other, rule, probe, lambda: initial), [policy.denoiser]
+
+
+def _optimizer(
+    config: Config, policy: nn.Module
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    settings = config.train
+    pairs = settings.batch_size * settings.accumulation * distributed.world()
+    optimizer = OPTIMIZERS[settings.optimizer](
+        list(policy.parameters()),
+        lr=settings.lr * (pairs if settings.scale_lr else 1),
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup + 1)))
+    return optimizer, warmup
+
+
+def _reward_scale(config: Config, backend: Backend) -> Tensor:
+    """lambda(t), on the CPU, (T,)."""
+    shape, settings = config.chosen("reward_scale")
+    curve = shape(reward_scale.bounded(backend.process.abar.double()), **settings)
+    return reward_scale.scale(curve, **config.shared("reward_scale"))

@@ -1,0 +1,138 @@
+"""What a run measures, and when. The metrics' names are declared by those who measure them; here they come together."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from workbench.method.noise import bucket_names
+from workbench.method.reference import Divergence
+from workbench.training.build import Training
+from workbench.training.config import Config
+from workbench.training.diagnostics import BucketDiagnostics, bucket_means
+from workbench.training.loop import STEP_METRICS, StepRecord
+from workbench.training.preparation import Prepared, open_backend
+from workbench.training.preview import Preview
+from workbench.training.samples import COMPARED, PROGRESS, Samples, compare
+
+UPDATES, FROZEN = "reference/updates", "reference/frozen"
+UNSEEN = "divergence/reference_unseen"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured after a step.
+
+    Attributes:
+        grid: the sample grid, where one was drawn, (H, W, 3) uint8.
+        waited: whether measuring has waited for the device anyway.
+    """
+
+    metrics: dict[str, float]
+    grid: NDArray[Any] | None = None
+    waited: bool = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The evaluated samples at the end of a run, and what they show.
+
+    Attributes:
+        images: (N, H, W, 3) uint8, in the order of the plan.
+        grid: None where the run draws none.
+        table: scores by columns, a row an image.
+    """
+
+    metrics: dict[str, float]
+    images: NDArray[Any]
+    pretrained: NDArray[Any]
+    grid: NDArray[Any] | None
+    table: Mapping[str, Any]
+
+
+class Measurements:
+    """Measures one run: after every step, at every diagnostics pass, and at its end."""
+
+    def __init__(self, config: Config, prepared: Prepared, training: Training):
+        self.config, self.prepared, self.training = config, prepared, training
+        self.preview = Preview(prepared.sampling)
+
+    def start(self) -> NDArray[Any] | None:
+        """The pretrained model's sample grid, cut from its samples; None where there are none."""
+        baseline = self.prepared.sampling.baseline
+        return self.preview.cut(baseline.images) if self.preview.rows and baseline is not None else None
+
+    def step(self, record: StepRecord) -> Measured:
+        """What is measured after a step, the last one included."""
+        config, training = self.config, self.training
+        rule, decision = training.reference.rule, record.decision
+        final = record.step == config.train.steps
+        metrics = self._reference_state()
+        if decision is not None and rule.rate == 1:  # the candidate was the policy itself
+            metrics |= _distance("policy", Divergence(decision.divergence, decision.kernel_kl))
+        if final and rule.interval:
+            metrics[UNSEEN] = self.prepared.unseen(training.reference.model).error_difference
+        if not final and record.step % config.diagnostics.interval:
+            return Measured(metrics, waited=decision is not None)
+        if "divergence/policy" not in metrics:
+            metrics |= _distance("policy", training.probe(training.policy))
+        if final:
+            metrics |= bucket_means(training.lam, config.diagnostics.buckets)
+        metrics |= self.prepared.diagnostics(training.policy, full=final)
+        grid = None
+        if self.preview.rows and not (final and config.evaluation.seeds):  # else it is cut from the evaluated samples
+            grid, progress = self.preview.draw(training.policy)
+            metrics |= progress
+        return Measured(metrics, grid, waited=True)
+
+    def end(self) -> Drawn | None:
+        """Draw and score the trained model's samples; None where the run has no such evaluation."""
+        sampling = self.prepared.sampling
+        if sampling.scorer is None or sampling.baseline is None:
+            return None
+        images = sampling.draw_plan(self.training.policy)
+        ours = sampling.scorer(images, range(len(images)))
+        metrics, grid = compare(ours, sampling.baseline), None
+        if self.preview.rows:
+            metrics |= self.preview.progress(ours)
+            grid = self.preview.cut(images)
+        return Drawn(metrics, images, sampling.baseline.images, grid, _scores(ours, sampling.baseline))
+
+    def _reference_state(self) -> dict[str, float]:
+        reference = self.training.reference
+        counts = {UPDATES: float(reference.updates), FROZEN: float(reference.frozen)}
+        return _distance("reference", reference.divergence) | counts
+
+
+def _distance(model: str, divergence: Divergence) -> dict[str, float]:
+    return {f"divergence/{model}": divergence.error_difference, f"kl/{model}": divergence.kernel_kl}
+
+
+def _scores(ours: Samples, baseline: Samples) -> dict[str, Any]:
+    return {
+        "caption": ours.captions,
+        "seed": ours.seeds,
+        "reward": ours.rewards.tolist(),
+        "pretrained_reward": baseline.rewards.tolist(),
+        "judge": ours.judged.tolist(),
+        "pretrained_judge": baseline.judged.tolist(),
+    }
+
+
+def metric_names(config: Config) -> set[str]:
+    """Every metric that a finished run of these settings has logged."""
+    rule, rule_settings = config.chosen("reference")
+    buckets = bucket_names(config.diagnostics.buckets, open_backend(config.model).timesteps)
+    quantities = (*BucketDiagnostics.BY_BUCKET, "lambda")
+    names: list[Iterable[str]] = [
+        STEP_METRICS,
+        (UPDATES, FROZEN),
+        *(_distance(model, Divergence(0.0, 0.0)) for model in ("policy", "reference")),
+        (UNSEEN,) if rule(**rule_settings).interval else (),
+        (f"validation/{name}" for name in BucketDiagnostics.MEANS),
+        (f"timestep_{quantity}/{bucket}" for quantity in quantities for bucket in buckets),
+        (f"eval/{name}" for name in COMPARED) if config.evaluation.seeds else (),
+        (f"samples/{name}" for name in PROGRESS) if config.evaluation.seeds and config.evaluation.grid else (),
+    ]
+    return {name for group in names for name in group}
