@@ -16,6 +16,7 @@ from workbench.training.settings_option import settings_option
 if TYPE_CHECKING:
     from workbench.training.config import Config
     from workbench.training.listener import Listener
+    from workbench.training.preparation import Prepared
     from workbench.training.snapshots import Snapshots
 
 SHOWN = ("eval/reward", "eval/win_rate", "validation/margin", "divergence/policy", "divergence/reference")
@@ -73,7 +74,8 @@ def main(
 
     from workbench.common import distributed, locks, paths
     from workbench.common.signals import PATIENCE, stop_on_signals
-    from workbench.training.listener import Silence
+    from workbench.training.listener import NullListener
+    from workbench.training.preparation import prepare
     from workbench.training.run import check, execute
     from workbench.training.snapshots import Snapshots
 
@@ -93,16 +95,19 @@ def main(
                     f"--name {label}: a run of that name was stopped after step {snapshots.steps()[0]}; go on with "
                     "--resume, or choose another name"
                 )
-        check(config)
+        prepared = prepare(config)
+        check(config, prepared)
         patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
         stopping = stack.enter_context(stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
         save_to = output / "model" if output and no_tracking else output
         if not distributed.is_main():
-            execute(config, Silence(), save_to=save_to, snapshots=snapshots, stopping=stopping)
+            execute(
+                config, prepared, NullListener(), save_to=save_to, snapshots=snapshots, stopping=stopping
+            )
         elif output and no_tracking:
-            _in_folder(config, label, snapshots, stopping, output)
+            _in_folder(config, prepared, label, snapshots, stopping, output)
         else:
-            _tracked(config, label, study, snapshots, stopping, output)
+            _tracked(config, prepared, label, study, snapshots, stopping, output)
 
 
 def _require_empty(output: Path) -> None:
@@ -114,22 +119,27 @@ def _require_empty(output: Path) -> None:
 
 
 def _in_folder(
-    config: "Config", label: str, snapshots: "Snapshots | None", stopping: Callable[[], bool], output: Path
+    config: "Config",
+    prepared: "Prepared",
+    label: str,
+    snapshots: "Snapshots | None",
+    stopping: Callable[[], bool],
+    output: Path,
 ) -> None:
     """Train and keep the run in a folder."""
-    from workbench.training.preparation import prepare
     from workbench.training.provenance import datasets, provenance
     from workbench.training.run_folder import RunFolder
 
-    data = {name: {"digest": digest, **counts} for name, (digest, counts) in datasets(prepare(config)).items()}
+    data = {name: {"digest": digest, **counts} for name, (digest, counts) in datasets(prepared).items()}
     about = {"name": label, "settings": config.flat(), "versions": provenance(), "data": data}
     folder = RunFolder(output, about)
-    _train(config, folder, folder.close, label, snapshots, stopping, output / "model")
+    _train(config, prepared, folder, folder.close, label, snapshots, stopping, output / "model")
     click.echo(f"\n{output}")
 
 
 def _tracked(
     config: "Config",
+    prepared: "Prepared",
     label: str,
     study: str | None,
     snapshots: "Snapshots | None",
@@ -141,7 +151,6 @@ def _tracked(
     from workbench.common import distributed
     from workbench.common.errors import Failure
     from workbench.tracking import reconcile, study_runs, tags
-    from workbench.training.preparation import prepare
     from workbench.training.provenance import datasets, describe, provenance
 
     client = tracking.connect()
@@ -159,7 +168,7 @@ def _tracked(
     if study:
         about[tags.STUDY] = study
     tracker = tracking.Tracker(
-        client, label, params=config.flat(), tags=about, datasets=datasets(prepare(config)), parent=parent
+        client, label, params=config.flat(), tags=about, datasets=datasets(prepared), parent=parent
     )
 
     def close(state: str, reason: str) -> bool:
@@ -168,13 +177,14 @@ def _tracked(
             client.set_terminated(parent, "FINISHED")
         return delivered
 
-    if not _train(config, tracker, close, label, snapshots, stopping, output):
+    if not _train(config, prepared, tracker, close, label, snapshots, stopping, output):
         raise Failure(f"run {label} is trained, but the tracking store is away: python -m workbench.study doctor")
     click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client, study)}")
 
 
 def _train(
     config: "Config",
+    prepared: "Prepared",
     listener: "Listener",
     close: Callable[[str, str], bool],
     label: str,
@@ -202,7 +212,7 @@ def _train(
 
     state, reason, delivered = "failed", "", True
     try:
-        final = execute(config, listener, on_step=on_step, save_to=save_to, snapshots=snapshots, stopping=stopping)
+        final = execute(config, prepared, listener, on_step=on_step, save_to=save_to, snapshots=snapshots, stopping=stopping)
         state = "complete"
     except KeyboardInterrupt:
         state = "interrupted"

@@ -11,7 +11,7 @@ from workbench.studies.experiment import Experiment
 from workbench.studies.synthetic import invented_trials
 from workbench.tracking import study_runs, tags
 from workbench.training.config import Config, read
-from workbench.training.run import metric_names
+from workbench.training.measurements import metric_names
 
 
 def invent(study: str, runs: int, steps: int = 128) -> None:

@@ -1,13 +1,13 @@
 """A training run timed on random weights and random data: what a machine makes of the real loop.
 
-The models, the optimizer and the loop are those of `run.start`; only weights, latents and embeddings are random.
+The models, the optimizer and the loop are those of `training.build`; only weights, latents and embeddings are random.
 """
 
 import gc
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -17,11 +17,10 @@ from workbench.data.pairs import EncodedPairs
 from workbench.method.noise import ForwardProcess
 from workbench.method.reference import Divergence, Reference, Rule
 from workbench.models import Backend, Shape, random_backend
+from workbench.training.build import Training, build
 from workbench.training.config import Config, resolve
 from workbench.training.diagnostics import Probe
 from workbench.training.loop import as_floats, pair_errors
-from workbench.training.preparation import Prepared
-from workbench.training.run import Started, start
 
 WARM = 5  # steps that are not timed: kernels are chosen, memory is taken
 PAIRS = 64  # random pairs, used again and again
@@ -105,39 +104,39 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def begin(config: Config, backend: Backend, pairs: EncodedPairs) -> Started:
-    """A run that is ready to train on these pairs, and its probe; without diagnostics and samples."""
-    asked, none = config.diagnostics, cast(Any, None)  # `start` asks for neither
+def build_on(config: Config, backend: Backend, pairs: EncodedPairs) -> Training:
+    """A run that is ready to train on these pairs, with a probe out of them."""
+    settings = config.diagnostics
     probe = Probe(
         backend.denoise,
         backend.denoiser(half=True),
         pairs,
         backend.process.to(backend.device),
-        size=asked.probe,
+        size=settings.probe,
         device=backend.device,
-        batch_size=asked.batch_size,
+        batch_size=settings.batch_size,
     )
-    return start(config, Prepared(backend, pairs, pairs, probe, probe, none, [], None, None))
+    return build(config, backend, pairs, probe)
 
 
 def _measure(config: Config, shape: Shape, device: torch.device) -> Measured:
     backend = random_backend(shape, device, getattr(torch, config.model.dtype))
     size, process = config.train.batch_size, backend.process.to(device)
     pairs = random_pairs(shape, backend, max(PAIRS, size))
-    started = begin(config, backend, pairs)
+    training = build_on(config, backend, pairs)
     times, last = [], []
     for _ in range(config.train.steps):
-        times.append(seconds(lambda: last.append(next(started.records)), device))
+        times.append(seconds(lambda: last.append(next(training.records)), device))
     as_floats(last[-1:])
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    exact = _exact_zero(started, backend, pairs, process, device, size)
+    exact = _exact_zero(training, backend, pairs, process, device, size)
     return Measured(
-        statistics.median(times[WARM:]) / size, memory, config.train.steps, started.reference.updates, exact
+        statistics.median(times[WARM:]) / size, memory, config.train.steps, training.reference.updates, exact
     )
 
 
 def _exact_zero(
-    started: Started, backend: Backend, pairs: EncodedPairs, process: ForwardProcess, device: torch.device, size: int
+    training: Training, backend: Backend, pairs: EncodedPairs, process: ForwardProcess, device: torch.device, size: int
 ) -> bool:
     """Move every weight of the policy, norms included, copy it into the reference, and look at the logits.
 
@@ -146,17 +145,17 @@ def _exact_zero(
     """
     g = torch.Generator(device).manual_seed(1)
     with torch.no_grad():
-        for parameter in started.policy.parameters():
+        for parameter in training.policy.parameters():
             scale = float(parameter.float().std(correction=0)) or 1.0
             parameter.add_(torch.randn(parameter.shape, generator=g, device=device), alpha=0.01 * scale)
     batch = pairs.gather(torch.arange(size), device)
     t = torch.linspace(1, backend.timesteps - 1, size, device=device).long()
     eps = torch.randn(batch.x_w.shape, generator=g, device=device)
-    reference = Reference(started.reference.model, Rule(interval=1), lambda model: Divergence(0.0, 0.0), dict)
+    reference = Reference(training.reference.model, Rule(interval=1), lambda model: Divergence(0.0, 0.0), dict)
 
     def margin() -> Tensor:
-        return pair_errors(backend.denoise, started.policy, reference.model, batch, t, eps, process).margin.detach()
+        return pair_errors(backend.denoise, training.policy, reference.model, batch, t, eps, process).margin.detach()
 
     before = margin()
-    reference.after_step(1, started.policy)
+    reference.after_step(1, training.policy)
     return bool((before != 0).any() and (margin() == 0).all())

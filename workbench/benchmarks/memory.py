@@ -24,7 +24,7 @@ AT_ONCE = {"": 2 * PAIRS, ", probe by 64 images": 64}  # images of the probe; th
 def peak(options: Options) -> Iterator[Figure]:
     """Peak memory of LoRA against one UNet's weights, and of a full fine-tune's against two.
 
-    Ours is the run as `run.start` makes it, its probe and two moves of the reference included. The floor holds the
+    Ours is the run as `training.build` makes it, its probe and two moves of the reference included. The floor holds the
     weights that the method needs, one UNet's or two, does the same forward and backward passes, and has gradients and
     the optimizer's state of what is trained. Both sets of adapters, small against the UNet, are on both sides.
 
@@ -95,7 +95,7 @@ def train(model: str, rank: int, device: torch.device, images: int) -> None:
     made = loop(*open_model(model, device), pairs=PAIRS, rank=rank, settings=moves)
     for _ in range(STEPS):
         made.step()
-    assert made.started.reference.updates == STEPS // INTERVAL
+    assert made.training.reference.updates == STEPS // INTERVAL
 
 
 def floor(model: str, rank: int, device: torch.device) -> None:

@@ -9,13 +9,13 @@ from torch import Generator, Tensor
 
 from workbench import models
 from workbench.benchmarks.figure import Figure, Options, control, figure
-from workbench.benchmarks.measurement import PAIRS, begin, free, random_pairs
+from workbench.benchmarks.measurement import PAIRS, build_on, free, random_pairs
 from workbench.benchmarks.timing import in_turn
 from workbench.common.validation import LARGEST
 from workbench.models import SHAPES, Backend, Shape, random_backend
+from workbench.training.build import Training
 from workbench.training.config import resolve
 from workbench.training.loop import Noised, StepRecord, draw_noise, noised
-from workbench.training.run import Started
 
 SMALL, LARGE = MODELS = ("embedded", "sd34m")
 VARIANTS = {"full": (0, 1.05), "LoRA": (8, 1.10)}  # name -> rank of the adapters, goal
@@ -33,12 +33,12 @@ class Loop:
     """
 
     backend: Backend
-    started: Started
+    training: Training
     inputs: Noised
 
     def step(self) -> StepRecord:
         """One optimizer step of the run."""
-        return next(self.started.records)
+        return next(self.training.records)
 
     def floor(self) -> tuple[Tensor, Tensor]:
         """What a step of preference optimisation cannot do without: two forward passes and a backward pass.
@@ -50,7 +50,7 @@ class Loop:
             Predictions of policy and reference, detached, each (2B, C, H, W).
         """
         x_t, t, condition, _ = self.inputs
-        policy, reference = self.started.policy, self.started.reference.model
+        policy, reference = self.training.policy, self.training.reference.model
         with torch.no_grad():
             fixed = self.backend.denoise(reference, x_t, t, condition)
         predicted = self.backend.denoise(policy, x_t, t, condition)
@@ -62,7 +62,7 @@ class Loop:
 def loop(
     backend: Backend, shape: Shape, *, pairs: int, rank: int = 0, settings: Mapping[str, Any] | None = None
 ) -> Loop:
-    """A run as `run.start` makes it, on random pairs, with the default settings but for its models.
+    """A run as `training.build` makes it, on random pairs, with the default settings but for its models.
 
     Args:
         backend, shape: the model, as `open_model` returns it.
@@ -77,12 +77,12 @@ def loop(
     )
     device = backend.device
     data = random_pairs(shape, backend, max(PAIRS, pairs, config.diagnostics.probe))
-    started = begin(config, backend, data)
+    training = build_on(config, backend, data)
     density, density_settings = config.chosen("timesteps")
     order, draws = (Generator().manual_seed(config.seed * 2 + k) for k in range(2))  # as the run's own
     batch = next(data.batches(pairs, order, device))
     t, eps = draw_noise(batch.x_w, density(backend.process.abar, **density_settings), draws)
-    return Loop(backend, started, noised(batch, t, eps, backend.process.to(device)))
+    return Loop(backend, training, noised(batch, t, eps, backend.process.to(device)))
 
 
 def open_model(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Backend, Shape]:
@@ -142,7 +142,7 @@ def machinery(options: Options) -> Iterator[Figure]:
 
 def updates(name: str, made: Loop, repeats: int) -> Iterator[Figure]:
     """Time of an update, which is probe, decision and copy, as a share of the steps' that it comes after."""
-    reference, policy = made.started.reference, made.started.policy
+    reference, policy = made.training.reference, made.training.policy
     step, update = in_turn(
         made.step,
         lambda: reference.after_step(reference.rule.interval, policy),

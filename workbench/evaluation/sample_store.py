@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from workbench.common.cache import in_place
+from workbench.common.files import in_place
 from workbench.common.errors import UserError
 from workbench.evaluation.prompt_sets import PromptSet
 
