@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,7 @@ def main(
     from workbench.common.signals import PATIENCE, stop_on_signals
     from workbench.training.listener import NullListener
     from workbench.training.preparation import prepare
-    from workbench.training.run import check, execute
+    from workbench.training.run import check
     from workbench.training.snapshots import Snapshots
 
     silence_transformers()
@@ -100,14 +101,38 @@ def main(
         patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
         stopping = stack.enter_context(stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
         save_to = output / "model" if output and no_tracking else output
+        run = _Run(config, prepared, label, snapshots, stopping, save_to)
         if not distributed.is_main():
-            execute(
-                config, prepared, NullListener(), save_to=save_to, snapshots=snapshots, stopping=stopping
-            )
+            run.execute(NullListener())
         elif output and no_tracking:
-            _in_folder(config, prepared, label, snapshots, stopping, output)
+            _in_folder(run, output)
         else:
-            _tracked(config, prepared, label, study, snapshots, stopping, output)
+            _tracked(run, study)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the run of this command is made of, whatever listens to it."""
+
+    config: "Config"
+    prepared: "Prepared"
+    label: str
+    snapshots: "Snapshots | None"
+    stopping: Callable[[], bool]
+    save_to: Path | None
+
+    def execute(self, listener: "Listener", on_step: Callable = lambda step, metrics: None) -> dict[str, float]:
+        from workbench.training.run import execute
+
+        return execute(
+            self.config,
+            self.prepared,
+            listener,
+            on_step=on_step,
+            save_to=self.save_to,
+            snapshots=self.snapshots,
+            stopping=self.stopping,
+        )
 
 
 def _require_empty(output: Path) -> None:
@@ -118,35 +143,24 @@ def _require_empty(output: Path) -> None:
         raise UserError(f"--output {output}: not an empty folder; choose a new one")
 
 
-def _in_folder(
-    config: "Config",
-    prepared: "Prepared",
-    label: str,
-    snapshots: "Snapshots | None",
-    stopping: Callable[[], bool],
-    output: Path,
-) -> None:
+def _in_folder(run: _Run, output: Path) -> None:
     """Train and keep the run in a folder."""
     from workbench.training.provenance import datasets, provenance
     from workbench.training.run_folder import RunFolder
 
-    data = {name: {"digest": digest, **counts} for name, (digest, counts) in datasets(prepared).items()}
-    about = {"name": label, "settings": config.flat(), "versions": provenance(), "data": data}
+    data = {split: {"digest": digest, **counts} for split, (digest, counts) in datasets(run.prepared).items()}
+    about = {"name": run.label, "settings": run.config.flat(), "versions": provenance(), "data": data}
     folder = RunFolder(output, about)
-    _train(config, prepared, folder, folder.close, label, snapshots, stopping, output / "model")
+    _train(run, folder, folder.close)
     click.echo(f"\n{output}")
 
 
-def _tracked(
-    config: "Config",
-    prepared: "Prepared",
-    label: str,
-    study: str | None,
-    snapshots: "Snapshots | None",
-    stopping: Callable[[], bool],
-    output: Path | None,
-) -> None:
-    """Train and track the run with MLflow."""
+def _tracked(run: _Run, study: str | None) -> None:
+    """Train and track the run with MLflow.
+
+    Args:
+        study: to whose runs it belongs, made where it is missing; None = it stands alone.
+    """
     from workbench import tracking
     from workbench.common import distributed
     from workbench.common.errors import Failure
@@ -155,70 +169,60 @@ def _tracked(
 
     client = tracking.connect()
     reconcile.close_dead_runs(client)
-    found = study_runs.find_study(client, study) if study else None
-    parent = found.info.run_id if found else None
-    if study and not found:
+    existing = study_runs.find_study(client, study) if study else None
+    parent = existing.info.run_id if existing else None
+    if study and not existing:
         parent = study_runs.open_study(client, study, f"Study **{study}**: single runs.")
     about = provenance() | {
         tags.PROCESSES: str(distributed.world()),
         tags.KIND: "run",
-        tags.ARM: label,
-        tags.NOTE: describe(config),
+        tags.ARM: run.label,
+        tags.NOTE: describe(run.config),
     }
     if study:
         about[tags.STUDY] = study
     tracker = tracking.Tracker(
-        client, label, params=config.flat(), tags=about, datasets=datasets(prepared), parent=parent
+        client, run.label, params=run.config.flat(), tags=about, datasets=datasets(run.prepared), parent=parent
     )
 
     def close(state: str, reason: str) -> bool:
         delivered = tracker.close(state, reason)
-        if parent and not found and delivered:
+        if parent and not existing and delivered:
             client.set_terminated(parent, "FINISHED")
         return delivered
 
-    if not _train(config, prepared, tracker, close, label, snapshots, stopping, output):
-        raise Failure(f"run {label} is trained, but the tracking store is away: python -m workbench.study doctor")
+    if not _train(run, tracker, close):
+        raise Failure(f"run {run.label} is trained, but the tracking store is away: python -m workbench.study doctor")
     click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client, study)}")
 
 
-def _train(
-    config: "Config",
-    prepared: "Prepared",
-    listener: "Listener",
-    close: Callable[[str, str], bool],
-    label: str,
-    snapshots: "Snapshots | None",
-    stopping: Callable[[], bool],
-    save_to: Path | None,
-) -> bool:
+def _train(run: _Run, listener: "Listener", close: Callable[[str, str], bool]) -> bool:
     """Train with a progress bar, and show the most important metrics at the end.
 
     Args:
-        close: is told how the run ended and why, and says whether everything was delivered.
+        close: ends the listener's run in a state and for a reason, and says whether everything was delivered.
     Returns:
         What `close` says.
     """
     from tqdm import tqdm
 
-    from workbench.training.run import execute
+    snapshots, bar = run.snapshots, tqdm(total=run.config.train.steps, desc=run.label, unit="step")
 
-    bar = tqdm(total=config.train.steps, desc=label, unit="step")
-
-    def on_step(step: int, news: Mapping[str, float]) -> None:
+    def on_step(step: int, metrics: Mapping[str, float]) -> None:
         bar.update(step - bar.n)
-        if "divergence/policy" in news:
-            bar.set_postfix(divergence=f"{news['divergence/policy']:.4f}")
+        if "divergence/policy" in metrics:
+            bar.set_postfix(divergence=f"{metrics['divergence/policy']:.4f}")
 
     state, reason, delivered = "failed", "", True
     try:
-        final = execute(config, prepared, listener, on_step=on_step, save_to=save_to, snapshots=snapshots, stopping=stopping)
+        final = run.execute(listener, on_step)
         state = "complete"
     except KeyboardInterrupt:
         state = "interrupted"
         if snapshots and snapshots.steps():
             click.echo(
-                f"\nStopped after step {snapshots.steps()[0]}. To go on: the same command with --name {label} --resume",
+                f"\nStopped; a snapshot of step {snapshots.steps()[0]} is kept. To go on: the same command with "
+                f"--name {run.label} --resume",
                 err=True,
             )
         raise
@@ -230,6 +234,7 @@ def _train(
     finally:
         bar.close()
         delivered = close(state, reason)
+        # Last: a run whose end could not be stored can still be resumed, or made again, from its snapshots.
         if snapshots and state == "complete":
             snapshots.discard()
     for metric in SHOWN:

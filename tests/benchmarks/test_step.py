@@ -34,11 +34,11 @@ def test_the_34m_shape_has_sd15_blocks_and_34_million_weights():
 def test_the_floor_predicts_what_the_step_predicts_to_the_bit(rank):
     made = step.loop(*step.open_model("tiny", CPU), pairs=3, rank=rank)
     learned = []
-    for parameter in made.started.policy.parameters():
+    for parameter in made.training.policy.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: learned.append(bool(p.grad.any())))
     predicted, fixed = made.floor()
     assert torch.equal(predicted, fixed)  # nothing is learned yet
-    assert any(learned) and all(p.grad is None for p in made.started.policy.parameters())
+    assert any(learned) and all(p.grad is None for p in made.training.policy.parameters())
     winner, loser = squared_error(predicted, made.inputs.target).chunk(2)
     (record,) = as_floats([made.step()])
     assert (record["train/error_winner"], record["train/error_loser"]) == (winner.mean().item(), loser.mean().item())
@@ -47,7 +47,7 @@ def test_the_floor_predicts_what_the_step_predicts_to_the_bit(rank):
 def test_a_loop_goes_on_without_moving_its_reference():
     made = step.loop(*step.open_model("tiny", CPU), pairs=2)
     assert [made.step().step for _ in range(3)] == [1, 2, 3]
-    assert made.started.reference.updates == 0
+    assert made.training.reference.updates == 0
     predicted, fixed = made.floor()
     assert not torch.equal(predicted, fixed)
 

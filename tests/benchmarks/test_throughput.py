@@ -106,14 +106,14 @@ def test_measured_table_of_the_tiny_shape(tmp_path):
 
 
 def test_what_does_not_fit_is_a_line_and_is_tried_with_half_the_batch(tmp_path, monkeypatch):
-    real = measurement.start
+    real = measurement.build
 
-    def start(config, ready):
+    def build(config, *parts):
         if config.train.batch_size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(config, ready)
+        return real(config, *parts)
 
-    monkeypatch.setattr(measurement, "start", start)
+    monkeypatch.setattr(measurement, "build", build)
     arguments = "--measure --shape tiny --variant full --steps 4 --batch-size 8 --device cpu --out"
     done = CliRunner().invoke(throughput.main, [*arguments.split(), str(tmp_path)])
     assert done.exit_code == 0, done.output
@@ -130,13 +130,13 @@ def test_a_number_that_is_not_finite_is_a_result_too():
 
 def test_the_logit_test_can_fail(monkeypatch):
     """A reference whose norms are bf16 is not the policy."""
-    real = measurement.start
+    real = measurement.build
 
-    def start(config, ready):
-        started = real(config, ready)
-        started.reference.model.to(torch.bfloat16)
-        return started
+    def build(config, *parts):
+        training = real(config, *parts)
+        training.reference.model.to(torch.bfloat16)
+        return training
 
-    monkeypatch.setattr(measurement, "start", start)
+    monkeypatch.setattr(measurement, "build", build)
     settings = resolve({"train.batch_size": 2, "model.dtype": "bfloat16"}).flat()
     assert not measurement.measure(settings, SHAPES["tiny"], steps=4, device=CPU).exact_zero

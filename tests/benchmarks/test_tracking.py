@@ -20,7 +20,7 @@ def tiny_backend():
 
 
 def test_a_tracked_chunk_delivers_all_its_metrics(workplace, tiny_backend):
-    client, records = tracking.connect(), step.loop(tiny_backend, SHAPES["tiny"], pairs=2).started.records
+    client, records = tracking.connect(), step.loop(tiny_backend, SHAPES["tiny"], pairs=2).training.records
     chunk = benchmark.tracked(client, records, 10, 2, CPU)
     assert 0 < chunk.logging < chunk.wall and chunk.around > 0 and chunk.delivering >= 0
     (run,) = client.search_runs([store.experiment(client).experiment_id])

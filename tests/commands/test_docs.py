@@ -22,7 +22,7 @@ from workbench.models.checkpoints import ASSETS
 from workbench.studies.experiment import Experiment
 from workbench.training.catalogue import catalogue
 from workbench.training.config import CHOICES, known_names, read
-from workbench.training.run import metric_names
+from workbench.training.measurements import metric_names
 
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]

@@ -12,11 +12,10 @@ import yaml
 
 from tests.support.families import make
 from tests.support.helpers import ROOT
+from tests.support.runs import run
 from workbench import models
 from workbench.studies.experiment import Experiment
 from workbench.training.config import known_names, load, merge, read
-from workbench.training.listener import Silence
-from workbench.training.run import execute
 
 EXPERIMENTS = ROOT / "experiments"
 BOTH = [EXPERIMENTS / f"{family}{variant}.toml" for family in ("sd15", "sdxl", "sd3") for variant in ("", "-lora")]
@@ -48,7 +47,7 @@ def test_every_real_models_file_trains_two_steps(path, checkpoints, tiny_pairs, 
     arms = {arm.name: arm.config for arm in Experiment.resolve(base).arms}
     for arm in ("ours", "frozen"):
         config = arms[arm]
-        final = execute(config, Silence())
+        final = run(config)
         assert np.isfinite(list(final.values())).all() and config.sweep.objective in final
         assert final["reference/updates"] == (0 if arm == "frozen" else pytest.approx(1, abs=1))
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from tests.support import families
 from tests.support.helpers import pair_rows
+from tests.support.runs import run
 from workbench import tracking
 from workbench.models.small.prompts import split
 from workbench.studies.experiment import Experiment
-from workbench.training.config import merge, read, resolve
-from workbench.training.run import execute
+from workbench.training.config import merge, read
 
 EXPERIMENT = """
 model.path = "{place}/model"
@@ -109,5 +109,5 @@ def arms(experiment: Path) -> dict[str, Result]:
 def undisturbed(experiment: Path, overrides: Mapping[str, Any]) -> Result:
     """What a trial comes to that is trained here, in one piece, without a study and without snapshots."""
     listener = _Listener()
-    execute(resolve(merge(read(experiment), overrides)), listener)
+    run(merge(read(experiment), overrides), listener)
     return listener

@@ -3,12 +3,11 @@
 import optuna
 import pytest
 
+from tests.support.runs import run
 from tests.support.studies import Events, made, steps_of
 from workbench import tracking
 from workbench.studies import trials, workers
 from workbench.studies.experiment import Experiment
-from workbench.training.config import resolve
-from workbench.training.run import execute
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -69,7 +68,7 @@ def test_the_reward_while_it_trains_ends_as_the_evaluation_has_it(tiny, workplac
             if file == "samples.json":
                 notes.append(("samples", columns))
 
-    final = execute(resolve(tiny | {"evaluation.seeds": 2, "evaluation.grid": 4}), Notes())
+    final = run(tiny | {"evaluation.seeds": 2, "evaluation.grid": 4}, Notes())
     (samples,) = (what for step, what in notes if step == "samples")
     gain = [ours - theirs for ours, theirs in zip(samples["reward"], samples["pretrained_reward"], strict=True)]
     assert final["samples/reward_gain"] == pytest.approx(sum(gain[:4]) / 4)  # the first seed of every prompt
@@ -80,7 +79,7 @@ def test_the_reward_while_it_trains_ends_as_the_evaluation_has_it(tiny, workplac
 def test_the_default_sweep_prunes_by_what_its_runs_log():
     from workbench.sweep import DEFAULT
     from workbench.training.config import read
-    from workbench.training.run import metric_names
+    from workbench.training.measurements import metric_names
 
     default = Experiment.resolve(read(DEFAULT))
     assert not isinstance(default.pruner(), optuna.pruners.NopPruner)

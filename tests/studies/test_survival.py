@@ -23,6 +23,7 @@ from workbench.studies.attempt import Attempt
 from workbench.studies.storage import locked, open_storage
 from workbench.tracking import delivery, reconcile, store
 from workbench.training.config import merge
+from workbench.training.preparation import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ARMS = {"sweep.arms": {"frozen": {"reference.policy": "frozen"}, "update": {"reference.policy": "update"}}}
@@ -344,6 +345,7 @@ def test_attempts_say_how_they_were_cut_short(declared):
         assignment.experiment,
         client,
         assignment.parent,
+        prepare=prepare,
         on_claimed=lambda: None,
         on_step=on_step,
         stopping=lambda: False,

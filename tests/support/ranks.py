@@ -7,12 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support import forked
+from tests.support import forked, runs
 from tests.support.commands import invoke
 from tests.support.postgres import free_port
 from workbench.common import distributed
-from workbench.training.config import resolve
-from workbench.training.run import execute
 from workbench.training.snapshots import Snapshots
 
 
@@ -46,7 +44,7 @@ def _rank(folder: Path, settings: dict, last: int) -> None:
             os._exit(0)
 
     heard, snapshots = Heard(), Snapshots(folder / "snapshots", interval=2)
-    execute(resolve(settings), heard, save_to=folder / "trained", snapshots=snapshots, on_step=on_step)
+    runs.run(settings, heard, save_to=folder / "trained", snapshots=snapshots, on_step=on_step)
     found = {"metrics": heard.metrics, "tables": heard.tables}
     (folder / f"{distributed.rank()}.json").write_text(json.dumps(found))
 

@@ -7,7 +7,8 @@ from workbench.data.encoding import encode
 from workbench.data.rows import open_rows
 from workbench.method.noise import squared_error
 from workbench.models import load
-from workbench.training.diagnostics import BucketDiagnostics, Probe, Samples, bucket_means, compare
+from workbench.training.diagnostics import BucketDiagnostics, Probe, bucket_means
+from workbench.training.samples import Samples, compare
 
 CPU = torch.device("cpu")
 

@@ -4,13 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.runs import run
 from workbench.common.errors import UserError
 from workbench.method.objectives import OBJECTIVES
 from workbench.method.reference import RULES
 from workbench.studies.experiment import Experiment
+from workbench.training.build import build
 from workbench.training.config import merge, read, resolve
+from workbench.training.measurements import metric_names
 from workbench.training.preparation import prepare
-from workbench.training.run import check, execute, metric_names, start
+from workbench.training.run import check
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
 SMALL = [path for path in EXPERIMENTS if "model.path" not in read(path)]  # the others: test_experiments.py
@@ -43,7 +46,7 @@ def test_every_arm_of_every_experiment_runs_two_steps(path, tiny, workplace):
     assert arms
     for config in arms.values():
         notes = Notes()
-        execute(config, notes)
+        run(config, notes)
         assert sorted(notes.metrics) == [1, 2]
 
 
@@ -54,7 +57,7 @@ def test_every_objective_runs_with_every_reference_policy_and_timestep_aware(los
     aware = {"timesteps.density": "discounted", "reward_scale.shape": "inverse_sqrt_snr"}
     cheap = {"train.steps": 2, "evaluation.seeds": 0, "evaluation.grid": 0, "diagnostics.draws": 1}
     notes = Notes()
-    final = execute(resolve(merge(tiny | cheap, chosen | aware)), notes)
+    final = run(merge(tiny | cheap, chosen | aware), notes)
     assert np.isfinite(list(final.values())).all()
     assert notes.metrics[2]["train/loss"] != notes.metrics[1]["train/loss"]
 
@@ -62,8 +65,8 @@ def test_every_objective_runs_with_every_reference_policy_and_timestep_aware(los
 def test_a_run_logs_what_it_says_it_logs(tiny, workplace):
     notes = Notes()
     config = resolve(tiny)
-    check(config)
-    final = execute(config, notes)
+    check(config, prepare(config))
+    final = run(config, notes)
     assert metric_names(config) == set(final)
     assert set(notes.images) == {0, 2, 4} and notes.images[0].shape == notes.images[4].shape
     assert notes.tables["reference_audit.json"]["step"] == [2, 4]
@@ -76,7 +79,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tiny, workplace):
     losses = []
     for seed in (0, 0, 1):
         notes = Notes()
-        execute(resolve(tiny | {"seed": seed}), notes)
+        run(tiny | {"seed": seed}, notes)
         losses.append([notes.metrics[s]["train/loss"] for s in sorted(notes.metrics)])
     assert losses[0] == losses[1] != losses[2]
 
@@ -89,13 +92,13 @@ def test_a_run_that_is_stopped_still_tells_what_the_reference_did(tiny, workplac
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        execute(resolve(tiny), notes, on_step=stop)
+        run(tiny, notes, on_step=stop)
     assert notes.tables["reference_audit.json"]["step"] == [2]
 
 
 def test_the_first_picture_is_the_pretrained_models(tiny, workplace):
     notes = Notes()
-    execute(resolve(tiny | {"train.lr": 1e-12}), notes)
+    run(tiny | {"train.lr": 1e-12}, notes)
     assert np.abs(notes.images[0].astype(int) - notes.images[4].astype(int)).max() <= 2
 
 
@@ -111,10 +114,10 @@ def denoisers() -> int:
 def test_a_full_run_holds_two_denoisers_and_lora_one(tiny, workplace, rank, expected):
     config = resolve(tiny | {"lora.rank": rank})
     before = denoisers()
-    ready = prepare(config)
+    prepared = prepare(config)
     assert denoisers() == before  # the pretrained model's errors are kept, it is not
-    started = start(config, ready)
-    next(started.records)
+    training = build(config, prepared.backend, prepared.train, prepared.probe)
+    next(training.records)
     assert denoisers() - before == expected
 
 
@@ -124,7 +127,7 @@ def test_half_precision_trains_with_errors_in_float32(tiny, workplace, dtype, ra
     steps = 16  # float16 leaves out the first, until its scale fits
     settings = {"model.dtype": dtype, "lora.rank": rank, "train.steps": steps, "reference.delta": 1.0}
     notes = Notes()
-    execute(resolve(tiny | settings | {"evaluation.seeds": 0, "evaluation.grid": 0}), notes)
+    run(tiny | settings | {"evaluation.seeds": 0, "evaluation.grid": 0}, notes)
     margins = [notes.metrics[step]["rewards/margins"] for step in range(1, steps + 1)]
     assert not any(margins[::2])  # a hard copy every second step
     assert any(margins[11::2]) if dtype == "float16" else all(margins[1::2])
@@ -135,8 +138,9 @@ def test_a_float16_step_whose_gradients_overflow_is_left_out(tiny, workplace):
     from workbench.training.loop import as_floats
 
     config = resolve(tiny | {"model.dtype": "float16", "train.steps": 8, "objective.beta": 1e6})
-    started = start(config, prepare(config))
-    rows = as_floats(list(started.records))
+    prepared = prepare(config)
+    training = build(config, prepared.backend, prepared.train, prepared.probe)
+    rows = as_floats(list(training.records))
     assert len(rows) == 8 and all(np.isfinite(row["train/loss"]) for row in rows)
 
 
@@ -146,5 +150,5 @@ def test_prompts_that_the_reward_cannot_judge_can_be_drawn(tiny, workplace):
     with pytest.raises(UserError, match=r"cannot judge this prompt .*set evaluation\.seeds=0"):
         prepare(resolve(free))
     notes = Notes()
-    execute(resolve(free | {"evaluation.seeds": 0}), notes)
+    run(free | {"evaluation.seeds": 0}, notes)
     assert notes.images[2].shape[2] == 3

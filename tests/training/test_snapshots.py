@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from tests.support.ended import Ended
 from tests.support.helpers import ROOT
+from tests.support.runs import run
 from workbench.common.errors import Failure, UserError
-from workbench.training import preparation
 from workbench.training.config import merge, resolve
-from workbench.training.listener import Told
-from workbench.training.run import execute
-from workbench.training.snapshots import SUFFIX, Snapshots
+from workbench.training.listener import Recorder
+from workbench.training.preparation import prepare
+from workbench.training.snapshots import SUFFIX, Snapshot, Snapshots
 
 STEPS, INTERVAL = 11, 3
 
@@ -41,21 +41,19 @@ def long(tiny, workplace):
 
 def whole(changes):
     ended = Ended()
-    execute(resolve(changes), ended)
+    run(changes, ended)
     return ended
 
 
-def killed_after(step, told, snapshots, changes, forget=True):
-    """A part of a run that ends without a word after a step, and leaves nothing in memory."""
+def killed_after(step, snapshots, changes, prepared=None):
+    """A part of a run that ends without a word after a step."""
 
     def on_step(now, news):
         if now == step:
             raise SystemExit("killed")
 
     with pytest.raises(SystemExit):
-        execute(resolve(changes), told, snapshots=snapshots, on_step=on_step)
-    if forget:
-        preparation._prepare.cache_clear()
+        run(changes, Ended(), prepared, snapshots=snapshots, on_step=on_step)
 
 
 VARIANTS = [
@@ -74,22 +72,22 @@ def test_a_run_killed_twice_ends_in_the_same_bits(changes, long):
     changes = merge(long, changes)
     expected = whole(changes)
     snapshots = Snapshots(Path("s"), INTERVAL)
-    killed_after(7, Ended(), snapshots, changes)  # goes on from 6
-    killed_after(9, Ended(), snapshots, changes)  # goes on from 9
+    killed_after(7, snapshots, changes)  # goes on from 6
+    killed_after(9, snapshots, changes)  # goes on from 9
     ended = Ended()
-    execute(resolve(changes), ended, snapshots=snapshots)
+    run(changes, ended, snapshots=snapshots)
     assert ended == expected
     if not changes.get("lora.rank"):
         assert {"update", "reinit"} & set(expected.tables["reference_audit.json"]["decision"])
 
 
 def test_killed_after_any_step(long):
-    expected = whole(long)
+    expected, prepared = whole(long), prepare(resolve(long))
     for step in range(1, STEPS):
         snapshots, ended = Snapshots(Path(f"s{step}"), INTERVAL), Ended()
-        killed_after(step, Ended(), snapshots, long, forget=False)
+        killed_after(step, snapshots, long, prepared)
         assert snapshots.steps() == [s for s in range(step, 0, -1) if s % INTERVAL == 0][:2]
-        execute(resolve(long), ended, snapshots=snapshots)
+        run(long, ended, prepared, snapshots=snapshots)
         assert ended == expected, step
 
 
@@ -98,22 +96,22 @@ def test_stopped_between_any_two_batches_it_goes_on_from_the_step_that_was_done(
     expected, asked = whole(long), iter(range(1000))
     snapshots = Snapshots(Path("s"))
     with pytest.raises(KeyboardInterrupt):
-        execute(resolve(long), Ended(), snapshots=snapshots, stopping=lambda: next(asked) == batches)
+        run(long, Ended(), snapshots=snapshots, stopping=lambda: next(asked) == batches)
     assert snapshots.steps() == ([batches // 2] if batches > 1 else [])
     ended = Ended()
-    execute(resolve(long), ended, snapshots=snapshots)
+    run(long, ended, snapshots=snapshots)
     assert ended == expected
 
 
 def test_a_damaged_snapshot_is_passed_over(long, caplog):
     expected, snapshots = whole(long), Snapshots(Path("s"), INTERVAL)
-    killed_after(7, Ended(), snapshots, long)
+    killed_after(7, snapshots, long)
     newest = max(snapshots.folder.glob(f"*{SUFFIX}"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     ended = Ended()
-    execute(resolve(long), ended, snapshots=snapshots)
+    run(long, ended, snapshots=snapshots)
     assert ended == expected and "going back to the one before" in caplog.text
 
 
@@ -123,7 +121,8 @@ def test_no_damage_goes_unnoticed(data, tmp_path):
     shutil.rmtree(tmp_path / "s", ignore_errors=True)
     snapshots = Snapshots(tmp_path / "s")
     for step in (1, 2):
-        snapshots.save(step, {"weights": torch.full((50,), float(step)), "told": [("log", step, {"a": float("nan")})]})
+        state = {"weights": torch.full((50,), float(step))}
+        snapshots.save(Snapshot(step, state, [("log", step, {"a": float("nan")})]))
     newest = max(snapshots.folder.iterdir())
     content = newest.read_bytes()
     place = data.draw(st.integers(0, len(content) - 1))
@@ -164,10 +163,10 @@ def _saved(thing, folder):
 
 def test_other_settings_or_data_are_refused(long, tiny_pairs, tmp_path):
     snapshots = Snapshots(Path("s"), INTERVAL)
-    killed_after(4, Ended(), snapshots, long)
+    killed_after(4, snapshots, long)
     with pytest.raises(UserError, match=r"train.lr = 0.5: the snapshot of .* was made with 0.001"):
-        execute(resolve(long | {"train.lr": 0.5}), Ended(), snapshots=snapshots)
-    execute(resolve(long | {"snapshots.interval": 5}), Ended(), snapshots=snapshots)  # no matter
+        run(long | {"train.lr": 0.5}, Ended(), snapshots=snapshots)
+    run(long | {"snapshots.interval": 5}, Ended(), snapshots=snapshots)  # no matter
 
 
 @pytest.fixture
@@ -185,9 +184,9 @@ def small_disk(tmp_path):
 def test_a_full_disk_ends_the_run_and_leaves_the_last_good_snapshot(small_disk, long):
     size = 2**20 // 4
     snapshots = Snapshots(small_disk / "s")
-    snapshots.save(1, {"weights": torch.zeros(size)})
+    snapshots.save(Snapshot(1, {"weights": torch.zeros(size)}))
     with pytest.raises(Failure, match=r"snapshot of step 2 cannot be written \(.*No space left.*that of step 1 is"):
-        snapshots.save(2, {"weights": torch.ones(size)})
+        snapshots.save(Snapshot(2, {"weights": torch.ones(size)}))
     assert snapshots.newest().step == 1 and len(list((small_disk / "s").iterdir())) == 1
 
 
@@ -195,14 +194,13 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from tests.support.ended import Ended
-from workbench.training.config import resolve
-from workbench.training.run import execute
+from tests.support.runs import run
 from workbench.training.snapshots import Snapshots
-def on_step(step, news):
+def on_step(step, metrics):
     if step == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-config = resolve(json.loads(Path("settings.json").read_text()))
-execute(config, Ended(), snapshots=Snapshots(Path("s"), {interval}), on_step=on_step)
+settings = json.loads(Path("settings.json").read_text())
+run(settings, Ended(), snapshots=Snapshots(Path("s"), {interval}), on_step=on_step)
 """
 
 
@@ -215,14 +213,15 @@ def test_a_process_killed_outright(long, workplace):
     done = subprocess.run([sys.executable, script, "8"], cwd=workplace, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL
     ended = Ended()
-    execute(resolve(long), ended, snapshots=Snapshots(Path("s"), INTERVAL))
+    run(long, ended, snapshots=Snapshots(Path("s"), INTERVAL))
     assert ended == expected
 
 
-def test_what_was_told_can_be_told_again():
+def test_what_was_reported_can_be_reported_again():
     first, second = Ended(), Ended()
-    told = Told(first)
-    told.log(1, {"a": 1.0})
-    told.log(2, {"a": 2.0})
-    Told(second).again(told.events)
-    assert first == second and told.last == {"a": 2.0}
+    recorder = Recorder(first)
+    recorder.log(1, {"a": 1.0})
+    recorder.log(2, {"a": 2.0})
+    again = Recorder(second)
+    again.replay(recorder.events)
+    assert first == second and again.last == {"a": 2.0}

@@ -47,7 +47,7 @@ def reached(model: str, rate: float, bandwidth: float, repeats: int, device: tor
     """
     backend, shape = open_model(model, device)
     made, cost = loop(backend, shape, pairs=PAIRS), costs.count(shape)
-    parameters, optimizer = list(made.started.policy.parameters()), made.started.optimizer
+    parameters, optimizer = list(made.training.policy.parameters()), made.training.optimizer
     gradients = [torch.randn_like(p) for p in parameters]
 
     def update() -> None:

@@ -56,7 +56,7 @@ def tracking(
     if backend is None or shape is None:
         backend, shape = open_model("embedded", options.device)
     made = loop(backend, shape, pairs=8)
-    records = made.started.records
+    records = made.training.records
     steps = _steps_in(records, seconds, options.device)
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder(options.folder))

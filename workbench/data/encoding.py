@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from workbench.common import distributed
 from workbench.common.cache import digest, folder
-from workbench.common.files import in_place
 from workbench.common.errors import Failure, UserError, one_line
+from workbench.common.files import in_place
 from workbench.common.validation import is_place
 from workbench.data.pairs import EncodedPairs
 from workbench.data.rows import Pair, Rows, decode, kind_of, report

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from workbench.common.files import in_place
 from workbench.common.errors import UserError
+from workbench.common.files import in_place
 from workbench.evaluation.prompt_sets import PromptSet
 
 log = logging.getLogger(__name__)

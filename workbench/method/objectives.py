@@ -56,7 +56,7 @@ class PairErrors(NamedTuple):
 
 
 def accuracy(margin: Tensor) -> Tensor:
-    """1 where the winner's implicit reward is the larger one, 0 where the loser's is, 1/2 where both are equal; (B,)."""
+    """1 where the winner's implicit reward is larger, 0 where the loser's is, 1/2 where they are equal; shape (B,)."""
     return (margin > 0).float() + 0.5 * (margin == 0).float()
 
 

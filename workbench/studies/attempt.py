@@ -26,8 +26,9 @@ from workbench.studies.space import constrain, outcome
 from workbench.studies.trials import INTERVAL, SHOWN, counts, state_of
 from workbench.tracking import tags
 from workbench.training.config import Config
+from workbench.training.preparation import Prepared
 from workbench.training.provenance import datasets, describe, provenance
-from workbench.training.run import execute, prepare
+from workbench.training.run import execute
 from workbench.training.snapshots import Snapshots
 
 PROGRESS_INTERVAL = 10.0  #: seconds between two records of a trial's progress
@@ -42,6 +43,7 @@ class Attempt:
 
     Args:
         parent: id of the study's MLflow run.
+        prepare: what the runs of a process share, for the settings of one of them.
         on_claimed: called once the trial has this process's name and heartbeat.
         on_step: called with each step.
         stopping: whether to take a snapshot, give the trial back to the queue and raise KeyboardInterrupt.
@@ -54,11 +56,13 @@ class Attempt:
         client: tracking.Client,
         parent: str,
         *,
+        prepare: Callable[[Config], Prepared],
         on_claimed: Callable[[], None],
         on_step: Callable[[int], None],
         stopping: Callable[[], bool],
     ):
         self.study, self.experiment, self.client, self.parent = study, experiment, client, parent
+        self.prepare = prepare
         self.on_claimed, self.on_step, self.stopping = on_claimed, on_step, stopping
         self.trial: Trial | None = None
         self.error: BaseException | None = None
@@ -101,13 +105,14 @@ class Attempt:
 
     def _run(self, trial: Trial) -> float | tuple[float, ...]:
         config = self.experiment.trial_config(trial)
+        prepared = self.prepare(config)
         trials = self.study.get_trials(deepcopy=False)
         numbers = [*recovery.attempts(trials, trial.number)]
         folders = [recovery.snapshot_folder(self.study, number) for number in numbers]
         self._snapshots = snapshots = Snapshots(
             folders[0], config.snapshots.interval, config.snapshots.keep, folders[1:]
         )
-        self._tracker = self._track(trial, config)
+        self._tracker = self._track(trial, config, prepared)
         records.write(trial, run_id=self._tracker.run_id)
         reported = {step: v for number in numbers[1:] for step, v in trials[number].intermediate_values.items()}
         measured: dict[str, float] = {}
@@ -127,7 +132,7 @@ class Attempt:
                 constrain(trial, self.experiment.sweep, measured)
                 raise TrialPruned(reason)
 
-        final = execute(config, self._tracker, on_step=on_step, snapshots=snapshots, stopping=self.stopping)
+        final = execute(config, prepared, self._tracker, on_step=on_step, snapshots=snapshots, stopping=self.stopping)
         shown = [metric for metric in (*SHOWN, *INTERVAL) if math.isfinite(final.get(metric, math.nan))]
         self._write(trial, metrics={metric: final[metric] for metric in shown})
         values = outcome(trial, self.experiment.sweep, final)
@@ -135,7 +140,7 @@ class Attempt:
         self._write_progress(trial, config.train.steps, config)
         return values
 
-    def _track(self, trial: Trial, config: Config) -> tracking.Tracker:
+    def _track(self, trial: Trial, config: Config, prepared: Prepared) -> tracking.Tracker:
         record = TrialRecord.of(trial)
         about = provenance() | {
             tags.KIND: "trial",
@@ -146,7 +151,7 @@ class Attempt:
         }
         if record.retry_of is not None:
             about[tags.RETRY_OF] = str(record.retry_of)
-        name, inputs = record.name or f"trial-{trial.number}", datasets(prepare(config))
+        name, inputs = record.name or f"trial-{trial.number}", datasets(prepared)
         return tracking.Tracker(
             self.client, name, params=config.flat(), tags=about, datasets=inputs, parent=self.parent
         )

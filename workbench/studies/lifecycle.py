@@ -188,13 +188,14 @@ def _check(experiment: Experiment, prepared: bool) -> None:
     Args:
         prepared: encode and check the data too.
     """
-    from workbench.training.run import check, metric_names, prepare
+    from workbench.training.measurements import metric_names
+    from workbench.training.preparation import prepare
+    from workbench.training.run import check
 
     config = experiment.config
     if prepared:
         tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
-        prepare(config)
-        check(config)
+        check(config, prepare(config))
     logged = metric_names(config)
     for key, metric in experiment.sweep.metrics:
         if metric not in logged:

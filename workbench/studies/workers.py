@@ -105,7 +105,7 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
         UserError, Failure: something that is wrong with more than one trial.
     """
     from workbench.studies.attempt import Attempt
-    from workbench.training.run import prepare
+    from workbench.training.preparation import Preparations
 
     tqdm.set_lock(threading.RLock())  # tqdm's own lock is shared by processes; one that is killed would never free it
     quiet()
@@ -120,6 +120,7 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
             events.send((kind, value))
 
     experiment, url = assignment.experiment, assignment.url
+    prepare = Preparations()  # for all trials of this process, which mostly share what they need
     prepare(experiment.config)  # before a trial is taken, since it may take long
     study = optuna.load_study(study_name=assignment.study, storage=open_storage(url))
     offset = assignment.index + 1000 * len(study.get_trials(deepcopy=False)) + _task_number()
@@ -138,6 +139,7 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
                     experiment,
                     client,
                     assignment.parent,
+                    prepare=prepare,
                     on_claimed=lock.close,
                     on_step=lambda step: send("step", step),
                     stopping=stopping,

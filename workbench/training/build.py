@@ -214,9 +214,7 @@ def _adapted(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tupl
     return policy, Reference(other, rule, probe, lambda: initial), [policy.denoiser]
 
 
-def _optimizer(
-    config: Config, policy: nn.Module
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def _optimizer(config: Config, policy: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     settings = config.train
     pairs = settings.batch_size * settings.accumulation * distributed.world()
     optimizer = OPTIMIZERS[settings.optimizer](

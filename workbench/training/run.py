@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 from torch import Generator
 
 from workbench.common import distributed
-from workbench.common.files import in_place
 from workbench.common.contact_sheet import contact_sheet
 from workbench.common.errors import Failure, UserError, memory_explained
+from workbench.common.files import in_place
 from workbench.method.reference import Decision
 from workbench.models import Backend
 from workbench.training.build import Position, StopRequested, Training, build
@@ -57,9 +57,7 @@ def execute(
     """
     prepared.backend.offload()  # training needs neither autoencoder nor text encoders
     snapshot = _newest(snapshots, config, prepared)
-    training = build(
-        config, prepared.backend, prepared.train, prepared.probe, snapshot=snapshot, stopping=stopping
-    )
+    training = build(config, prepared.backend, prepared.train, prepared.probe, snapshot=snapshot, stopping=stopping)
     session = _Session(config, prepared, training, Recorder(listener), snapshots)
     if snapshot:
         session.recorder.replay(snapshot.events)
@@ -151,9 +149,9 @@ class _Session:
         if self.snapshots is None:
             return
         state = self.training.state(self.position)  # on every process, since weights may be sharded
-        about = {"settings": self.config.flat(), "data": self.prepared.data}
+        settings, data = self.config.flat(), self.prepared.data
         if distributed.is_main():
-            self.snapshots.save(Snapshot(self.position.step, state, self.recorder.events, **about))
+            self.snapshots.save(Snapshot(self.position.step, state, self.recorder.events, settings, data))
 
     def report_decisions(self) -> None:
         decisions = self.training.reference.audit

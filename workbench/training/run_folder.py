@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.common.files import in_place
 from workbench.common.errors import Failure
+from workbench.common.files import in_place
 
 HISTORY = "history.parquet"
 

@@ -121,9 +121,7 @@ def plan(captions: list[str], seeds: int) -> tuple[list[str], list[int]]:
     return captions * seeds, [seed for seed in range(seeds) for _ in captions]
 
 
-def prepare_sampling(
-    captions: list[str], settings: Evaluation, backend: Backend, pretrained: nn.Module
-) -> Sampling:
+def prepare_sampling(captions: list[str], settings: Evaluation, backend: Backend, pretrained: nn.Module) -> Sampling:
     """Load what scores images, and draw the pretrained model's samples where the cache lacks them.
 
     Args:

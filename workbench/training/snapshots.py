@@ -17,8 +17,8 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from workbench.common.files import partial_file, sync, sync_folder
 from workbench.common.errors import Failure, UserError, one_line
+from workbench.common.files import partial_file, sync, sync_folder
 
 log = logging.getLogger(__name__)
 SUFFIX = ".snapshot"

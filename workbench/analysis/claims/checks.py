@@ -17,10 +17,10 @@ from workbench.common.errors import UserError
 from workbench.method.noise import squared_error
 from workbench.studies.experiment import Experiment
 from workbench.tracking import reconcile, study_runs, tags
+from workbench.training.build import build
 from workbench.training.config import Config
 from workbench.training.preparation import Prepared, prepare
 from workbench.training.provenance import describe, provenance
-from workbench.training.run import start
 
 POOL = 1024  # noised winners on which both estimators draw
 PASSES = 64  # forward passes that a measurement may cost
@@ -76,8 +76,8 @@ def _run_check(client: Any, config: Config, seed: int, study: str, parent: str) 
     tracker = tracking.Tracker(client, f"seed-{seed}", params=config.flat(), tags=about, parent=parent)
     state = "interrupted"
     try:
-        ready = prepare(config)
-        tracker.log(0, theory_checks(seed, ready.backend.process.abar) | estimator_checks(config, ready))
+        prepared = prepare(config)
+        tracker.log(0, theory_checks(seed, prepared.backend.process.abar) | estimator_checks(config, prepared))
         state = "complete"
     finally:
         tracker.close(state)
@@ -102,7 +102,7 @@ def theory_checks(seed: int, abar: Tensor) -> dict[str, float]:
     }
 
 
-def estimator_checks(config: Config, ready: Prepared) -> dict[str, float]:
+def estimator_checks(config: Config, prepared: Prepared) -> dict[str, float]:
     """Variance of D by a fixed probe against a fresh subset of each batch, both at PASSES passes a measurement.
 
     The policy trains to two candidates; errors of a pool of noised winners stand for the population. A fixed probe is
@@ -112,12 +112,12 @@ def estimator_checks(config: Config, ready: Prepared) -> dict[str, float]:
     the level is what the threshold is compared with, and its variance is over the choice of the probe, an error that
     a fixed one carries through the run.
     """
-    pool = _Pool(ready, config.seed)
-    init, errors = pool.errors(ready.backend.denoiser()), []
-    started = start(config, ready)
-    for record in started.records:
+    pool = _Pool(prepared, config.seed)
+    init, errors = pool.errors(prepared.backend.denoiser()), []
+    training = build(config, prepared.backend, prepared.train, prepared.probe)
+    for record in training.records:
         if record.step in (FIRST, SECOND):
-            errors.append(pool.errors(started.policy) - init)
+            errors.append(pool.errors(training.policy) - init)
     first, second = errors
     rng = np.random.default_rng(config.seed)
     strata = np.array_split(np.argsort(pool.t.numpy(), kind="stable"), PASSES)

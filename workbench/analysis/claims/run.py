@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from workbench import tracking
 from workbench.analysis.claims import checks, regime, rules, table
 from workbench.analysis.claims.evidence import Evidence
-from workbench.common.files import in_place
 from workbench.common.command_line import default_workers
+from workbench.common.files import in_place
 from workbench.common.paths import shipped
 from workbench.common.validation import study_name, writable_folder
 from workbench.studies import lifecycle, tuning
