@@ -15,6 +15,7 @@ from torch import nn
 from workbench.data.pairs import Batch
 from workbench.method.objectives import dpo
 from workbench.models import Backend, Shape, random_backend
+from workbench.models.lora import lora_config
 from workbench.training.loop import pair_errors
 
 #: Dense bf16 matrix rate by the makers' data sheets (SXM boards), FLOP/s.
@@ -63,10 +64,8 @@ def _step(backend: Backend, shape: Shape, lora: int, checkpointing: bool) -> tup
     policy: Any = backend.denoiser().requires_grad_(not lora)
     reference: Any = policy
     if lora:  # the same denoiser is the reference, with adapters of the same size
-        from peft import LoraConfig
-
         with backend.device:
-            policy.add_adapter(LoraConfig(r=lora, target_modules=list(backend.LORA_TARGETS)))
+            policy.add_adapter(lora_config(policy, lora, lora, backend.LORA_TARGETS))
     if checkpointing:
         policy.enable_gradient_checkpointing()
     place = backend.device

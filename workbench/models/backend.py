@@ -78,7 +78,7 @@ class Backend(ABC):
         self._require_parts()
         self.scheduler = checks.load_scheduler(checkpoint, getattr(diffusers, self.SCHEDULER))
         self.sampler = self.SCHEDULER
-        checks.require_sizes(checkpoint, self.DENOISER, self.PACKING)
+        checks.require_sizes(checkpoint, self.DENOISER, self._vae_channels, self.PACKING)
         self._shapes_tried: set[tuple] = set()  # those that `require_fit` found to be taken
         self.resolution = self._checked(resolution) if resolution else self._own_resolution()
         self.process = self._process()
@@ -89,11 +89,11 @@ class Backend(ABC):
         """T, the number of training timesteps."""
         return len(self.process)
 
-    @cached_property
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one image's latents."""
         edge = self.resolution // self._pixels_per_latent
-        return self.checkpoint.number("vae", "latent_channels", 4, 1, 1024), edge, edge
+        return self._vae_channels, edge, edge
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -129,6 +129,19 @@ class Backend(ABC):
     @abstractmethod
     def _embed(self, captions: list[str]) -> dict[str, Tensor]:
         """Text embeddings by name, each (N, ...), from the pipeline's own `encode_prompt`."""
+
+    def _encode(self, vae: Any, images: Tensor) -> Tensor:
+        """Latents as the denoiser expects them, of images (N, 3, H, W) in -1..1: the posterior's mean, normalized."""
+        return (vae.encode(images).latent_dist.mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+    def _decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in about -1..1, of latents as `_encode` makes them."""
+        raw = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        return vae.decode(raw, return_dict=False)[0]
+
+    def _sampler_options(self, captions: list[str], guidance: float) -> dict[str, Any]:
+        """Arguments of the pipeline's call that differ between families, for these captions."""
+        return {"guidance_scale": guidance}
 
     def _from_pipeline(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W) from what the pipeline returns as `output_type="latent"`: by default the same."""
@@ -313,10 +326,20 @@ class Backend(ABC):
 
     # Images and captions
 
-    @property
+    @cached_property
+    def _vae_channels(self) -> int:
+        """Channels of the autoencoder's latents."""
+        return self.checkpoint.number("vae", "latent_channels", 4, 1, 1024)
+
+    @cached_property
     def _pixels_per_latent(self) -> int:
-        """Pixels along an edge that become one latent."""
+        """Pixels along an edge that become one latent of the autoencoder."""
         return 2 ** checks.halvings(self.checkpoint, "vae")
+
+    @cached_property
+    def _patch(self) -> int:
+        """Edge, in latents of the autoencoder, of the patch that the denoiser treats as one."""
+        return self.PACKING * self.checkpoint.number(self.DENOISER, "patch_size", 1, 1, 64)
 
     def _own_resolution(self) -> int:
         """Edge in pixels of the images that the model was trained on."""
@@ -331,8 +354,8 @@ class Backend(ABC):
         """
         if resolution > EDGE:
             raise UserError(f"model.resolution = {resolution}: expected at most {EDGE}")
-        patch = self.PACKING * self.checkpoint.number(self.DENOISER, "patch_size", 1, 1, 64)
-        step = max(8, self._pixels_per_latent * patch * 2 ** checks.halvings(self.checkpoint, self.DENOISER))
+        halvings = checks.halvings(self.checkpoint, self.DENOISER)
+        step = max(8, self._pixels_per_latent * self._patch * 2**halvings)
         if resolution % step:
             near = sorted({max(step, resolution // step * step), -(-resolution // step) * step})
             raise UserError(
@@ -358,8 +381,8 @@ class Backend(ABC):
         vae, latents = self._loaded_pipeline().vae, []
         for chunk in torch.from_numpy(pixels).split(self.images_at_once):
             batch = chunk.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            latents.append(vae.encode(batch).latent_dist.mean - (vae.config.shift_factor or 0.0))
-        return torch.cat(latents) * vae.config.scaling_factor
+            latents.append(self._encode(vae, batch))
+        return torch.cat(latents)
 
     @torch.no_grad()
     def decode_images(self, latents: Tensor) -> np.ndarray:
@@ -371,11 +394,9 @@ class Backend(ABC):
             (N, H, W, 3), uint8.
         """
         pipe = self._loaded_pipeline()
-        vae = pipe.vae
-        raw = latents.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         images = [
-            pipe.image_processor.postprocess(vae.decode(chunk, return_dict=False)[0], output_type="np")
-            for chunk in raw.split(self.images_at_once)
+            pipe.image_processor.postprocess(self._decode(pipe.vae, chunk), output_type="np")
+            for chunk in latents.float().split(self.images_at_once)
         ]
         return (np.concatenate(images) * 255).round().astype(np.uint8)
 
@@ -420,15 +441,17 @@ class Backend(ABC):
         with self._pipeline_with(denoiser) as pipe:
             for start in range(0, len(captions), batch_size):
                 chunk = slice(start, start + batch_size)
+                texts = list(captions[chunk])
+                options = self._sampler_options(texts, guidance)
                 with self._precision():
                     latents = pipe(
-                        list(captions[chunk]),
+                        prompt=texts,
                         height=self.resolution,
                         width=self.resolution,
                         num_inference_steps=steps,
-                        guidance_scale=guidance,
                         generator=[Generator().manual_seed(seed) for seed in seeds[chunk]],
                         output_type="latent",
+                        **options,
                     ).images
                 images.append(self.decode_images(self._from_pipeline(latents)))
         return np.concatenate(images)

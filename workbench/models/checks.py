@@ -41,11 +41,12 @@ def require_noise(checkpoint: Checkpoint, abar: Tensor) -> None:
         raise UserError(f"{checkpoint.name}: scheduler describes no noise that grows with the timesteps")
 
 
-def require_sizes(checkpoint: Checkpoint, denoiser: str, packing: int) -> None:
+def require_sizes(checkpoint: Checkpoint, denoiser: str, channels: int, packing: int) -> None:
     """Raise UserError where the configs of autoencoder and denoiser contradict each other.
 
     Args:
         denoiser: name of that part, "unet" or "transformer".
+        channels: of the autoencoder's latents.
         packing: edge of the patch of latents that becomes one input of the denoiser.
     """
     number = checkpoint.number
@@ -54,7 +55,6 @@ def require_sizes(checkpoint: Checkpoint, denoiser: str, packing: int) -> None:
     number("vae", "scaling_factor", 0.18215, 1e-6, 1e6)
     if checkpoint.config("vae").get("shift_factor") is not None:
         number("vae", "shift_factor", 0.0, -1e6, 1e6)
-    channels = number("vae", "latent_channels", 4, 1, 1024)
     expected = channels * packing**2
     takes = number(denoiser, "in_channels", expected, 1, 4096)
     if takes != expected:

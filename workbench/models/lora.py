@@ -94,9 +94,7 @@ def adapt(
     Raises:
         UserError: no layer's name ends so.
     """
-    from peft import LoraConfig
-
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))  # type: ignore
+    config = lora_config(denoiser, rank, alpha, targets)
     for name in (REFERENCE, POLICY):  # peft switches on the set that was added last: the policy's, see Adapter
         try:
             with torch.random.fork_rng(devices=[]):
@@ -115,6 +113,25 @@ def adapt(
         theirs.requires_grad_(False)
         ours.requires_grad_(True)
     return policy, reference, pretrained
+
+
+def lora_config(denoiser: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> Any:
+    """peft's configuration of adapters on the linear and convolution layers whose names end as `targets` say."""
+    from peft import LoraConfig
+
+    # The same name may be a layer in one block and a list of layers in another (`attn.to_out` in FLUX.2): not for peft.
+    wrong = [
+        name
+        for name, module in denoiser.named_modules()
+        if isinstance(module, nn.ModuleList) and any(f".{name}".endswith(f".{end}") for end in targets)
+    ]
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by the rank, whole or not
+        init_lora_weights="gaussian",
+        target_modules=list(targets),
+        exclude_modules=wrong or None,
+    )
 
 
 def save_adapter(policy: Adapter, folder: Path, pipeline: str, part: str) -> None:

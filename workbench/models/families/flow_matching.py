@@ -1,9 +1,5 @@
 """What the transformers that are trained by flow matching have in common: target, timestep axis and its shift."""
 
-import copy
-
-import numpy as np
-
 from workbench.method.noise import ForwardProcess, flow
 from workbench.models.backend import Backend
 
@@ -15,24 +11,24 @@ class FlowMatching(Backend):
     SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
     def _process(self) -> ForwardProcess:
-        """The sampler's own noise levels over T steps, turned around: diffusers counts from the noisy end.
+        """The noise levels of sampling in T steps, turned around: diffusers counts from the noisy end.
 
         Samplers shift their levels towards noise, by a constant or by more the larger the image. The axis t = 0..T-1
         holds that shift, so that equal intervals of t are equal shares of sampling, and "early" means the same in
         both. (diffusers' training scripts use a scheduler's levels as it was loaded, where a shift by image size is
         still missing; the density `uniform_sigma` draws those.)
         """
-        scheduler, timesteps = copy.deepcopy(self.scheduler), self.scheduler.config.num_train_timesteps
+        scheduler = self.scheduler
+        sigma, time = scheduler.sigmas.flip(0).float(), scheduler.timesteps.flip(0).float()
         if scheduler.config.use_dynamic_shifting:
-            scheduler.set_timesteps(sigmas=np.linspace(1, 1 / timesteps, timesteps), mu=self._shift())
-        sigma, time = scheduler.sigmas[:timesteps], scheduler.timesteps  # set_timesteps appends sigma = 0, the image
-        return flow(sigma.flip(0).float(), time.flip(0).float())
+            sigma = scheduler.time_shift(self._shift(), 1.0, sigma)
+            time = scheduler.config.num_train_timesteps * sigma
+        return flow(sigma, time)
 
     @property
     def _image_tokens(self) -> int:
         """Tokens that an image becomes in the transformer."""
-        _, height, width = self.latent_shape
-        return height * width // self.PACKING**2
+        return (self.resolution // (self._pixels_per_latent * self._patch)) ** 2
 
     def _shift(self) -> float:
         """The shift mu by image size, which multiplies the odds sigma / (1 - sigma) by exp(mu).
