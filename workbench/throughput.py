@@ -12,7 +12,7 @@ from workbench.common.command_line import command, set_option, silence_transform
 from workbench.common.paths import shipped
 
 EXPERIMENTS = shipped("experiments")
-REAL = ("sd15", "sdxl", "sd3", "flux1")
+REAL = ("sd15", "sdxl", "sd3", "flux1", "flux2-klein", "qwen-image", "z-image", "sana")
 #: Shapes of ours: parts of a real one, trained by its experiment files, and one that a CPU measures in seconds.
 PARTS = ("flux1-part",)
 

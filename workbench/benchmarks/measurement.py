@@ -63,6 +63,8 @@ def random_pairs(shape: Shape, backend: Backend, count: int = PAIRS) -> EncodedP
     for name, size in shape.condition.items():
         if name == "time_ids":  # sizes in pixels, and no crop
             shard[f"pair.{name}"] = torch.tensor([edge, edge, 0, 0, edge, edge]).expand(count, 6)
+        elif name.endswith("mask"):  # captions as long as can be: what a shape costs at most
+            shard[f"text.{name}"] = torch.ones(count, *size)
         else:
             shard[f"text.{name}"] = torch.randn(count, *size, generator=g).half()
     return EncodedPairs([shard], {"used": count}, "random")

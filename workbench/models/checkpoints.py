@@ -29,10 +29,16 @@ HASHED_WHOLE = 64 * 2**20
 #: The classes that a component may name, by library. No other is looked up: a class name from a file must not import
 #: anything that the families do not need.
 CLASSES = {
-    "diffusers": ("AutoencoderKL", "UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"),
+    "diffusers": (
+        "AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLQwenImage", "AutoencoderDC",
+        "UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "Flux2Transformer2DModel",
+        "QwenImageTransformer2DModel", "ZImageTransformer2DModel", "SanaTransformer2DModel",
+    ),
     "transformers": (
         "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer", "CLIPTokenizerFast",
         "T5EncoderModel", "T5Tokenizer", "T5TokenizerFast",
+        "Qwen2_5_VLForConditionalGeneration", "Qwen3Model", "Qwen3ForCausalLM", "Qwen2Tokenizer", "Qwen2TokenizerFast",
+        "Gemma2Model", "Gemma2ForCausalLM", "GemmaTokenizer", "GemmaTokenizerFast",
     ),
 }  # fmt: skip
 

@@ -65,15 +65,17 @@ def require_sizes(checkpoint: Checkpoint, denoiser: str, channels: int, packing:
         )
 
 
-def halvings(checkpoint: Checkpoint, part: str) -> int:
+def halvings(checkpoint: Checkpoint, part: str, key: str = "block_out_channels") -> int:
     """How many times a convolutional part halves the resolution of its input: once a block but the last.
 
+    Args:
+        key: of its config that lists the blocks' channels.
     Raises:
         UserError: its config lists no such blocks.
     """
-    blocks = checkpoint.config(part).get("block_out_channels", [0])
+    blocks = checkpoint.config(part).get(key, [0])
     if not isinstance(blocks, list) or not 0 < len(blocks) <= 8:
-        raise UserError(f"{checkpoint.name}: {part} has block_out_channels = {shown(blocks)}, expected 1 to 8 of them")
+        raise UserError(f"{checkpoint.name}: {part} has {key} = {shown(blocks)}, expected 1 to 8 of them")
     return len(blocks) - 1
 
 
@@ -86,11 +88,14 @@ def require_tokens(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:
     for name, encoder in parts.items():
         if not name.startswith("text_encoder"):
             continue
-        tokenizer, config = parts.get(name.replace("text_encoder", "tokenizer")), encoder.config
+        tokenizer, config = parts.get(name.replace("text_encoder", "tokenizer")), encoder.config.get_text_config()
         if tokenizer is None:
             raise UserError(f"{checkpoint.name}: {name} has no tokenizer")
         if len(tokenizer) > config.vocab_size:
             raise UserError(f"{checkpoint.name}: {name} has {config.vocab_size} tokens, its tokenizer {len(tokenizer)}")
-        longest, length = getattr(config, "max_position_embeddings", None), tokenizer.model_max_length
+        # Rotary positions have no end, and the pipelines cut the text; only embedded ones run out.
+        embedded = not getattr(config, "rope_parameters", None)
+        longest = getattr(config, "max_position_embeddings", None) if embedded else None
+        length = tokenizer.model_max_length
         if not isinstance(length, int) or length < 2 or (longest is not None and length > longest):
             raise UserError(f"{checkpoint.name}: {name} takes {longest} tokens, its tokenizer makes {shown(length)}")

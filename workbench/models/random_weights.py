@@ -97,6 +97,53 @@ SHAPES = {
     "flux1-part": Shape(
         "flux1", FLUX1 | {"num_layers": 4, "num_single_layers": 8}, FLUX1_CONDITION, VAE16, FLUX1_SCHEDULER
     ),
+    # black-forest-labs/FLUX.2-klein-base-4B: transformer/config.json; 1024 px; three layers of Qwen3-4B, 512 tokens
+    "flux2-klein": Shape(
+        "flux2-klein",
+        {
+            "in_channels": 128, "num_layers": 5, "num_single_layers": 20, "attention_head_dim": 128,
+            "num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False,
+        },
+        {"text": (512, 7680)},
+        vae=VAE | {"latent_channels": 32},
+        scheduler=FLUX1_SCHEDULER,
+    ),
+    # Qwen/Qwen-Image: transformer/config.json; 1024 px; Qwen2.5-VL-7B, at most 512 tokens, counted in full
+    "qwen-image": Shape(
+        "qwen-image",
+        {
+            "in_channels": 64, "out_channels": 16, "num_layers": 60, "attention_head_dim": 128,
+            "num_attention_heads": 24, "joint_attention_dim": 3584, "axes_dims_rope": [16, 56, 56],
+        },
+        {"text": (512, 3584), "text_mask": (512,)},
+        vae={"z_dim": 16, "temperal_downsample": [False, True, True]},
+        scheduler={
+            "use_dynamic_shifting": True, "max_image_seq_len": 8192, "max_shift": 0.9, "shift_terminal": 0.02
+        },
+    ),
+    # Tongyi-MAI/Z-Image: transformer/config.json; 1024 px; Qwen3-4B, at most 512 tokens, counted in full
+    "z-image": Shape(
+        "z-image",
+        {
+            "in_channels": 16, "dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30,
+            "cap_feat_dim": 2560, "axes_lens": [1536, 512, 512],
+        },
+        {"text": (512, 2560), "text_mask": (512,)},
+        vae=VAE16,
+        scheduler={"shift": 3.0},
+    ),
+    # Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers: transformer/config.json; 1024 px; Gemma-2-2B, 300 tokens
+    "sana": Shape(
+        "sana",
+        {
+            "in_channels": 32, "out_channels": 32, "num_layers": 20, "num_attention_heads": 70,
+            "attention_head_dim": 32, "num_cross_attention_heads": 20, "cross_attention_head_dim": 112,
+            "cross_attention_dim": 2240, "caption_channels": 2304, "sample_size": 32,
+        },
+        {"text": (300, 2304), "text_mask": (300,)},
+        vae={"latent_channels": 32, "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]},
+        scheduler={"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
+    ),
     # ours: sd15 with a fifth of its channels and a quarter of its resolution, 34 M weights, for a CPU with patience
     "sd34m": Shape(
         "sd",

@@ -145,6 +145,8 @@ def check_declared(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]
     most = max(2**16, *(math.prod(shape) for shape in shapes.values()))
 
     def check(key: str, value: Any) -> None:
+        if key.endswith(("_id", "_ids", "theta")):  # which token, how fast positions turn: no sizes
+            return
         # A position embedding has pos_embed_max_size^2 entries.
         largest = len(shapes) if "layers" in key else math.isqrt(most) if key == "pos_embed_max_size" else most
         if isinstance(value, int | float) and abs(value) > largest:

@@ -76,7 +76,7 @@ class Model(Section):
     """What is trained."""
 
     path: Place = Field("embedded", description="diffusers folder or hub id; 'embedded' is the small model")
-    family: Literal["auto", "sd", "sdxl", "sd3", "flux1"] = Field(
+    family: Literal["auto", "sd", "sdxl", "sd3", "flux1", "flux2-klein", "qwen-image", "z-image", "sana"] = Field(
         "auto", description="what `path` has to be; 'auto' = anything"
     )
     revision: str = Field("", description="branch, tag or commit of a hub id")

@@ -1,8 +1,11 @@
 """The model families by name. To add one, write its class and name it here; docs/real-models.md says what it needs."""
 
 from workbench.models.backend import Backend
-from workbench.models.families.flux import Flux1
+from workbench.models.families.flux import Flux1, Flux2Klein
+from workbench.models.families.qwen_image import QwenImage
+from workbench.models.families.sana import Sana
 from workbench.models.families.stable_diffusion import StableDiffusion, StableDiffusion3, StableDiffusionXL
+from workbench.models.families.z_image import ZImage
 
 __all__ = ["FAMILIES"]
 
@@ -11,4 +14,8 @@ FAMILIES: dict[str, type[Backend]] = {
     "sdxl": StableDiffusionXL,
     "sd3": StableDiffusion3,
     "flux1": Flux1,
+    "flux2-klein": Flux2Klein,
+    "qwen-image": QwenImage,
+    "z-image": ZImage,
+    "sana": Sana,
 }
