@@ -21,6 +21,10 @@ META, CPU = torch.device("meta"), torch.device("cpu")
         ("sdxl", 2_567_463_684, 1024),
         ("sd3", 2_028_328_000, 1024),
         ("flux1", 11_901_408_320, 1024),
+        ("flux2-klein", 3_875_544_576, 1024),
+        ("qwen-image", 20_430_401_088, 1024),
+        ("z-image", 6_154_908_736, 1024),
+        ("sana", 1_604_462_752, 1024),
     ],
 )
 def test_a_shape_has_the_published_number_of_weights_and_resolution(name, weights, resolution):

@@ -19,7 +19,8 @@ from workbench.training.config import known_names, load, merge, read
 
 EXPERIMENTS = ROOT / "experiments"
 BOTH = [EXPERIMENTS / f"{family}{variant}.toml" for family in ("sd15", "sdxl", "sd3") for variant in ("", "-lora")]
-REAL = [*BOTH, EXPERIMENTS / "flux1-lora.toml"]
+LARGE = [EXPERIMENTS / f"{name}-lora.toml" for name in ("flux1", "flux2-klein", "qwen-image", "z-image", "sana")]
+REAL = [*BOTH, *LARGE]
 SCRIPTS = sorted([*EXPERIMENTS.rglob("*.sbatch"), *EXPERIMENTS.rglob("*.sh")])
 PODS = sorted(EXPERIMENTS.rglob("*.yaml"))
 

@@ -89,7 +89,8 @@ def gemma():
     tokenizer = transformers.GemmaTokenizer(
         vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=2048
     )
-    config = transformers.Gemma2Config(vocab_size=len(tokenizer), head_dim=16, sliding_window=64, **LANGUAGE)
+    small = LANGUAGE | {"num_hidden_layers": 1, "num_attention_heads": 1}  # the instruction is of a thousand tokens
+    config = transformers.Gemma2Config(vocab_size=len(tokenizer), head_dim=16, sliding_window=64, **small)
     return tokenizer, transformers.Gemma2Model(config)
 
 
