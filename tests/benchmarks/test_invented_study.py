@@ -11,7 +11,7 @@ from workbench.benchmarks.sandbox import databases, sandbox
 from workbench.common.paths import shipped
 
 
-@pytest.mark.parametrize("runs", [4, pytest.param(22, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [22, pytest.param(4, marks=pytest.mark.slow)])
 def test_an_invented_study_suits_the_notebooks(runs, tmp_path, empty_store):
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     stores = {name: databases(tmp_path)[name] for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_STORAGE")}

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from tests.support import forked
+from tests.support.commands import invoke
 from tests.support.helpers import ROOT, workbench
 from tests.support.hub import serve
 from tests.support.reward_models import save_clip
@@ -47,20 +48,9 @@ def tiny_clip(tmp_path_factory):
     return save_clip(tmp_path_factory.mktemp("clip"))[0]
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """A tracking store whose schema, which takes seconds, is there."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        tracking.connect()
-    return path
-
-
 @pytest.fixture
-def place(workplace, tiny_model, other_model, empty_store, monkeypatch):
+def place(workplace, tiny_model, other_model, monkeypatch):
     """A working folder with prompts and both models; shards of three images."""
-    shutil.copy(empty_store, workplace / "mlflow.db")
     monkeypatch.setattr(sample_store, "SHARD", 3)
     (workplace / "prompts.txt").write_text("\n".join(PROMPTS))
     (workplace / "tiny").symlink_to(tiny_model)
@@ -174,15 +164,12 @@ def test_an_interrupted_command_goes_on_and_ends_alike(place, monkeypatch, where
 
 def test_a_command_that_is_killed_outright_goes_on_too(place):
     command = ["--model", "a=tiny", "--steps", "4", "--limit", "64", "--output", "out"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "workbench.evaluate", *command],
-        cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(place.glob("out/data/embedded/a-*.parquet")) and time.monotonic() < deadline:
+    process = forked.start(invoke, "evaluate", *command)
+    while not list(place.glob("out/data/embedded/a-*.parquet")):
+        assert process.is_alive()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     first = place / "out" / "data" / "embedded" / "a-00000.parquet"
     kept = pl.read_parquet(first)
     assert len(list(place.glob("out/data/embedded/a-*.parquet"))) < 4
@@ -232,9 +219,8 @@ def test_several_prompt_sets_are_told_apart(place):
     scores = pl.read_parquet("out/scores.parquet")
     assert scores["prompts"].unique(maintain_order=True).to_list() == ["mine", "PartiPrompts"]
     assert set(scores.filter(pl.col("prompts") == "PartiPrompts")["category"]) == {"Animals"}
-    CliRunner().invoke(
-        main, ["--steps", "2", "--prompts", "validation", "--limit", "2", "--seeds", "1", "--output", "out"]
-    )
+    more = invoke("evaluate", "--steps", 2, "--prompts", "validation", "--limit", 2, "--seeds", 1, "--output", "out")
+    assert more.returncode == 0, more.stderr
     images = pl.read_parquet("out/scores.parquet").group_by("prompts", maintain_order=True).len()
     assert images.rows() == [
         ("mine", 20),
@@ -304,6 +290,7 @@ def test_evaluated_runs_get_their_scores_for_the_figures_of_their_study(place, t
     assert "eval/reward" not in tracking.load_runs("s").columns
 
 
+@pytest.mark.slow
 def test_reward_models_come_from_the_hub_and_then_from_its_cache(place, tiny_clip):
     """Against a hub on loopback, in a process of its own: the hub's client reads its address once."""
     names = ("yuvalkirstain/PickScore_v1", reward_models.CLIP_H)

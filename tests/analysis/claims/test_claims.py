@@ -4,7 +4,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from mlflow import MlflowClient
 
-from tests.support.helpers import workbench
+from tests.support.commands import invoke
 from workbench.tracking import load_runs
 
 
@@ -33,8 +33,8 @@ same-update-8 = { like = "frozen", "reference.policy" = "update", "reference.int
     return path
 
 
-def test_claims_are_measured_once_and_a_second_run_changes_nothing(experiment, workplace):
-    first = workbench("workbench.claims", "small.toml", "--study", "c", "--workers", "2", cwd=workplace)
+def test_claims_are_measured_once_and_a_second_run_changes_nothing(experiment, workplace, forked_workers):
+    first = invoke("claims", "small.toml", "--study", "c", "--workers", 2)
     assert first.returncode == 0, first.stderr
     rows = {row["number"]: row for row in json.loads((workplace / "reports/c/claims.json").read_text())}
     assert len(rows) == 13
@@ -58,7 +58,7 @@ def test_claims_are_measured_once_and_a_second_run_changes_nothing(experiment, w
     assert runs["train.lr"].n_unique() == 1  # the second arm takes what the first found
 
     before = {path: path.stat().st_mtime_ns for path in (workplace / "reports/c").iterdir()}
-    second = workbench("workbench.claims", "small.toml", "--study", "c", cwd=workplace)
+    second = invoke("claims", "small.toml", "--study", "c")
     assert second.returncode == 0 and "(unchanged)" in second.stdout
     assert {path: path.stat().st_mtime_ns for path in (workplace / "reports/c").iterdir()} == before
     assert set(load_runs("c")["run_id"]) == set(runs["run_id"])
