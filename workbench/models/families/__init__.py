@@ -1,4 +1,4 @@
-"""The model families by name. To add one, write its class and name it here; docs/real-models.md says what it needs."""
+"""The model families by name. To add one, write its class and name it here; docs/architecture.md lists the rest."""
 
 from workbench.models.backend import Backend
 from workbench.models.families.flux import Flux1, Flux2Klein
