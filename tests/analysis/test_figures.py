@@ -39,12 +39,27 @@ def history() -> pl.DataFrame:
 
 
 def test_margin_is_drawn_times_half_beta_and_divergence_of_whoever_moves():
-    figure = figures.margin_and_divergence(runs(), history())
+    figure = figures.margin_and_divergence(runs(), history(), margin="validation/margin")
     left, right = figure.axes
     assert left.lines[0].get_ydata().tolist() == pytest.approx([0.15, 0.3, 0.45, 0.6])
     labels = {line.get_label() for line in right.lines}
     assert {"threshold: divergence of the reference", "frozen: divergence of the policy"} <= labels
     assert all(line.get_linestyle() == ":" for line in right.lines[:2])
+
+
+def test_fig_1b_shows_the_smoothed_margin_of_training_batches_and_says_so():
+    steps = pl.DataFrame({"step": range(1, 65), "rewards/margins": [0.001 * (1 + (-1) ** i) for i in range(64)]})
+    noisy = pl.concat(
+        steps.with_columns(run_id=pl.lit(row["run_id"]), arm=pl.lit(row["arm"]), name=pl.lit(row["name"]))
+        for row in runs().iter_rows(named=True)
+    ).with_columns(pl.lit(0.001).alias("divergence/reference"), pl.lit(0.002).alias("divergence/policy"))
+    figure = figures.margin_and_divergence(runs(), noisy)
+    line = figure.axes[0].lines[0].get_ydata()
+    assert len(line) == 64 and line[2:-2] == pytest.approx([0.15] * 60)  # the mean of two runs of four points
+    (caption,) = (text.get_text() for text in figure.texts)
+    assert "training batches, against the reference" in caption and "4 logged points" in caption
+    plain = figures.margin_and_divergence(runs(), history(), margin="validation/margin")
+    assert [text.get_text() for text in plain.texts] == ["Margin: of validation pairs, against the pretrained model."]
 
 
 def test_the_same_figure_gives_the_same_file(tmp_path):

@@ -65,7 +65,14 @@ def invent(study: str, arms: list[str]) -> None:
         settings |= {key: value for key, value in ARMS[arm].items() if "." in key}
         tags = {"workbench.arm": arm, "workbench.study": study, "workbench.kind": "trial"}
         tracker = tracking.Tracker(client, f"{arm}-s0", params=settings, tags=tags, parent=parent)
-        numbers = ("validation/margin", "divergence/policy", "divergence/reference", "eval/reward", "eval/win_rate")
+        numbers = (
+            "rewards/margins",
+            "validation/margin",
+            "divergence/policy",
+            "divergence/reference",
+            "eval/reward",
+            "eval/win_rate",
+        )
         numbers += tuple(
             f"timestep_{quantity}/t{edge:03d}-{edge + 99:03d}"
             for quantity in ("loss", "reward_size", "accuracy", "lambda", "divergence")

@@ -64,19 +64,32 @@ def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, wha
             axes.fill_between(x, part["low"].to_numpy(), part["high"].to_numpy(), color=colour, alpha=0.13, lw=0)
 
 
+#: Margins that Fig. 1b can show: metric -> of which pairs, and against which model.
+MARGINS = {
+    "rewards/margins": "of the training batches, against the reference as it is at the step",
+    "validation/margin": "of validation pairs, against the pretrained model",
+}
+
+
 def margin_and_divergence(
-    runs: pl.DataFrame, history: pl.DataFrame, *, margin: str = "validation/margin", smoothing: int = 1
+    runs: pl.DataFrame, history: pl.DataFrame, *, margin: str = "rewards/margins", smoothing: int = 0
 ) -> Figure:
     """The paper's Fig. 1b: margin (left, solid, times beta/2) and divergence from the pretrained model (right, dotted).
 
     The divergence is the reference's where it moves and the policy's where it is frozen. Lines are means over an
-    arm's runs, bands their range.
+    arm's runs, bands their range. The line below the figure says whose margin it is, against which model and how
+    smoothed.
+
+    Args:
+        margin: metric; the paper's is that of the training batches. Known ones are in MARGINS.
+        smoothing: logged points in the margin's running mean; 1 = none, 0 = a sixteenth of them.
     """
     arms = runs["arm"].unique(maintain_order=True).to_list()
     half_beta = pl.col("objective.beta").cast(pl.Float64) / 2 if "objective.beta" in runs.columns else pl.lit(1.0)
     scaled = history.join(runs.select("run_id", half_beta=half_beta.fill_null(1.0)), on="run_id")
     if margin in scaled.columns:
         scaled = scaled.with_columns(pl.col(margin) * pl.col("half_beta"))
+        smoothing = smoothing or max(1, _points_of(scaled, margin) // 16)
     scaled = tables.curves(scaled, margin, smoothing)
     moving = runs.filter(pl.col("reference.policy") != "frozen")["arm"].unique().to_list()
     reference = tables.curves(history, "divergence/reference").filter(pl.col("arm").is_in(moving))
@@ -90,7 +103,10 @@ def margin_and_divergence(
         right.axhline(delta, color="0.45", lw=1)
         at_left = right.get_yaxis_transform()  # x as a fraction of the axes, y as data
         right.text(0.01, delta, f"delta = {delta:g}", transform=at_left, va="bottom", color="0.3", fontsize="small")
-    left.set(xlabel="training step", ylabel="margin against pretrained x beta/2 (solid)")
+    left.set(xlabel="training step", ylabel="margin x beta/2 (solid)")
+    smoothed = f"; running mean of {smoothing} logged points" if smoothing > 1 else ""
+    caption = f"Margin: {MARGINS.get(margin, margin)}{smoothed}."
+    figure.text(0.5, -0.03, caption, ha="center", va="top", color="0.3", fontsize="small")
     right.set_ylabel("divergence, paper's Eq. 8 (dotted)")
     left.set_zorder(right.get_zorder() + 1)
     left.patch.set_visible(False)
@@ -105,6 +121,12 @@ def margin_and_divergence(
     figure.legend(handles=marks + kinds, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
     sns.despine(figure, right=False)
     return figure
+
+
+def _points_of(history: pl.DataFrame, metric: str) -> int:
+    """How often a run logged a metric, the run that did so most often."""
+    counts = history.drop_nulls(metric).group_by("run_id").len()["len"]
+    return int(counts.max() or 0)  # type: ignore[arg-type]
 
 
 def _deltas(runs: pl.DataFrame) -> list[float]:

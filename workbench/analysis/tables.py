@@ -84,7 +84,8 @@ def curves(history: pl.DataFrame, metric: str, smoothing: int = 1) -> pl.DataFra
     """A metric over steps, by arm: mean, lowest and highest of its runs, each smoothed by a running mean.
 
     Args:
-        smoothing: number of logged points in the running mean; 1 = none.
+        smoothing: number of logged points in the running mean, which is centred; at the ends at least half of them;
+            1 = none.
     Returns:
         Columns arm, step, mean, low, high, runs.
     Raises:
@@ -93,9 +94,10 @@ def curves(history: pl.DataFrame, metric: str, smoothing: int = 1) -> pl.DataFra
     if metric not in history.columns:
         raise UserError(f"metric {metric!r}: no run of the study logged it")
     points = history.select("arm", "run_id", "step", value=metric).drop_nulls().sort("run_id", "step")
-    smooth = pl.col("value").rolling_mean(smoothing, min_samples=1).over("run_id")
+    smooth = pl.col("value").rolling_mean(smoothing, min_samples=(smoothing + 1) // 2, center=True).over("run_id")
     return (
         points.with_columns(smooth)
+        .drop_nulls()
         .group_by("arm", "step")
         .agg(mean=pl.col("value").mean(), low=pl.col("value").min(), high=pl.col("value").max(), runs=pl.len())
         .sort("arm", "step")
