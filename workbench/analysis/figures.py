@@ -198,6 +198,61 @@ def score_against_divergence(runs: pl.DataFrame, *, score: str = "eval/reward") 
     return figure
 
 
+def reward_front(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
+    """What each arm gains in score for how far its policy has moved, all arms in one figure, with their front.
+
+    Points are means over training seeds, whiskers 95 % t intervals over seeds in both directions. Full points are on
+    the front, which the steps join: no other arm scores as high without moving further. Named are the arms on it.
+    The axis of divergence is linear near 0 and logarithmic beyond delta.
+
+    Raises:
+        UserError: no complete run has both numbers.
+    """
+    table, deltas = tables.front(runs, score), _deltas(runs)
+    figure, axes = plt.subplots(figsize=(8.2, 5.2))
+    axes.set_xscale("asinh", linear_width=deltas[0] if deltas else 0.005)
+    best = table.filter("on_front")
+    axes.plot(best["divergence"], best["score"], color="0.35", lw=1.4, drawstyle="steps-post", zorder=2)
+    for i, row in enumerate(table.to_dicts()):
+        x, y = row["divergence"], row["score"]
+        spans = [
+            [[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]] for name in ("divergence", "score")
+        ]
+        axes.errorbar(
+            x, y, xerr=spans[0], yerr=spans[1], color=f"C{i % 10}", marker=MARKERS[i % 9], ls="", ms=8, lw=1, alpha=1.0,
+            mfc=None if row["on_front"] else "none", label=label(row["arm"]), zorder=4 if row["on_front"] else 3,
+        )  # fmt: skip
+    gains = runs[f"{score}_gain"] if f"{score}_gain" in runs.columns else None
+    if gains is not None:
+        before = float((runs[score] - gains).drop_nulls().to_numpy().mean())
+        axes.plot(0, before, "x", color="black", ms=9, mew=2, label="pretrained model", zorder=5)
+    for delta in deltas:
+        axes.axvline(delta, color="0.45", lw=1)
+        above = axes.get_xaxis_transform()  # x as data, y as a fraction of the axes
+        axes.text(delta, 1.01, f"delta = {delta:g}", transform=above, ha="center", color="0.3", fontsize="small")
+    axes.set(xlabel="divergence of the policy from the pretrained model (Eq. 8)", ylabel=score)
+    low, high = axes.get_xlim()
+    ticks = [
+        tick for tick in (-0.01, -0.002, 0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2) if low < tick < high
+    ]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    _name_apart(axes, [(row["divergence"], row["score"], label(row["arm"])) for row in best.to_dicts()])
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(table) // 16)
+    sns.despine(figure)
+    return figure
+
+
+def _name_apart(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names to the upper left of points; one that would cover its neighbour's is left to the legend."""
+    named: list[np.ndarray] = []
+    for x, y, name in points:
+        at = axes.transData.transform((x, y))
+        if all(abs(at[1] - other[1]) > 14 or abs(at[0] - other[0]) > 120 for other in named):  # pixels
+            axes.annotate(name, (x, y), (-7, 7), textcoords="offset points", ha="right", fontsize="x-small")
+            named.append(at)
+
+
 # --- Fig. 2, 5: over timesteps --------------------------------------------------------------------------------
 
 

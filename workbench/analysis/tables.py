@@ -122,6 +122,36 @@ def by_bucket(runs: pl.DataFrame, quantity: str) -> pl.DataFrame:
     return pl.DataFrame(rows).select("bucket", "mean", "low", "high")
 
 
+def front(runs: pl.DataFrame, score: str = "eval/reward") -> pl.DataFrame:
+    """Each arm's final divergence and score, means over training seeds, and whether another arm beats it in both.
+
+    Args:
+        score: metric; more is better.
+    Returns:
+        A row an arm, by divergence: arm, divergence, divergence_low, divergence_high, score, score_low, score_high,
+        seeds, on_front.
+    Raises:
+        UserError: no complete run has both numbers.
+    """
+    needed = {"divergence": "divergence/policy", "score": score}
+    if any(name not in runs.columns for name in needed.values()):
+        raise UserError(f"metric {score!r}: no finished run of the study has it together with divergence/policy")
+    done = paper_arms(runs).filter(pl.col("state") == "complete").drop_nulls([*needed.values()])
+    rows = []
+    for (arm,), part in done.group_by("arm", maintain_order=True):
+        row: dict[str, Any] = {"arm": arm, "seeds": len(part)}
+        for name, metric in needed.items():
+            values = part[metric].to_numpy()
+            low, high = seed_interval(values)
+            row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    if not rows:
+        raise UserError(f"metric {score!r}: no finished run of the study has it together with divergence/policy")
+    table = pl.DataFrame(rows).sort("divergence", -pl.col("score"), maintain_order=True)
+    best_before = pl.col("score").cum_max().shift(1)
+    return table.with_columns(on_front=best_before.is_null() | (pl.col("score") > best_before))
+
+
 def distinct_scales(runs: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """The distinct lambda(t) of arms, named by their shape; by their first arm too where a shape is not enough."""
     distinct: dict[tuple[float, ...], tuple[str, str, pl.DataFrame]] = {}
