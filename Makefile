@@ -7,7 +7,7 @@ STUDY ?= default
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export WORKBENCH_STORAGE ?= sqlite:///$(CURDIR)/optuna.db
 
-.PHONY: install sweep claims test check docs lab ui figures clean
+.PHONY: install sweep claims test test-all check docs lab ui figures clean
 
 install: $(VENV)/.installed
 
@@ -23,7 +23,10 @@ sweep: install
 	$(BIN)/python -m workbench.sweep --study $(STUDY)
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not campaign'
 
 check: install
 	$(BIN)/ruff check .

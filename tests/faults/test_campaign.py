@@ -31,6 +31,7 @@ def run(folder: Path, *arguments: str, seconds: int) -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_a_few_faults_and_what_they_leave(tmp_path, monkeypatch):
     run(tmp_path, *SHORT, "--seed", "5", seconds=30)
     place = tmp_path / "campaign"
@@ -52,7 +53,7 @@ def test_a_few_faults_and_what_they_leave(tmp_path, monkeypatch):
     assert kinds() == {"lost", "doubled", "mismatched", "left over"}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("storage", ["sqlite", "postgres"])
 def test_hundreds_of_faults(storage, tmp_path):
     found = run(tmp_path, "--seed", "1", "--storage", storage, "--pause", "3", seconds=1500)

@@ -26,6 +26,7 @@ four = { "reference.interval" = 1 }
 """
 
 
+@pytest.mark.slow  # in every run: eight commands that start at once, in test_survival.py
 def test_each_arm_is_run_once_however_many_commands_share_the_study(tiny, workplace):
     (workplace / "shared.toml").write_text(ARMS)
     quick = overrides(tiny | {"evaluation.seeds": 0, "evaluation.grid": 0})

@@ -20,6 +20,7 @@ from workbench.common.errors import Failure
 from workbench.tracking import delivery
 from workbench.tracking.outbox import Outbox
 
+pytestmark = pytest.mark.slow  # in every run: stores that refuse and come back, in test_outbox.py and test_tracker.py
 METRICS = 12
 RUN = """
 import itertools, json, time
@@ -222,7 +223,6 @@ def begin(uri, folder, start, results):
         results.put(str(error))
 
 
-@pytest.mark.slow  # test_survival.py has whole commands
 @pytest.mark.parametrize("kind", ["postgres", "sqlite"])
 def test_an_empty_database_may_be_met_by_many_at_once(kind, postgres, place):  # noqa: F811
     uri = postgres.create() if kind == "postgres" else f"sqlite:///{place / 'mlflow.db'}"
