@@ -24,6 +24,7 @@ from workbench.common.validation import EDGE
 from workbench.method.noise import ForwardProcess, diffusion
 from workbench.models import checks
 from workbench.models.checkpoints import Checkpoint, digest_of
+from workbench.models.layers import prepare, store_half
 from workbench.models.lora import Adapter, save_adapter
 from workbench.models.safe_loading import explained, load_network, require_finite
 
@@ -196,7 +197,7 @@ class Backend(ABC):
 
     def _load_denoiser(self, folder: Path, name: str) -> nn.Module:
         """Load the denoiser below a folder in float32, frozen and in eval mode; `name` is the folder in messages."""
-        return _prepared(self._read_denoiser(folder, name)).eval().requires_grad_(False)
+        return prepare(self._read_denoiser(folder, name)).eval().requires_grad_(False)
 
     def _read_denoiser(self, folder: Path, name: str) -> nn.Module:
         import diffusers
@@ -477,50 +478,3 @@ class Backend(ABC):
         """Digest of the files of some parts and of how they are used: precision, variant and resolution."""
         files = sorted(f for part in parts for f in (self.folder / part).rglob("*") if f.is_file())
         return f"{self.dtype}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}"
-
-
-def store_half(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast the weights of linear and convolution layers to a precision, in place.
-
-    These are the layers that autocast casts on every call. All others, norms above all, stay float32: a model stored in
-    half precision throughout differs from its float32 twin, and the logit after a hard copy would not be exactly 0.
-
-    Returns:
-        The module itself.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            part.to(dtype)
-    return module
-
-
-def _prepared(denoiser: nn.Module) -> nn.Module:
-    """A loaded denoiser, its layers changed in place to compute the same whether they are trained or not, and fast."""
-    for layer in denoiser.modules():
-        if isinstance(layer, nn.Linear):
-            layer.register_forward_pre_hook(_contiguous)
-        elif type(layer) is nn.RMSNorm:
-            layer.__class__ = _FusedRMSNorm
-    return denoiser
-
-
-def _contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Hook of a linear layer: its input, laid out in memory without gaps.
-
-    For any other layout torch chooses its matrix product by whether the weight requires a gradient, so that the policy
-    and a reference with the same weights may differ in the last bit; after a hard copy they must not (SDXL, SD3).
-    """
-    return (inputs[0].contiguous(), *inputs[1:])
-
-
-class _FusedRMSNorm(nn.RMSNorm):
-    """An RMS norm that casts its weight to the precision of its input, as autocast does for linear layers.
-
-    Autocast leaves RMS norms alone, and where input and weight differ in precision torch falls back from one kernel to
-    half a dozen in float32, each as large as the activations. FLUX normalizes queries and keys in every block.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The norm over the last axes, in x's precision."""
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps)

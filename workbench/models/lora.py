@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.common.errors import UserError
+from workbench.models.layers import prepare
 
 POLICY, REFERENCE = "policy", "reference"
 
@@ -106,6 +107,7 @@ def adapt(
                 f"lora.targets = {list(targets)}: matches no layer of {type(denoiser).__name__}; its linear layers "
                 f"end in {', '.join(known)}"
             ) from None
+    prepare(denoiser)  # the adapters' own layers
     policy, reference, pretrained = (Adapter(denoiser, name) for name in (POLICY, REFERENCE, ""))
     for ours, theirs in zip(policy.parameters(), reference.parameters(), strict=True):
         ours.data = ours.data.float()  # peft makes them in the precision of the layer that they adapt
