@@ -23,10 +23,10 @@ sweep: install
 	$(BIN)/python -m workbench.sweep --study $(STUDY)
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 
 test-all: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not campaign'
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 -m 'not campaign'
 
 check: install
 	$(BIN)/ruff check .

@@ -147,6 +147,7 @@ def test_a_front_is_shown_with_what_there_are_too_few_trials_for(workplace):
     assert {"search.png", "search-slices.png", "search-best.md"} <= attached("s")
 
 
+@pytest.mark.slow
 def test_a_budget_is_shown_with_what_mattered(workplace):
     invent("s", ["frozen"])
     url = f"sqlite:///{workplace / 'optuna.db'}"

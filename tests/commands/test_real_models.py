@@ -109,6 +109,7 @@ def test_mistakes_are_one_clear_line(settings, workplace, monkeypatch, changes, 
     assert len(done.stderr.strip().splitlines()[-1]) < 400
 
 
+@pytest.mark.slow
 def test_hub_ids_are_fetched_streamed_and_found_again_without_the_hub(settings, sdxl, workplace):
     """Against a hub on loopback: the model through the hub's cache, the pairs as a stream, encoded once."""
     given = settings | {"model.path": "someone/sdxl", "model.family": "sdxl", "model.revision": "main"}

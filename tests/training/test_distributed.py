@@ -21,12 +21,24 @@ def close(a, b, name):
     [
         pytest.param({}, id="ddp"),
         pytest.param({"train.parallel": "fsdp", "reference.policy": "update"}, id="fsdp"),
-        pytest.param({"train.parallel": "fsdp", "reference.on_exceed": "reinit", "reference.delta": 0.0}, id="reinit"),
         pytest.param(
-            {"train.parallel": "fsdp", "reference.rate": 0.5, "reference.interval": 1, "train.lr": 3e-3}, id="mixture"
+            {"train.parallel": "fsdp", "reference.on_exceed": "reinit", "reference.delta": 0.0},
+            id="reinit",
+            marks=pytest.mark.slow,
         ),
-        pytest.param({"objective.loss": "kto", "reference.policy": "frozen", "reference.interval": None}, id="kto"),
-        pytest.param({"lora.rank": 4, "reference.rate": 0.5, "reference.policy": "update"}, id="lora"),
+        pytest.param(
+            {"train.parallel": "fsdp", "reference.rate": 0.5, "reference.interval": 1, "train.lr": 3e-3},
+            id="mixture",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"objective.loss": "kto", "reference.policy": "frozen", "reference.interval": None},
+            id="kto",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"lora.rank": 4, "reference.rate": 0.5, "reference.policy": "update"}, id="lora", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_two_processes_are_one_with_twice_the_batch(tiny, tmp_path, changes):
@@ -68,7 +80,13 @@ def test_what_does_not_work_when_sharded_is_refused(tiny, tmp_path):
 
 
 def test_the_main_process_alone_tracks(tiny, workplace):
-    """Started by torchrun."""
+    for done in run_command(workplace, "train", *overrides(tiny), "--study", "two"):
+        assert done.returncode == 0, done.stderr
+    assert len(tracking.load_runs("two")) == 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_one_tracked_run(tiny, workplace):
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "workbench.train")
     done = workbench(*launcher, *overrides(tiny), "--study", "two", cwd=workplace)
     assert done.returncode == 0, done.stderr[-3000:]
