@@ -40,7 +40,11 @@ def quick(checkpoint, pairs):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", REAL, ids=lambda p: p.stem)
+#: FLUX.1 stands for the large families in the quick tests; each of them trains in tests/models.
+TRAINED = [pytest.param(p, marks=[pytest.mark.slow] if p in LARGE[1:] else []) for p in REAL]
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.stem)
 def test_every_real_models_file_trains_two_steps(path, checkpoints, tiny_pairs, workplace):
     """The whole method, and the arm that differs from it most; the arms between differ by numbers."""
     settings = read(path)
