@@ -32,9 +32,10 @@ maybe_name_argument = click.argument("name", metavar="[NAME]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(name: str | None, as_json: bool) -> None:
     """Trials by state, the best, who works on it and how long it may take; without a name, all studies."""
-    from workbench.studies import lifecycle, storage
+    from workbench.common.paths import storage_url
+    from workbench.studies import lifecycle
 
-    url = storage.storage_url()
+    url = storage_url()
     wanted = [study_name(name)] if name else lifecycle.names(url)
     standings = [_standing(lifecycle.require_study(each, url)) for each in wanted]
     if as_json:
@@ -140,10 +141,11 @@ def resume(name: str, workers: int | None, trials: int | None) -> None:
     Trials whose workers died go on from their snapshots. On a cluster, every machine may do this at once.
     """
     one_process()
-    from workbench.studies import lifecycle, storage
+    from workbench.common.paths import storage_url
+    from workbench.studies import lifecycle
 
     silence_transformers()
-    experiment = lifecycle.stored_experiment(lifecycle.require_study(study_name(name), storage.storage_url()))
+    experiment = lifecycle.stored_experiment(lifecycle.require_study(study_name(name), storage_url()))
     if trials is not None:
         experiment = experiment.changed({"sweep.trials": trials})
     lifecycle.run_study(experiment, name, workers or default_workers(experiment.config.model.device))
@@ -161,19 +163,11 @@ def doctor(name: str | None, dry_run: bool) -> None:
     """
     from workbench import tracking
     from workbench.common.errors import Failure
-    from workbench.studies import lifecycle, storage
-    from workbench.studies.doctor import Finding, examine
-    from workbench.tracking import delivery, reconcile
+    from workbench.common.paths import storage_url
+    from workbench.studies.doctor import Doctor
 
-    url, client = storage.storage_url(), tracking.connect()
-    left = delivery.undelivered() if dry_run else delivery.deliver(client)
-    findings = [Finding(f"run {run}: has not delivered everything it told", False if dry_run else None) for run in left]
-    for what in reconcile.close_dead_runs(client, dry_run=dry_run):
-        findings.append(Finding(what, not dry_run))
-    for each in [study_name(name)] if name else lifecycle.names(url):
-        study = lifecycle.require_study(each, url)
-        for found in examine(study, client, url, dry_run=dry_run):
-            findings.append(found._replace(what=f"{each}: {found.what}"))
+    doctor = Doctor(tracking.connect(), storage_url(), dry_run)
+    findings = list(doctor.examine(study_name(name) if name else None))
     for finding in findings:
         done = {True: "mended", False: "to mend", None: "cannot be mended"}[finding.mended]
         click.echo(f"{done:17s} {finding.what}")
@@ -193,10 +187,11 @@ def export(name: str, out: Path | None) -> None:
     """
     from workbench import tracking
     from workbench.common.files import in_place
-    from workbench.studies import lifecycle, storage
+    from workbench.common.paths import storage_url
+    from workbench.studies import lifecycle
     from workbench.studies.records import StudyRecord
 
-    study = lifecycle.require_study(study_name(name), storage.storage_url())
+    study = lifecycle.require_study(study_name(name), storage_url())
     folder = writable_folder("--out", out or Path("reports") / name / "export")
     frame = study.trials_dataframe(multi_index=False)
     for column in frame.columns:  # nested attributes, which a table has no place for

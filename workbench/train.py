@@ -169,29 +169,18 @@ def _tracked(run: _Run, study: str | None) -> None:
 
     client = tracking.connect()
     reconcile.close_dead_runs(client)
-    existing = study_runs.find_study(client, study) if study else None
-    parent = existing.info.run_id if existing else None
-    if study and not existing:
-        parent = study_runs.open_study(client, study, f"Study **{study}**: single runs.")
+    group = study_runs.open_group(client, study, f"Study **{study}**: single runs.") if study else None
     about = provenance() | {
         tags.PROCESSES: str(distributed.world()),
         tags.KIND: "run",
         tags.ARM: run.label,
         tags.NOTE: describe(run.config),
     }
-    if study:
-        about[tags.STUDY] = study
-    tracker = tracking.Tracker(
-        client, run.label, params=run.config.flat(), tags=about, datasets=datasets(run.prepared), parent=parent
-    )
-
-    def close(state: str, reason: str) -> bool:
-        delivered = tracker.close(state, reason)
-        if parent and not existing and delivered:
-            client.set_terminated(parent, "FINISHED")
-        return delivered
-
-    if not _train(run, tracker, close):
+    if group:
+        about |= study_runs.membership(group)
+    data = datasets(run.prepared)
+    tracker = tracking.Tracker(client, run.label, params=run.config.flat(), tags=about, datasets=data)
+    if not _train(run, tracker, tracker.close):
         raise Failure(f"run {run.label} is trained, but the tracking store is away: python -m workbench.study doctor")
     click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client, study)}")
 

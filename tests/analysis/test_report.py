@@ -56,7 +56,7 @@ def test_a_parameter_must_belong_to_a_notebook():
 def invent(study: str, arms: list[str]) -> None:
     """A study of one tracked run an arm, with everything that a run keeps and nothing trained."""
     client = tracking.connect()
-    parent = study_runs.open_study(client, study, "")
+    parent = study_runs.open_group(client, study, "").info.run_id
     rng = np.random.default_rng(0)
     for arm in arms:
         settings = {"reference.policy": "threshold", "reference.interval": 8, "reference.delta": 0.005,

@@ -36,7 +36,7 @@ def stores(tmp_path_factory):
         patch.setenv("WORKBENCH_STATE", str(folder / "state"))
         patch.setenv("WORKBENCH_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        study_runs.open_study(tracking.connect(), "made", "A study without runs.")
+        study_runs.open_group(tracking.connect(), "made", "A study without runs.")
         optuna.create_study(study_name="made", storage=f"sqlite:///{folder / 'optuna.db'}")
         yield folder
 

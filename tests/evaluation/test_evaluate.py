@@ -235,7 +235,7 @@ def test_several_prompt_sets_are_told_apart(place):
 def keep_weights(name, path, weights, study=None):
     """A tracked run as training leaves it behind."""
     client = tracking.connect()
-    parent = study_runs.open_study(client, study, "") if study else None
+    parent = study_runs.open_group(client, study, "").info.run_id if study else None
     params = {"model.path": str(path), "seed": 0}
     tags = {"workbench.kind": "run", "workbench.arm": name} | ({"workbench.study": study} if study else {})
     tracker = tracking.Tracker(client, name, params=params, tags=tags, parent=parent)

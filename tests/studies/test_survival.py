@@ -21,7 +21,7 @@ from workbench.common import paths, processes
 from workbench.studies import recovery, trials, workers
 from workbench.studies.attempt import Attempt
 from workbench.studies.storage import locked, open_storage
-from workbench.tracking import delivery, reconcile, store
+from workbench.tracking import delivery, reconcile, store, study_runs, tags
 from workbench.training.config import merge
 from workbench.training.preparation import prepare
 
@@ -39,9 +39,10 @@ def declared(tiny, workplace):
 
 def ended(study, client, assignment):
     """How trials and runs stand, after checking that they say the same."""
-    assert reconcile.reconcile_runs(client, assignment.parent, trials.states_of(study), dry_run=True) == []
-    runs = reconcile.runs_of_trials(client, assignment.parent)
-    assert all(len(each) == 1 for each in runs.values())
+    assert reconcile.reconcile_runs(client, assignment.parent, trials.statuses(study), dry_run=True) == []
+    runs = study_runs.children(client, client.get_run(assignment.parent))
+    numbers = [run.data.tags[tags.TRIAL] for run in runs]
+    assert len(set(numbers)) == len(numbers)
     counted = [t for t in study.get_trials() if trials.counts(t)]
     assert sorted(t.user_attrs["arm"] for t in counted) == ["frozen", "update"]
     return [trials.state_of(t) for t in study.get_trials()]
@@ -80,7 +81,7 @@ def test_a_worker_killed_at_any_moment_of_a_trial(declared, moment):
     killed(assignment, moment)
     workers.run_trials(assignment, Events(), lambda: False)
     delivery.deliver(client)
-    reconcile.reconcile_runs(client, assignment.parent, trials.states_of(study))
+    reconcile.reconcile_runs(client, assignment.parent, trials.statuses(study))
     again = ["interrupted"] if moment not in ("stored", "ended") else []
     assert ended(study, client, assignment) == [*again, "complete", "complete"]
     for trial in study.get_trials():
@@ -316,6 +317,7 @@ def test_attempts_say_how_they_were_cut_short(declared):
         study,
         assignment.experiment,
         client,
+        assignment.study,
         assignment.parent,
         prepare=prepare,
         on_claimed=lambda: None,

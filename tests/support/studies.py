@@ -1,9 +1,10 @@
 """A study opened in this process, as its workers find it."""
 
 from workbench import tracking
+from workbench.common.paths import storage_url
 from workbench.studies import lifecycle, workers
 from workbench.studies.experiment import Experiment
-from workbench.studies.storage import locked, storage_url
+from workbench.studies.storage import locked
 from workbench.tracking import study_runs
 
 
@@ -23,8 +24,9 @@ def made(settings, name="s"):
     client = tracking.connect()
     with locked(url):
         study = lifecycle.open_study(experiment, name, url)
-        parent = study_runs.open_study(client, name, "note")
-    return study, client, workers.Assignment(experiment, name, url, parent)
+        own = lifecycle.study_id(study, url)
+        parent = study_runs.open_study(client, own, "note")
+    return study, client, workers.Assignment(experiment, own, url, parent)
 
 
 def steps_of(client, trial):

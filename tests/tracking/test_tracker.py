@@ -96,8 +96,8 @@ def test_logging_does_not_wait_for_the_store(workplace, monkeypatch):
 
 def test_a_study_is_one_parent_run_and_its_trials_are_read_back(workplace):
     client = tracking.connect()
-    parent = study_runs.open_study(client, "s", "note")
-    assert study_runs.open_study(client, "s", "note") == parent
+    parent = study_runs.open_group(client, "s", "note").info.run_id
+    assert study_runs.open_group(client, "s", "note").info.run_id == parent
     for arm in ("frozen", "update"):
         run = tracker(client, arm, parent, **{"workbench.arm": arm})
         run.log(1, {"x/y": 2.0})
@@ -112,7 +112,7 @@ def test_a_study_is_one_parent_run_and_its_trials_are_read_back(workplace):
 
 def test_unknown_studies_and_runs_name_what_there_is(workplace):
     client = tracking.connect()
-    parent = study_runs.open_study(client, "known", "note")
+    parent = study_runs.open_group(client, "known", "note").info.run_id
     with pytest.raises(UserError, match="study 'other': not found; there are: known"):
         tracking.load_runs("other")
     with pytest.raises(UserError, match="has no ended runs yet"):

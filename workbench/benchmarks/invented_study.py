@@ -26,7 +26,7 @@ def invent(study: str, runs: int, steps: int = 128) -> None:
     settings |= {"sweep.space": space, "sweep.trials": runs, "sweep.seeds": seeds}
     experiment, client, rng = Experiment.resolve(settings), tracking.connect(), np.random.default_rng(0)
     trials = invented_trials(experiment, study, os.environ["WORKBENCH_STORAGE"], runs)
-    parent = study_runs.open_study(client, study, "")
+    parent = study_runs.open_group(client, study, "").info.run_id
     for trial in trials:
         about = {tags.KIND: "trial", tags.STUDY: study, tags.TRIAL: str(trial.number), tags.ARM: trial.arm}
         tracker = tracking.Tracker(

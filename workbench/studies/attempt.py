@@ -25,6 +25,7 @@ from workbench.studies.records import Progress, TrialRecord
 from workbench.studies.space import constrain, outcome
 from workbench.studies.trials import INTERVAL, SHOWN, counts, state_of
 from workbench.tracking import tags
+from workbench.tracking.study_runs import StudyId
 from workbench.training.config import Config
 from workbench.training.preparation import Prepared
 from workbench.training.provenance import datasets, describe, provenance
@@ -42,6 +43,7 @@ class Attempt:
     """One attempt at a trial, run and tracked. Optuna calls it as the objective.
 
     Args:
+        study_id: of the study, in Optuna and in MLflow.
         parent: id of the study's MLflow run.
         prepare: what the runs of a process share, for the settings of one of them.
         on_claimed: called once the trial has this process's name and heartbeat.
@@ -54,6 +56,7 @@ class Attempt:
         study: Study,
         experiment: Experiment,
         client: tracking.Client,
+        study_id: StudyId,
         parent: str,
         *,
         prepare: Callable[[Config], Prepared],
@@ -61,8 +64,8 @@ class Attempt:
         on_step: Callable[[int], None],
         stopping: Callable[[], bool],
     ):
-        self.study, self.experiment, self.client, self.parent = study, experiment, client, parent
-        self.prepare = prepare
+        self.study, self.experiment, self.client = study, experiment, client
+        self.study_id, self.parent, self.prepare = study_id, parent, prepare
         self.on_claimed, self.on_step, self.stopping = on_claimed, on_step, stopping
         self.trial: Trial | None = None
         self.error: BaseException | None = None
@@ -144,7 +147,8 @@ class Attempt:
         record = TrialRecord.of(trial)
         about = provenance() | {
             tags.KIND: "trial",
-            tags.STUDY: self.study.study_name,
+            tags.STUDY: self.study_id.name,
+            tags.TOKEN: self.study_id.token,
             tags.TRIAL: str(trial.number),
             tags.ARM: record.arm or "sampled",
             tags.NOTE: describe(config, record.arm or ""),

@@ -1,21 +1,25 @@
-"""What can be wrong with a study after machines have died, and how it is repaired.
+"""What can be wrong with a study after machines have died or files were lost, and how it is repaired.
 
 Optuna is right about how trials ended; MLflow's runs follow. Every check only reads first, so that `dry_run` can show
-what would be done.
+what would be done. Nothing is deleted but snapshots that nobody needs: runs without trials are set aside.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 from optuna import Study
 
 from workbench import tracking
+from workbench.common.errors import Failure
+from workbench.common.paths import storage_place
 from workbench.studies import lifecycle, recovery
-from workbench.studies.records import TrialRecord
-from workbench.studies.storage import locked
-from workbench.studies.trials import counts, states_of
-from workbench.tracking import reconcile, study_runs
+from workbench.studies.records import StudyRecord, TrialRecord
+from workbench.studies.storage import locked, open_storage, own_studies
+from workbench.studies.trials import counts, statuses
+from workbench.tracking import delivery, reconcile, study_runs, tags
+from workbench.tracking.artifacts import check_artifacts
 
 
 class Finding(NamedTuple):
@@ -30,52 +34,119 @@ class Finding(NamedTuple):
     mended: bool | None
 
 
-Repair = Callable[[], object]
+@dataclass(frozen=True)
+class Doctor:
+    """Examines studies, and repairs them unless `dry_run`."""
 
+    client: tracking.Client
+    url: str
+    dry_run: bool
 
-def examine(study: Study, client: tracking.Client, url: str, *, dry_run: bool) -> Iterator[Finding]:
-    """Everything that is wrong with a study; each finding is repaired before it is returned, unless `dry_run`."""
+    def examine(self, name: str | None = None) -> Iterator[Finding]:
+        """What is wrong with the tracking store, and with one study or all of this study database.
 
-    def repaired(problems: list[str], repair: Repair) -> Iterator[Finding]:
-        if problems and not dry_run:
+        Raises:
+            UserError: there is no study of that name.
+        """
+        yield from self.store()
+        lost = [*self.lost_studies(name)]
+        yield from lost
+        names = lifecycle.names(self.url)
+        if name is not None:
+            names = [] if lost and name not in names else [name]
+        for each in names:
+            for finding in self.study(lifecycle.require_study(each, self.url)):
+                yield finding._replace(what=f"{each}: {finding.what}")
+
+    def store(self) -> Iterator[Finding]:
+        """What is wrong with the tracking store, and with runs that belong to no trial."""
+        waiting = delivery.undelivered() if self.dry_run else delivery.deliver(self.client)
+        for run in waiting:
+            yield Finding(f"run {run}: has not delivered everything it logged", False if self.dry_run else None)
+        for what in reconcile.close_dead_runs(self.client, dry_run=self.dry_run):
+            yield Finding(what, not self.dry_run)
+        try:
+            check_artifacts(self.client)
+        except Failure as error:
+            yield Finding(str(error), None)
+
+    def lost_studies(self, name: str | None = None) -> Iterator[Finding]:
+        """Studies whose trials this study database had, and has no longer; their runs are set aside.
+
+        Args:
+            name: look at this one only.
+        """
+        with locked(self.url):
+            tokens = {record.token for record in own_studies(open_storage(self.url)).values()}
+        for parent in study_runs.parents_in(self.client, storage_place(self.url)):
+            study, token = parent.data.tags[tags.STUDY], parent.data.tags.get(tags.TOKEN)
+            wanted = name is None or study in (name, f"{name}-checks")
+            if token is None or token in tokens or not wanted:  # without a token it never had trials
+                continue
+            what = f"{study}: the tracking store has its runs, the study database does not have its trials"
+            aside = "" if self.dry_run else study_runs.set_study_aside(self.client, parent)
+            yield Finding(f"{what}; set aside as {aside}" if aside else what, not self.dry_run)
+
+    def study(self, study: Study) -> Iterator[Finding]:
+        """What is wrong with a study."""
+        yield from self._repaired(recovery.to_recover(study), partial(self._recover, study))
+        try:
+            parent = yield from self._parent(study)
+        except Failure as error:  # the study's run is in the trash
+            yield Finding(str(error), None)
+            return
+        if parent is None:
+            return
+        number = parent.info.run_id
+        for what in reconcile.reconcile_runs(self.client, number, statuses(study), dry_run=self.dry_run):
+            yield Finding(what, not self.dry_run)
+        yield from self._runs(study, parent)
+        if parent.info.status == "RUNNING" and all(t.state != "running" for t in statuses(study).values()):
+            yield Finding("the study's run: is RUNNING, nobody works on it", not self.dry_run)
+        unused = [int(path.name) for path in recovery.unused_snapshots(study)]
+        problems = [f"snapshots of trial {trial}: no attempt will resume from them" for trial in unused]
+        yield from self._repaired(problems, partial(recovery.remove_unused_snapshots, study))
+        if not self.dry_run and StudyRecord.of(study).settings is not None:
+            lifecycle.finish_study(study, self.client, number, lifecycle.stored_experiment(study))
+
+    def _repaired(self, problems: list[str], repair: Callable[[], object]) -> Iterator[Finding]:
+        if problems and not self.dry_run:
             repair()
-        yield from (Finding(problem, not dry_run) for problem in problems)
+        yield from (Finding(problem, not self.dry_run) for problem in problems)
 
-    def recover() -> None:
-        with locked(url):
+    def _recover(self, study: Study) -> None:
+        with locked(self.url):
             recovery.recover(study)
 
-    yield from repaired(recovery.to_recover(study), recover)
-    run = study_runs.find_study(client, study.study_name)
-    if run is None:
-        yield Finding(f"study {study.study_name} has no run in the tracking store", None)
-        return
-    parent = run.info.run_id
-    for what in reconcile.reconcile_runs(client, parent, states_of(study), dry_run=dry_run):
-        yield Finding(what, not dry_run)
-    yield from _runs(study, client, parent, repaired)
-    if run.info.status == "RUNNING" and "running" not in states_of(study).values():
-        yield Finding("the study's run: is RUNNING, nobody works on it", not dry_run)
-    yield from repaired(
-        [f"snapshots of trial {int(path.name)}: no attempt will resume from them"
-         for path in recovery.unused_snapshots(study)],
-        lambda: recovery.remove_unused_snapshots(study),
-    )  # fmt: skip
-    if not dry_run:
-        lifecycle.finish_study(study, client, parent, lifecycle.stored_experiment(study))
+    def _parent(self, study: Study) -> Generator[Finding, None, tracking.Run | None]:
+        """The study's run, found, adopted or created."""
+        own, trials = lifecycle.study_id(study, self.url), statuses(study)
+        with locked(self.url):
+            found = reconcile.adopt(self.client, own, trials, dry_run=self.dry_run)
+            if found is not None:
+                return found
+            yield Finding("the study has no run in the tracking store", not self.dry_run)
+            if self.dry_run:
+                return None
+            return self.client.get_run(study_runs.open_study(self.client, own, ""))
 
-
-def _runs(
-    study: Study, client: tracking.Client, parent: str, repaired: Callable[[list[str], Repair], Iterator[Finding]]
-) -> Iterator[Finding]:
-    """Trials without a run or with several, and runs without a history."""
-    runs = reconcile.runs_of_trials(client, parent)
-    for trial in study.get_trials(deepcopy=False):
-        count = len(runs.get(trial.number, []))
-        if trial.state.is_finished() and counts(trial) and not count and TrialRecord.of(trial).run_id:
-            yield Finding(f"trial {trial.number}: its run is not in the tracking store", None)
-        if count > 1:
-            yield Finding(f"trial {trial.number}: {count} runs", None)
-    for number, run in reconcile.without_history(client, runs):
-        restore = partial(reconcile.restore_history, client, run)
-        yield from repaired([f"run of trial {number}: no history.parquet"], restore)
+    def _runs(self, study: Study, parent: tracking.Run) -> Iterator[Finding]:
+        """Trials whose run is missing, runs without a trial, and runs without a history."""
+        trials, runs = statuses(study), study_runs.children(self.client, parent)
+        deleted = {run.info.run_id: run for run in study_runs.deleted_children(self.client, parent)}
+        there = {run.info.run_id for run in runs}
+        for trial in study.get_trials(deepcopy=False):
+            run_id = TrialRecord.of(trial).run_id
+            if run_id is None or run_id in there or not counts(trial):
+                continue
+            what = f"trial {trial.number}: its run is not in the tracking store"
+            if run_id in deleted:
+                what = f"trial {trial.number}: its run was deleted; restore it: {study_runs.how_to_restore(run_id)}"
+            yield Finding(what, None)
+        extra = [run for run in runs if reconcile.is_extra(run, trials)]
+        problems = [f"run {r.info.run_id}: trial {r.data.tags[tags.TRIAL]} has another run, or is gone" for r in extra]
+        set_aside = partial(study_runs.set_runs_aside, self.client, extra, study.study_name)
+        yield from self._repaired(problems, set_aside)
+        for number, run in reconcile.without_history(self.client, runs):
+            restore = partial(reconcile.restore_history, self.client, run)
+            yield from self._repaired([f"run of trial {number}: no history.parquet"], restore)

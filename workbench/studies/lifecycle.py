@@ -7,11 +7,13 @@ commands may start at once, also on an empty database.
 
 import difflib
 import json
+import os
+import platform
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna import Study
 from optuna.trial import TrialState
 from tqdm import tqdm
@@ -19,27 +21,38 @@ from tqdm import tqdm
 from workbench import tracking
 from workbench.common.cache import digest
 from workbench.common.errors import Failure, UserError
+from workbench.common.paths import storage_place, storage_url
 from workbench.studies import tuning
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import StudyRecord, trial_attributes, write_study
-from workbench.studies.recovery import recover, remove_unused_snapshots
-from workbench.studies.storage import PATIENCE, find_study, locked, open_storage, storage_url
-from workbench.studies.trials import states_of, summary, summary_metrics
+from workbench.studies.recovery import recover, remove_unused_snapshots, snapshot_folder
+from workbench.studies.storage import (
+    PATIENCE,
+    create_whole,
+    find_study,
+    has_study,
+    locked,
+    open_storage,
+    own_studies,
+)
+from workbench.studies.trials import statuses, summary, summary_metrics
 from workbench.studies.workers import Assignment, remaining, supervise
-from workbench.tracking import delivery, reconcile, study_runs
+from workbench.tracking import delivery, reconcile, study_runs, tags
+from workbench.tracking.artifacts import check_artifacts
+from workbench.tracking.study_runs import StudyId
 
 
 def names(url: str) -> list[str]:
-    """Names of all studies in a storage."""
+    """Names of all studies in a storage that the workbench made."""
     with locked(url):
-        return optuna.get_all_study_names(open_storage(url))
+        return list(own_studies(open_storage(url)))
 
 
 def require_study(name: str, url: str) -> Study:
     """The study of that name.
 
     Raises:
-        UserError: there is none; the message names those there are.
+        UserError: there is none, or the workbench did not make it; the message names those there are.
     """
     with locked(url):
         study = find_study(name, open_storage(url))
@@ -48,33 +61,50 @@ def require_study(name: str, url: str) -> Study:
     return study
 
 
+def study_id(study: Study, url: str) -> StudyId:
+    """What tells a study from all others, of its name too."""
+    return StudyId(study.study_name, StudyRecord.of(study).token, storage_place(url))
+
+
 def open_study(experiment: Experiment, name: str, url: str) -> Study:
     """The study of that name, ready for workers: created with its arms in the queue, or recovered from what was killed.
 
     Hold the storage's lock.
 
     Raises:
-        UserError: a study of that name has another space, other arms or other settings.
+        UserError: a study of that name has another space, other arms or other settings, or is not the workbench's.
     """
     storage, definition = open_storage(url), experiment.definition()
     study = find_study(name, storage)
-    if study is not None and StudyRecord.of(study).definition is None:
-        optuna.delete_study(study_name=name, storage=storage)
-        study = None
     if study is None:
-        directions = [*experiment.sweep.objectives.values()]
-        study = optuna.create_study(study_name=name, storage=storage, directions=directions)
-        write_study(study, token=digest(name, time.time_ns())[:12], **_resumable(experiment))
-        for arm in experiment.arms:
-            attributes = trial_attributes(arm=arm.name, name=arm.label, overrides=dict(arm.overrides))
-            study.enqueue_trial(dict(arm.point), user_attrs=attributes)
-        # Last: a study without a definition was cut short while it was created.
-        write_study(study, definition=definition)
-        return study
-    _require_same(name, StudyRecord.of(study).definition or {}, definition)
+        token = _new_token(name)
+
+        def fill(draft: Study) -> None:
+            write_study(draft, token=token, **_resumable(experiment), definition=definition)
+            for arm in experiment.arms:
+                attributes = trial_attributes(arm=arm.name, name=arm.label, overrides=dict(arm.overrides))
+                draft.enqueue_trial(dict(arm.point), user_attrs=attributes)
+
+        return create_whole(name, storage, token, [*experiment.sweep.objectives.values()], fill)
+    record = StudyRecord.of(study)
+    _require_same(name, record.definition or {}, definition)
+    if not record.token:
+        _give_token(study)
     write_study(study, **_resumable(experiment))
     recover(study)
     return study
+
+
+def _new_token(name: str) -> str:
+    return digest(name, time.time_ns(), os.urandom(8))[:12]
+
+
+def _give_token(study: Study) -> None:
+    """Give a study that was made before there were tokens one. Its snapshots, whose path has the token, follow."""
+    before = snapshot_folder(study, 0).parent
+    write_study(study, token=_new_token(study.study_name))
+    if before.is_dir():
+        before.rename(snapshot_folder(study, 0).parent)
 
 
 def _resumable(experiment: Experiment) -> dict[str, Any]:
@@ -127,7 +157,17 @@ def run_study(experiment: Experiment, name: str, workers: int) -> Study:
 
 def tuned_values(experiment: Experiment, name: str) -> dict[str, dict[str, float]]:
     """The values that the search of a study, itself a study called NAME-tuning, found for each arm."""
-    return tuning.best_values(experiment, tracking.load_runs(f"{name}-tuning"))
+    return tuning.best_values(experiment, tracking.load_runs(identity(f"{name}-tuning").address))
+
+
+def identity(name: str) -> StudyId:
+    """What tells a study of this study database from all others, of its name too.
+
+    Raises:
+        UserError: this database has no such study.
+    """
+    url = storage_url()
+    return study_id(require_study(name, url), url)
 
 
 def _run_study(experiment: Experiment, name: str, workers: int) -> Study:
@@ -135,22 +175,26 @@ def _run_study(experiment: Experiment, name: str, workers: int) -> Study:
     if not experiment.trials:
         raise UserError("sweep.trials = 0: the study declares no arms; give a number of trials")
     client = tracking.connect()
+    with delivery.require_reachable():
+        check_artifacts(client)  # before anything is trained that could not be kept
     complete = _complete_study(experiment, name, url, client)
     if complete is not None:
         tqdm.write(f"Study {name}: all {experiment.trials} trials are there.")
         return complete
     _check(experiment, prepared=workers > 0)
     with locked(url), delivery.require_reachable():
+        _require_both_halves(client, name, url)
         study = open_study(experiment, name, url)
-        parent = study_runs.open_study(client, name, f"Study **{name}**, running.")
+        own = study_id(study, url)
+        parent = _open_parent(client, study, own)
     with delivery.require_reachable():
         delivery.deliver(client)
-        reconcile.reconcile_runs(client, parent, states_of(study))
+        reconcile.reconcile_runs(client, parent, statuses(study))
     to_run = remaining(study, experiment.trials, running=False)
     failed = True
     try:
         if to_run and workers:
-            supervise(Assignment(experiment, name, url, parent), study, min(workers, to_run))
+            supervise(Assignment(experiment, own, url, parent), study, min(workers, to_run))
         failed = False
     except KeyboardInterrupt:
         failed = False
@@ -177,9 +221,67 @@ def _complete_study(experiment: Experiment, name: str, url: str, client: trackin
         study = find_study(name, open_storage(url))
         if study is None or remaining(study, experiment.trials, running=False):
             return None
-        if not study_runs.is_complete(client, name):
+        if not study_runs.is_complete(client, study_id(study, url)):
             return None
         return open_study(experiment, name, url)
+
+
+def _require_both_halves(client: tracking.Client, name: str, url: str) -> None:
+    """Refuse to start a study anew whose runs are still there, and say which other studies have its name.
+
+    Raises:
+        UserError: this study database had the study before.
+    """
+    if find_study(name, open_storage(url)) is not None:
+        return
+    for parent in study_runs.parents(client, name):
+        place, has_trials = parent.data.tags.get(tags.STORAGE), tags.TOKEN in parent.data.tags
+        if study_runs.is_deleted(parent) or (place == storage_place(url) and not has_trials):
+            continue  # single runs under this name become the study's
+        if place == storage_place(url):
+            raise UserError(
+                f"study {name!r}: the tracking store has its runs, but {place} does not have the study any more; "
+                f"`python -m workbench.study doctor {name}` sets these runs aside, or choose another --study name"
+            )
+        tqdm.write(
+            f"Note: the tracking store has another study called {name!r} ({place or 'its study database is unknown'}). "
+            f"They are kept apart: commands here mean this one by {name!r}, and the other one by "
+            f"{study_runs.address_of(parent)!r}. For a name of its own: --study NAME."
+        )
+
+
+def _open_parent(client: tracking.Client, study: Study, own: StudyId) -> str:
+    """The id of the study's run in MLflow, found or created.
+
+    Raises:
+        UserError: this is a copy of a study, or its runs are in another tracking store.
+    """
+    trials = statuses(study)
+    found = reconcile.adopt(client, own, trials)
+    if found is not None:
+        _require_original(found, own)
+    elif any(trial.run_id for trial in trials.values()):
+        raise UserError(
+            f"study {own.name!r}: {own.storage} has its trials, but this tracking store does not have their runs; set "
+            "MLFLOW_TRACKING_URI to the store that has, or go on without these runs after "
+            f"`python -m workbench.study doctor {own.name}`"
+        )
+    return study_runs.open_study(client, own, f"Study **{own.name}**, running.")
+
+
+def _require_original(parent: tracking.Run, own: StudyId) -> None:
+    """Refuse to work on a copy of a study database: both would write into the same runs.
+
+    Raises:
+        UserError: the database that the runs belong to still has the study.
+    """
+    place = parent.data.tags.get(tags.STORAGE, own.storage)
+    host, _, path = place.partition(":")
+    if place != own.storage and host == platform.node() and has_study(Path(path), own.token):
+        raise UserError(
+            f"study {own.name!r} in {own.storage} is a copy; its runs in this tracking store belong to {place}. Go on "
+            "there, or start a study of its own with --study NAME"
+        )
 
 
 def _check(experiment: Experiment, prepared: bool) -> None:
@@ -220,11 +322,11 @@ def finish_study(
             delivery.deliver(client)
         # Under the lock, since two commands may come to their end at once: the later one sees that none is left.
         with locked(storage_url(), PATIENCE), delivery.require_reachable():
-            states = states_of(study)
-            reconcile.reconcile_runs(client, parent, states)
+            trials = statuses(study)
+            reconcile.reconcile_runs(client, parent, trials)
             if not remaining(study, experiment.trials, running=False):
                 state = "complete"
-            elif "running" in states.values():
+            elif any(trial.state == "running" for trial in trials.values()):
                 state = "running"
             else:
                 state = "failed" if failed else "interrupted"

@@ -111,8 +111,17 @@ class StudyRecord:
     @classmethod
     def of(cls, study: Study) -> "StudyRecord":
         """The record of a study; attributes that others have set are passed over."""
-        stored = study.user_attrs
+        return cls.from_attributes(study.user_attrs)
+
+    @classmethod
+    def from_attributes(cls, stored: Mapping[str, Any]) -> "StudyRecord":
+        """The record in a study's user attributes."""
         return cls(**{name: stored[key] for name, key in _STUDY_KEYS.items() if key in stored})
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the workbench made the study: others may use these keys, but not with such values."""
+        return isinstance(self.definition, Mapping) and isinstance(self.token, str)
 
 
 def write_study(study: Study, **values: Any) -> None:

@@ -16,9 +16,10 @@ from sklearn.ensemble import RandomForestRegressor
 from sqlalchemy import make_url
 
 from workbench.common.errors import UserError
+from workbench.common.paths import storage_url
 from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.search import Search
-from workbench.studies.storage import find_study, open_storage, storage_url
+from workbench.studies.storage import find_study, open_storage
 from workbench.studies.trials import counts, feasible, measured, state_of
 from workbench.training.sections import Sweep
 

@@ -1,27 +1,29 @@
 """The study database: Optuna's own, on sqlite for one machine or PostgreSQL for many."""
 
+import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna import Study
 from optuna.storages import RDBStorage
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from workbench.common.errors import Failure, one_line
+from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.locks import exclusive, retry_connections
+from workbench.common.paths import storage_place
 from workbench.common.secrets import hide_passwords
+from workbench.studies.records import StudyRecord
+from workbench.training.sections import Direction
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 PATIENCE = 600.0  #: seconds to wait for a database that was reachable before
-
-
-def storage_url() -> str:
-    """$WORKBENCH_STORAGE, or optuna.db in the working folder."""
-    return os.environ.get("WORKBENCH_STORAGE") or f"sqlite:///{Path('optuna.db').resolve()}"
 
 
 def grace() -> int:
@@ -70,9 +72,64 @@ def open_storage(url: str) -> RDBStorage:
     return storage
 
 
-def find_study(name: str, storage: RDBStorage) -> optuna.Study | None:
-    """The study of that name, or None."""
-    return optuna.load_study(study_name=name, storage=storage) if name in optuna.get_all_study_names(storage) else None
+def find_study(name: str, storage: RDBStorage) -> Study | None:
+    """The study of that name, or None.
+
+    Raises:
+        UserError: a study of that name was not made by the workbench, so nothing may be done to it.
+    """
+    if name not in optuna.get_all_study_names(storage):
+        return None
+    study = optuna.load_study(study_name=name, storage=storage)
+    if not StudyRecord.of(study).is_ours:
+        raise UserError(
+            f"study {name!r} of {storage_place(str(storage.url))} was not made by the workbench and is left as it is; "
+            "choose another --study name, or another database with WORKBENCH_STORAGE"
+        )
+    return study
+
+
+def own_studies(storage: RDBStorage) -> dict[str, StudyRecord]:
+    """The studies that the workbench made, by name."""
+    summaries = optuna.get_all_study_summaries(storage, include_best_trial=False)
+    records = {summary.study_name: StudyRecord.from_attributes(summary.user_attrs) for summary in summaries}
+    return {name: record for name, record in records.items() if record.is_ours and not is_draft(name)}
+
+
+def create_whole(
+    name: str, storage: RDBStorage, token: str, directions: Sequence[Direction], fill: Callable[[Study], None]
+) -> Study:
+    """Create a study that never exists by half: under a draft's name, filled, then renamed.
+
+    Hold the storage's lock. A draft that a kill has left is removed when the study is created the next time.
+
+    Args:
+        fill: stores attributes and queues trials.
+    """
+    for leftover in optuna.get_all_study_names(storage):
+        if is_draft(leftover) and leftover.startswith(f"{name}."):
+            optuna.delete_study(study_name=leftover, storage=storage)
+    draft = f"{name}.{token}.draft"
+    fill(optuna.create_study(study_name=draft, storage=storage, directions=directions))
+    with storage.engine.begin() as connection:
+        rename = text("UPDATE studies SET study_name = :name WHERE study_name = :draft")
+        connection.execute(rename, {"name": name, "draft": draft})
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def has_study(path: Path, token: str) -> bool:
+    """Whether an sqlite database, which is not changed, has the study with this token."""
+    query = "SELECT 1 FROM study_user_attributes WHERE key = 'token' AND value_json = ?"
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
+            return connection.execute(query, (json.dumps(token),)).fetchone() is not None
+    except sqlite3.Error:  # it is not there, or no study database
+        return False
+
+
+def is_draft(name: str) -> bool:
+    """Whether a study was still being created when its process died."""
+    return re.fullmatch(r".+\.[0-9a-f]{12}\.draft", name) is not None
 
 
 def _one_writer(engine: Engine) -> None:

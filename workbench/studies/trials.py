@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench.common.markdown import markdown_table
 from workbench.studies.records import TrialRecord
+from workbench.tracking.reconcile import TrialStatus
 from workbench.training.config import Config
 from workbench.training.sections import Sweep
 
@@ -45,9 +46,13 @@ def state_of(trial: FrozenTrial) -> str:
     return "interrupted" if trial.state == TrialState.FAIL and not counts(trial) else STATES[trial.state]
 
 
-def states_of(study: Study) -> dict[int, str]:
-    """The state of every trial by its number."""
-    return {trial.number: state_of(trial) for trial in study.get_trials(deepcopy=False)}
+def statuses(study: Study) -> dict[int, TrialStatus]:
+    """Every trial by its number, as its run has to be."""
+    found = {}
+    for trial in study.get_trials(deepcopy=False):
+        record = TrialRecord.of(trial)
+        found[trial.number] = TrialStatus(state_of(trial), record.run_id, record.process)
+    return found
 
 
 def label_of(trial: FrozenTrial) -> str:

@@ -27,6 +27,7 @@ from workbench.studies.recovery import recover
 from workbench.studies.storage import PATIENCE, locked, open_storage
 from workbench.studies.trials import counts, line_of
 from workbench.tracking import delivery
+from workbench.tracking.study_runs import StudyId
 
 #: Environment variables in which the tasks of a cluster's job, or commands on one machine's GPUs, differ.
 TASK_VARIABLES = ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES")
@@ -39,13 +40,13 @@ class Assignment:
     """What a worker process works on.
 
     Attributes:
-        study: name of the Optuna study, in the storage at `url`.
+        study: which study, in the storage at `url`.
         parent: id of the study's MLflow run.
         index: of the worker in its pool.
     """
 
     experiment: Experiment
-    study: str
+    study: StudyId
     url: str
     parent: str
     index: int = 0
@@ -122,7 +123,7 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
     experiment, url = assignment.experiment, assignment.url
     prepare = Preparations()  # for all trials of this process, which mostly share what they need
     prepare(experiment.config)  # before a trial is taken, since it may take long
-    study = optuna.load_study(study_name=assignment.study, storage=open_storage(url))
+    study = optuna.load_study(study_name=assignment.study.name, storage=open_storage(url))
     offset = assignment.index + 1000 * len(study.get_trials(deepcopy=False)) + _task_number()
     study.sampler, study.pruner = experiment.sampler(offset), experiment.pruner()
     try:
@@ -138,6 +139,7 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
                     study,
                     experiment,
                     client,
+                    assignment.study,
                     assignment.parent,
                     prepare=prepare,
                     on_claimed=lock.close,

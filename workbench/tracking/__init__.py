@@ -11,12 +11,13 @@ What most callers need is here. Studies also use `study_runs` (parent runs), `de
 from workbench.tracking.frames import load_history, load_runs, load_samples, load_sheets
 from workbench.tracking.kept_models import add_scores, kept_model, kept_models
 from workbench.tracking.store import Client, connect, tracking_uri
-from workbench.tracking.study_runs import attach
+from workbench.tracking.study_runs import Run, attach
 from workbench.tracking.tracker import Tracker, history
 from workbench.tracking.ui import ui_command, ui_link
 
 __all__ = [
     "Client",
+    "Run",
     "Tracker",
     "add_scores",
     "attach",

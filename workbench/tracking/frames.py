@@ -1,10 +1,10 @@
 """Runs, read back as data frames."""
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import mlflow
 import numpy as np
@@ -14,10 +14,12 @@ from PIL import Image
 
 from workbench.common.errors import UserError
 from workbench.tracking import tags
+from workbench.tracking.artifacts import local_path
 from workbench.tracking.store import connect
-from workbench.tracking.study_runs import children, require_study
+from workbench.tracking.study_runs import children, deleted_children, how_to_restore, require_study
 from workbench.tracking.tracker import HISTORY
 
+log = logging.getLogger(__name__)
 SAMPLES = "samples.json"  #: artifact with the scores of the images that a run draws at its end
 SHEET, PRETRAINED_SHEET = "samples.png", "pretrained.png"  #: artifacts with these images, and the pretrained model's
 
@@ -28,12 +30,16 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
     Complete and pruned ones: interrupted attempts were run again, failed ones have no end to compare.
 
     Args:
+        study: a name, or NAME@TOKEN where several studies have the name.
         runs: only those whose arm or name is in this comma-separated list; empty = all.
     Raises:
         UserError: no such study, or none of its runs is named so.
     """
     client = connect()
     parent = require_study(client, study)
+    if deleted := deleted_children(client, parent):
+        command = how_to_restore(deleted[0].info.run_id)
+        log.warning("study %r: %d deleted runs are left out; to restore one: %s", study, len(deleted), command)
     rows = []
     for run in children(client, parent):
         state = run.data.tags.get(tags.STATE)
@@ -122,16 +128,12 @@ def load_sheets(runs: pl.DataFrame, pretrained: bool = False) -> dict[str, np.nd
 
 def _artifact(run: Mapping[str, str], file: str, folder: str) -> Path | None:
     """The path of a run's artifact on this machine, downloaded into a folder if need be; None if the run lacks it."""
-    path = _local(run["artifacts"]) / file if run["artifacts"].startswith("file:") else None
-    if path is not None and path.exists():
-        return path
+    here = local_path(run["artifacts"])
+    if here is not None and (here / file).exists():
+        return here / file
     try:
         return Path(mlflow.artifacts.download_artifacts(
             run_id=run["run_id"], artifact_path=file, dst_path=f"{folder}/{run['run_id']}"
         ))  # fmt: skip
     except (MlflowException, OSError):
         return None
-
-
-def _local(uri: str) -> Path:
-    return Path(unquote(urlparse(uri).path))

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
+from workbench.common.command_line import this_python
 from workbench.common.errors import Failure
 from workbench.common.locks import exclusive
 from workbench.common.secrets import hide_passwords
@@ -83,11 +85,27 @@ def in_short(error: BaseException) -> str:
     return hide_passwords(line)[:300]
 
 
+def restore_command(kind: str, number: str) -> str:
+    """The shell command that brings something back from MLflow's trash.
+
+    Args:
+        kind: "runs" or "experiments"; `number` is the id of one.
+    """
+    option = {"runs": "--run-id", "experiments": "--experiment-id"}[kind]
+    uri = shlex.quote(hide_passwords(tracking_uri()))
+    return f"MLFLOW_TRACKING_URI={uri} {this_python()} -m mlflow {kind} restore {option} {number}"
+
+
 def experiment(client: MlflowClient) -> Experiment:
-    """The workbench's experiment, created if it is missing."""
+    """The workbench's experiment, created if it is missing.
+
+    Raises:
+        Failure: it is in the trash, where no run can be added to it.
+    """
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
-        # An absolute path keeps artifacts together whatever folder a later command runs in.
+        # An absolute path keeps artifacts together whatever folder a later command runs in. MLflow would make a
+        # relative one absolute; its own default depends on the working folder too.
         place = None if tracking_uri().startswith("http") else Path("mlruns").resolve().as_uri()
         note = (
             "Preference optimisation of diffusion models. A study is a parent run, a trial its child. Sections: "
@@ -95,11 +113,27 @@ def experiment(client: MlflowClient) -> Experiment:
             "`reference/` what the reference did, `eval/` samples against the pretrained model's, `timestep_*/` by "
             "timestep bucket against the pretrained model."
         )
+        about = {tags.NOTE: note} | ({tags.STORE: str(path)} if (path := database_path()) else {})
         with suppress(MlflowException):  # another process may have created it since
-            client.create_experiment(EXPERIMENT, artifact_location=place, tags={tags.NOTE: note})
+            client.create_experiment(EXPERIMENT, artifact_location=place, tags=about)
         found = client.get_experiment_by_name(EXPERIMENT)
         assert found is not None
+    if found.lifecycle_stage != "active":
+        raise Failure(
+            f"experiment {EXPERIMENT!r} of the tracking store was deleted; restore it: "
+            f"{restore_command('experiments', found.experiment_id)}"
+        )
     return found
+
+
+def database_path() -> Path | None:
+    """The file of the tracking store, where it is an sqlite database that this process opens itself."""
+    uri = tracking_uri()
+    if not uri.startswith("sqlite:///"):
+        return None
+    from sqlalchemy import make_url
+
+    return Path(make_url(uri).database or "").resolve()
 
 
 def _require_database(uri: str) -> bool:

@@ -1,28 +1,49 @@
-"""The parent run of each study, and the runs that are its children."""
+"""The parent run of each study, and the runs that are its children.
+
+Names of studies are not unique in a tracking store: two people may both call theirs `default`. What tells studies apart
+is a token, which Optuna's study and MLflow's runs both have. Whatever changes runs finds them by token; a name is only
+what people type.
+"""
 
 import gc
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, RunTag
+from mlflow.entities import Metric, Run, RunTag, ViewType
 
-from workbench.common.errors import UserError
+from workbench.common.errors import Failure, UserError
+from workbench.common.paths import storage_place
 from workbench.tracking import tags
-from workbench.tracking.store import STATUS, connect, experiment
+from workbench.tracking.artifacts import check_artifacts
+from workbench.tracking.store import STATUS, connect, experiment, restore_command
+
+log = logging.getLogger(__name__)
+ASIDE = "-aside-"  #: between the name of a study and when its runs were set aside
 
 
-def find_study(client: MlflowClient, study: str) -> Run | None:
-    """The parent run of a study, or None."""
-    runs = client.search_runs(
-        [experiment(client).experiment_id],
-        f"tags.`{tags.STUDY}` = '{literal(study)}' AND tags.`{tags.KIND}` = 'study'",
-        max_results=1,
-        order_by=["attributes.start_time ASC"],
-    )
-    return runs[0] if runs else None
+@dataclass(frozen=True)
+class StudyId:
+    """Which study is meant.
+
+    Attributes:
+        name: what people call it.
+        token: tells it from all other studies of that name.
+        storage: the database that has its trials, as `storage_place` writes it.
+    """
+
+    name: str
+    token: str
+    storage: str = field(default_factory=storage_place)
+
+    @property
+    def address(self) -> str:
+        """A text by which `require_study` finds this study even where others have its name."""
+        return f"{self.name}@{self.token}"
 
 
 def literal(text: str) -> str:
@@ -30,33 +51,186 @@ def literal(text: str) -> str:
     return text.replace("'", "")
 
 
-def require_study(client: MlflowClient, study: str) -> Run:
+def is_deleted(run: Run) -> bool:
+    """Whether a run is in the trash: the UI hides it, and MLflow refuses to change it."""
+    return run.info.lifecycle_stage != "active"
+
+
+def parents(client: MlflowClient, name: str) -> list[Run]:
+    """The parent runs of all studies of a name, the oldest first, deleted ones included."""
+    query = f"tags.`{tags.STUDY}` = '{literal(name)}' AND tags.`{tags.KIND}` = 'study'"
+    return _search(client, query, ViewType.ALL)
+
+
+def require_study(client: MlflowClient, text: str) -> Run:
     """The parent run of a study.
 
+    Args:
+        text: its name, or NAME@TOKEN where several studies have the name; the beginning of a token, or of the parent
+            run's id, will do.
     Raises:
-        UserError: there is none of that name; the message names those there are.
+        UserError: there is none, it is in the trash, or there are several of which none is in this study database.
     """
-    run = find_study(client, study)
-    if run is None:
-        raise UserError(f"study {study!r}: not found; there are: {', '.join(study_names(client)) or 'none yet'}")
-    return run
+    name, _, token = text.partition("@")
+    found = [run for run in parents(client, name) if _matches(run, token)]
+    active = [run for run in found if not is_deleted(run)]
+    if not found:
+        raise UserError(f"study {text!r}: not found; there are: {', '.join(study_names(client)) or 'none yet'}")
+    if not active:
+        raise UserError(_deleted(text, found[0]))
+    if len(active) > 1:
+        here = [run for run in active if run.data.tags.get(tags.STORAGE) == storage_place()]
+        if len(here) != 1:
+            listed = ", ".join(f"{address_of(run)} ({_owner(run)})" for run in active)
+            raise UserError(f"study {text!r}: {len(active)} studies have this name, say which: {listed}")
+        active = here
+    return active[0]
+
+
+def parents_in(client: MlflowClient, storage: str) -> list[Run]:
+    """The parent runs of all studies whose trials are in a study database, as `storage_place` writes it."""
+    query = f"tags.`{tags.STORAGE}` = '{literal(storage)}' AND tags.`{tags.KIND}` = 'study'"
+    return _search(client, query)
+
+
+def how_to_restore(run_id: str) -> str:
+    """The shell command that brings a run back from the trash."""
+    return restore_command("runs", run_id)
+
+
+def _matches(parent: Run, token: str) -> bool:
+    return parent.data.tags.get(tags.TOKEN, "").startswith(token) or parent.info.run_id.startswith(token)
+
+
+def _deleted(study: str, run: Run) -> str:
+    return f"study {study!r}: its run in the tracking store was deleted; restore it: {how_to_restore(run.info.run_id)}"
+
+
+def _owner(parent: Run) -> str:
+    return parent.data.tags.get(tags.STORAGE) or "study database unknown"
+
+
+def address_of(parent: Run) -> str:
+    """NAME@TOKEN of a parent run; the run's id stands for the token of a study that has none."""
+    return f"{parent.data.tags[tags.STUDY]}@{parent.data.tags.get(tags.TOKEN) or parent.info.run_id[:12]}"
 
 
 def study_names(client: MlflowClient) -> list[str]:
-    """Names of all studies, the one last worked on first."""
-    runs = list(client.search_runs([experiment(client).experiment_id], f"tags.`{tags.KIND}` = 'study'"))
+    """Names of all studies, those of this study database first, then the one last worked on first.
+
+    Where several studies have a name, those of other databases are listed as NAME@TOKEN.
+    """
+    here, names = storage_place(), list[str]()
+    runs = _search(client, f"tags.`{tags.KIND}` = 'study'")
     runs.sort(key=lambda run: float(run.data.tags.get(tags.TOUCHED, 0)), reverse=True)
-    return [run.data.tags[tags.STUDY] for run in runs]
+    runs.sort(key=lambda run: run.data.tags.get(tags.STORAGE, here) != here)
+    for run in runs:
+        name = run.data.tags[tags.STUDY]
+        names.append(name if name not in names else address_of(run))
+    return names
 
 
-def children(client: MlflowClient, parent: Run) -> list[Run]:
-    """All runs of a study, in the order in which they began."""
-    query, order = f"tags.`{tags.PARENT}` = '{parent.info.run_id}'", ["attributes.start_time ASC"]
-    runs: list[Run] = []
+def find_study(client: MlflowClient, study: StudyId) -> Run | None:
+    """The parent run of a study, or None.
+
+    Raises:
+        Failure: it is in the trash, where nothing can be added to it.
+    """
+    query = f"tags.`{tags.TOKEN}` = '{study.token}' AND tags.`{tags.KIND}` = 'study'"
+    for run in _search(client, query, ViewType.ALL):
+        name = run.data.tags[tags.STUDY]
+        if name == study.name or name.startswith(f"{study.name}{ASIDE}"):  # `NAME-checks` has the same token
+            if is_deleted(run):
+                raise Failure(_deleted(study.name, run))
+            return run
+    return None
+
+
+def namesakes(client: MlflowClient, study: StudyId) -> list[Run]:
+    """Parent runs of other studies of the same name."""
+    return [run for run in parents(client, study.name) if run.data.tags.get(tags.TOKEN) != study.token]
+
+
+def is_complete(client: MlflowClient, study: StudyId) -> bool:
+    """Whether a study's parent run says that the study is complete."""
+    run = find_study(client, study)
+    return run is not None and run.info.status == "FINISHED" and run.data.tags.get(tags.STATE) == "complete"
+
+
+def open_study(client: MlflowClient, study: StudyId, note: str) -> str:
+    """The id of a study's parent run, set to RUNNING; the run is created if the study has none."""
+    run = find_study(client, study)
+    if run is None:
+        about = {tags.STUDY: study.name, tags.TOKEN: study.token, tags.KIND: "study", tags.NOTE: note}
+        run = client.create_run(experiment(client).experiment_id, run_name=study.name, tags=about)
+    if run.data.tags[tags.STUDY] != study.name:  # it was set aside, and its study database is back
+        _rename(client, run, study.name, study.storage)
+    client.set_tag(run.info.run_id, tags.STORAGE, study.storage)  # the database may have moved
+    return _touch(client, run)
+
+
+def open_group(client: MlflowClient, name: str, note: str) -> Run:
+    """The parent run under which single runs are put; created if there is none of that name.
+
+    A group has no trials and no token. Runs may also be added to a study whose trials are in this study database.
+
+    Raises:
+        UserError: the name belongs to a study of another database, or its run is in the trash.
+    """
+    found = parents(client, name)
+    own = [run for run in found if run.data.tags.get(tags.STORAGE, storage_place()) == storage_place()]
+    for run in own:
+        if is_deleted(run):
+            raise UserError(_deleted(name, run))
+    if found and not own:
+        raise UserError(
+            f"study {name!r} of this tracking store has its trials in {_owner(found[0])}, which is not this study "
+            "database; choose another --study name"
+        )
+    if own:
+        return own[0]
+    about = {tags.STUDY: name, tags.KIND: "study", tags.NOTE: note}
+    about |= {tags.STORAGE: storage_place(), tags.TOUCHED: f"{time.time():.0f}"}
+    run = client.create_run(experiment(client).experiment_id, run_name=name, tags=about)
+    client.set_terminated(run.info.run_id, "FINISHED")  # it is never at work itself
+    return run
+
+
+def _touch(client: MlflowClient, run: Run) -> str:
+    client.update_run(run.info.run_id, status="RUNNING")
+    client.set_tag(run.info.run_id, tags.TOUCHED, f"{time.time():.0f}")
+    return run.info.run_id
+
+
+def membership(parent: Run) -> dict[str, str]:
+    """Tags of a run that is a child of this parent run."""
+    shared = {key: parent.data.tags[key] for key in (tags.STUDY, tags.TOKEN) if key in parent.data.tags}
+    return {tags.PARENT: parent.info.run_id} | shared
+
+
+def children(client: MlflowClient, parent: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+    """All runs of a study, in the order in which they began.
+
+    A study with a token has only runs with that token: an earlier version of the workbench, which knows no tokens, may
+    have put another study's runs under the same parent.
+    """
+    query = f"tags.`{tags.PARENT}` = '{parent.info.run_id}'"
+    token = parent.data.tags.get(tags.TOKEN)
+    return _search(client, f"{query} AND tags.`{tags.TOKEN}` = '{token}'" if token else query, view)
+
+
+def deleted_children(client: MlflowClient, parent: Run) -> list[Run]:
+    """The runs of a study that are in the trash."""
+    return children(client, parent, ViewType.DELETED_ONLY)
+
+
+def _search(client: MlflowClient, query: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+    """All runs of the experiment that a query finds, the oldest first."""
+    number, order, runs = experiment(client).experiment_id, ["attributes.start_time ASC"], list[Run]()
     page_token = None
     with _garbage_collection_off():
         while True:
-            page = client.search_runs([parent.info.experiment_id], query, order_by=order, page_token=page_token)
+            page = client.search_runs([number], query, view, order_by=order, page_token=page_token)
             runs += page
             page_token = page.token
             if not page_token:
@@ -75,23 +249,6 @@ def _garbage_collection_off() -> Iterator[None]:
             gc.enable()
 
 
-def is_complete(client: MlflowClient, study: str) -> bool:
-    """Whether a study's parent run says that the study is complete."""
-    run = find_study(client, study)
-    return run is not None and run.info.status == "FINISHED" and run.data.tags.get(tags.STATE) == "complete"
-
-
-def open_study(client: MlflowClient, study: str, note: str) -> str:
-    """The id of a study's parent run, set to RUNNING; the run is created if it is missing."""
-    run = find_study(client, study)
-    if run is None:
-        about = {tags.STUDY: study, tags.KIND: "study", tags.NOTE: note}
-        run = client.create_run(experiment(client).experiment_id, run_name=study, tags=about)
-    client.update_run(run.info.run_id, status="RUNNING")
-    client.set_tag(run.info.run_id, tags.TOUCHED, f"{time.time():.0f}")
-    return run.info.run_id
-
-
 def finish_study(client: MlflowClient, run_id: str, metrics: Mapping[str, float], note: str, state: str) -> None:
     """Write a study's summary onto its parent run and end that run.
 
@@ -104,7 +261,7 @@ def finish_study(client: MlflowClient, run_id: str, metrics: Mapping[str, float]
         metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
         tags=[RunTag(tags.NOTE, note), RunTag(tags.STATE, state)],
     )
-    # The state comes first: a kill between the two leaves a run that is RUNNING and is reconciled, where the other
+    # The state comes first: a kill between the two leaves a run that is RUNNING and is looked at again, where the other
     # order would leave a FINISHED run that does not say how it ended.
     if state != "running":
         client.set_terminated(run_id, STATUS.get(state, "KILLED"))
@@ -133,8 +290,63 @@ def describe_study(client: MlflowClient, study: str, title: str, text: str, metr
     )
 
 
-def attach(study: str, path: Path, folder: str = "figures") -> None:
-    """Attach a file, or all files of a folder, to a study's parent run, under an artifact folder."""
+def set_study_aside(client: MlflowClient, parent: Run) -> str:
+    """Give a study in the tracking store another name, NAME-aside-..., and let it belong to no study database.
+
+    Its runs stay what they are, and can be reported on under the new name. Should its study database come back, the
+    study gets its name back when it is resumed.
+
+    Returns:
+        The new name.
+    """
+    name = _aside_name(parent.data.tags[tags.STUDY])
+    _rename(client, parent, name, storage="")
+    if parent.info.status == "RUNNING":
+        client.set_terminated(parent.info.run_id, "KILLED")
+    return name
+
+
+def _rename(client: MlflowClient, parent: Run, name: str, storage: str) -> None:
+    for run in children(client, parent):
+        client.set_tag(run.info.run_id, tags.STUDY, name)
+    # The parent comes last, name and owner at once: after a kill before it, the study is found as it was.
+    renamed = {tags.STUDY: name, tags.STORAGE: storage, tags.RUN_NAME: name}
+    client.log_batch(parent.info.run_id, tags=[RunTag(key, value) for key, value in renamed.items()])
+
+
+def set_runs_aside(client: MlflowClient, runs: Sequence[Run], study: str) -> str:
+    """Move runs out of a study, under a parent run called NAME-aside-..., where they no longer count for it.
+
+    Returns:
+        The name under which they are found.
+    """
+    name = _aside_name(study)
+    about = {tags.STUDY: name, tags.KIND: "study", tags.NOTE: f"Runs set aside from study **{study}**."}
+    aside = client.create_run(experiment(client).experiment_id, run_name=name, tags=about)
+    for run in runs:
+        moved = {tags.PARENT: aside.info.run_id, tags.STUDY: name, tags.TOKEN: ""}
+        client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in moved.items()])
+    client.set_terminated(aside.info.run_id, "KILLED")
+    return name
+
+
+def _aside_name(study: str) -> str:
+    return f"{study}{ASIDE}{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def attach(study: str, path: Path, folder: str = "figures") -> bool:
+    """Attach a file, or all files of a folder, to a study's parent run, under an artifact folder.
+
+    Returns:
+        False, with a warning, for a study of another study database: its owner's files would be overwritten.
+    """
     client = connect()
-    log = client.log_artifacts if path.is_dir() else client.log_artifact
-    log(require_study(client, study).info.run_id, str(path), folder)
+    parent = require_study(client, study)
+    owner = parent.data.tags.get(tags.STORAGE, storage_place())
+    if owner != storage_place():
+        log.warning("not attached: study %r has its trials in %s, so its run is left as it is", study, owner)
+        return False
+    check_artifacts(client)
+    log_files = client.log_artifacts if path.is_dir() else client.log_artifact
+    log_files(parent.info.run_id, str(path), folder)
+    return True

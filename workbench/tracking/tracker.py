@@ -17,12 +17,14 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from workbench.common.errors import Failure
+from workbench.common.paths import state_place
 from workbench.common.processes import this_process
 from workbench.common.secrets import hide_passwords
+from workbench.tracking.artifacts import check_artifacts
 from workbench.tracking.delivery import deliver_outbox, end_run, is_away
 from workbench.tracking.outbox import METRICS, Outbox
 from workbench.tracking.store import experiment, in_short
-from workbench.tracking.tags import PARENT, PROCESS, REASON, STATE
+from workbench.tracking.tags import PARENT, PROCESS, REASON, STATE, STATE_FOLDER
 
 HISTORY = "history.parquet"
 FILES = ("artifact", "image", "table")  #: kinds of records that may take long to upload
@@ -43,7 +45,8 @@ class Tracker:
         flush: number of metric values that trigger a delivery.
         seconds: longest time for which values are held back.
     Raises:
-        Failure: the store is away. Later, from `log` and `finish`: the disk is full, or the store rejected something.
+        Failure: the store is away, or artifacts cannot be written. Later, from `log` and `finish`: the disk is full, or
+            the store rejected something.
     """
 
     def __init__(
@@ -59,9 +62,12 @@ class Tracker:
         seconds: float = 5.0,
     ):
         all_tags = {key: hide_passwords(value) for key, value in tags.items()}
-        all_tags |= {PROCESS: this_process()} | ({PARENT: parent} if parent else {})
+        all_tags |= {PROCESS: this_process(), STATE_FOLDER: state_place()} | ({PARENT: parent} if parent else {})
         try:
+            check_artifacts(client)  # before anything is trained that could not be kept
             run = client.create_run(experiment(client).experiment_id, run_name=name, tags=all_tags)
+        except Failure:
+            raise
         except Exception as error:
             if is_away(error):
                 raise Failure(f"run {name}: the tracking store is away ({in_short(error)})") from None

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote, urlencode
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from workbench.common.command_line import this_python
 from workbench.common.secrets import hide_passwords
@@ -24,7 +25,7 @@ def ui_command() -> str:
 
 def ui_link(client: MlflowClient, study: str | None = None) -> str:
     """Direct link to a study's charts, or to the whole experiment's, in a local MLflow UI."""
-    return _charts_link(client, f"tags.`{tags.STUDY}` = '{literal(study)}'" if study else "")
+    return _charts_link(client, _of_study(require_study(client, study)) if study else "")
 
 
 def evaluations_link(client: MlflowClient) -> str:
@@ -45,13 +46,20 @@ def claim_links(client: MlflowClient, study: str, claims: Mapping[int, Sequence[
     for number, arms in claims.items():
         for arm in arms:
             numbers.setdefault(arm, []).append(number)
-    for run in children(client, require_study(client, study)):
+    parent = require_study(client, study)
+    for run in children(client, parent):
         of_arm = numbers.get(run.data.tags.get(tags.ARM, ""), [])
         wanted = f" {' '.join(map(str, of_arm))} "
         if run.data.tags.get(tags.CLAIMS, "  ") != wanted:
             client.set_tag(run.info.run_id, tags.CLAIMS, wanted)
-    inside = f"tags.`{tags.STUDY}` = '{literal(study)}' AND tags.`{tags.CLAIMS}` LIKE"
+    inside = f"{_of_study(parent)} AND tags.`{tags.CLAIMS}` LIKE"
     return {number: _charts_link(client, f"{inside} '% {number} %'") for number in claims}
+
+
+def _of_study(parent: Run) -> str:
+    """A search for the runs of a study; by its token too, since others may have its name."""
+    name, token = parent.data.tags[tags.STUDY], parent.data.tags.get(tags.TOKEN)
+    return f"tags.`{tags.STUDY}` = '{literal(name)}'" + (f" AND tags.`{tags.TOKEN}` = '{token}'" if token else "")
 
 
 def _charts_link(client: MlflowClient, where: str) -> str:

@@ -17,6 +17,7 @@ from workbench.common.errors import UserError
 from workbench.method.noise import squared_error
 from workbench.studies.experiment import Experiment
 from workbench.tracking import reconcile, study_runs, tags
+from workbench.tracking.study_runs import StudyId
 from workbench.training.build import build
 from workbench.training.config import Config
 from workbench.training.preparation import Prepared, prepare
@@ -28,13 +29,14 @@ REPEATS = 1000
 FIRST, SECOND = 16, 24  # steps of the two candidates
 
 
-def run_checks(experiment: Experiment, study: str) -> None:
+def run_checks(experiment: Experiment, study: StudyId) -> None:
     """Run the checks with every seed of the experiment's sweep, as runs of a study; finished seeds are kept.
 
     Raises:
         UserError: a finished seed was run with other settings.
     """
     client = tracking.connect()
+    reconcile.adopt(client, study, {})
     done, missing = reconcile.complete_runs(client, study), {}
     for seed in experiment.sweep.seeds or (experiment.config.seed,):
         own = _config(experiment, seed)
@@ -45,7 +47,7 @@ def run_checks(experiment: Experiment, study: str) -> None:
         for name, value in own.flat().items():
             if was.get(name) != str(value):
                 raise UserError(
-                    f"study {study!r} was made with {name} = {was.get(name)}, now it is {value}; choose another "
+                    f"study {study.name!r} was made with {name} = {was.get(name)}, now it is {value}; choose another "
                     "--study name or restore the settings"
                 )
     if not missing:
@@ -53,7 +55,7 @@ def run_checks(experiment: Experiment, study: str) -> None:
     note = "Checks of the claims that need no arms."
     parent, state = study_runs.open_study(client, study, note), "failed"
     try:
-        for seed, own in tqdm(missing.items(), desc=study, unit="seed"):
+        for seed, own in tqdm(missing.items(), desc=study.name, unit="seed"):
             _run_check(client, own, seed, study, parent)
         state = "complete"
     except KeyboardInterrupt:
@@ -70,8 +72,8 @@ def _config(experiment: Experiment, seed: int) -> Config:
     return experiment.run_config(changes)
 
 
-def _run_check(client: Any, config: Config, seed: int, study: str, parent: str) -> None:
-    about = {tags.KIND: "check", tags.STUDY: study, tags.ARM: "check"}
+def _run_check(client: Any, config: Config, seed: int, study: StudyId, parent: str) -> None:
+    about = {tags.KIND: "check", tags.STUDY: study.name, tags.TOKEN: study.token, tags.ARM: "check"}
     about |= provenance() | {tags.NOTE: describe(config)}
     tracker = tracking.Tracker(client, f"seed-{seed}", params=config.flat(), tags=about, parent=parent)
     state = "interrupted"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from workbench.common.validation import study_name, writable_folder
 from workbench.studies import lifecycle, tuning
 from workbench.studies.experiment import Experiment, without
 from workbench.tracking import ui
+from workbench.tracking.study_runs import StudyId
 from workbench.training.config import merge, parse_override, read
 
 DEFAULT = shipped("experiments/claims.toml")
@@ -77,15 +79,18 @@ def check_claims(
     candidates, arms = len(tuning.candidates(declared)), len(declared.sweep.arms)
     say(f"{candidates} runs to tune the arms, then {len(declared.arms)} runs of {arms} arms; progress below.")
     lifecycle.run_study(declared, name, workers or default_workers(declared.config.model.device))
-    checks.run_checks(declared, f"{name}-checks")
-    rows = judge(name)
+    own = lifecycle.identity(name)
+    beside = replace(own, name=f"{name}-checks")
+    checks.run_checks(declared, beside)
+    rows = judge(own, beside)
     tuned = lifecycle.tuned_values(declared, name) if candidates else {}
     measures = regime.of_study(name, tuning.on_edge(declared, tuned) if candidates else None)
     files, is_new = _write(folder, rows, measures, tuned, declared)
     if is_new:
         for path in files:
-            tracking.attach(name, path, "claims")
-    return Outcome(name, table.plain(rows, measures), files, is_new, tracking.ui_link(tracking.connect(), name))
+            tracking.attach(own.address, path, "claims")
+    link = tracking.ui_link(tracking.connect(), own.address)
+    return Outcome(name, table.plain(rows, measures), files, is_new, link)
 
 
 def _declared(experiment: Path, overrides: Sequence[str], quick: bool) -> Experiment:
@@ -95,20 +100,23 @@ def _declared(experiment: Path, overrides: Sequence[str], quick: bool) -> Experi
     return Experiment.resolve(merge(settings, dict(parse_override(text) for text in overrides)))
 
 
-def judge(study: str) -> list[dict[str, Any]]:
+def judge(study: StudyId, beside: StudyId) -> list[dict[str, Any]]:
     """The claims with their effects, verdicts and links, from the tracked runs of a study and of its checks.
+
+    Args:
+        beside: the study of the checks that need no arms.
 
     Returns:
         As `rules.judge`, each with a `link` to the runs that it rests on; the runs are tagged with its number.
     """
-    runs, client = tracking.load_runs(study), tracking.connect()
+    runs, client = tracking.load_runs(study.address), tracking.connect()
     evidence = Evidence(
-        runs, tracking.load_history(runs), tracking.load_samples(runs), tracking.load_runs(f"{study}-checks")
+        runs, tracking.load_history(runs), tracking.load_samples(runs), tracking.load_runs(beside.address)
     )
     rows = rules.judge(rules.CLAIMS, evidence)
-    links = ui.claim_links(client, study, {row["number"]: row["arms"] for row in rows if row["arms"]})
+    links = ui.claim_links(client, study.address, {row["number"]: row["arms"] for row in rows if row["arms"]})
     for row in rows:
-        row["link"] = links.get(row["number"]) or tracking.ui_link(client, f"{study}-checks")
+        row["link"] = links.get(row["number"]) or tracking.ui_link(client, beside.address)
     return rows
 
 
