@@ -4,8 +4,6 @@ from workbench import tracking
 from workbench.common.paths import storage_url
 from workbench.studies import lifecycle, workers
 from workbench.studies.experiment import Experiment
-from workbench.studies.storage import locked
-from workbench.tracking import study_runs
 
 
 class Events:
@@ -22,10 +20,7 @@ def made(settings, name="s"):
     """A study, a client of the tracking store, and the assignment of a worker."""
     url, experiment = storage_url(), Experiment.resolve(settings)
     client = tracking.connect()
-    with locked(url):
-        study = lifecycle.open_study(experiment, name, url)
-        own = lifecycle.study_id(study, url)
-        parent = study_runs.open_study(client, own, "note")
+    study, own, parent = lifecycle.start(experiment, name, url, client)
     return study, client, workers.Assignment(experiment, own, url, parent)
 
 

@@ -182,11 +182,7 @@ def _run_study(experiment: Experiment, name: str, workers: int) -> Study:
         tqdm.write(f"Study {name}: all {experiment.trials} trials are there.")
         return complete
     _check(experiment, prepared=workers > 0)
-    with locked(url), delivery.require_reachable():
-        _require_both_halves(client, name, url)
-        study = open_study(experiment, name, url)
-        own = study_id(study, url)
-        parent = _open_parent(client, study, own)
+    study, own, parent = start(experiment, name, url, client)
     with delivery.require_reachable():
         delivery.deliver(client)
         reconcile.reconcile_runs(client, parent, statuses(study))
@@ -209,6 +205,23 @@ def _run_study(experiment: Experiment, name: str, workers: int) -> Study:
     if all(trial.state == TrialState.FAIL for trial in study.get_trials(deepcopy=False)):
         raise Failure(f"every trial of study {name!r} failed; the lines above say why")
     return study
+
+
+def start(experiment: Experiment, name: str, url: str, client: tracking.Client) -> tuple[Study, StudyId, str]:
+    """A study with its run in MLflow, both found or both created.
+
+    Returns:
+        The study, what identifies it, and the id of its run.
+    Raises:
+        UserError: one half is there and the other is not, or a study of that name is not the same.
+    """
+    with locked(url), delivery.require_reachable():
+        _require_both_halves(client, name, url)
+        # Optuna comes first: the token that the run gets is stored there. A kill in between leaves a study without a
+        # run and without trials that have run, which gets its run the next time.
+        study = open_study(experiment, name, url)
+        own = study_id(study, url)
+        return study, own, _open_parent(client, study, own)
 
 
 def _complete_study(experiment: Experiment, name: str, url: str, client: tracking.Client) -> Study | None:

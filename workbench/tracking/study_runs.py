@@ -69,7 +69,7 @@ def require_study(client: MlflowClient, text: str) -> Run:
         text: its name, or NAME@TOKEN where several studies have the name; the beginning of a token, or of the parent
             run's id, will do.
     Raises:
-        UserError: there is none, it is in the trash, or there are several of which none is in this study database.
+        UserError: there is none, it is in the trash, or there are several, none of them of this study database.
     """
     name, _, token = text.partition("@")
     found = [run for run in parents(client, name) if _matches(run, token)]
@@ -79,12 +79,14 @@ def require_study(client: MlflowClient, text: str) -> Run:
     if not active:
         raise UserError(_deleted(text, found[0]))
     if len(active) > 1:
+        # One database has one study of a name. Where it was replaced, the study last started is the one it has now.
         here = [run for run in active if run.data.tags.get(tags.STORAGE) == storage_place()]
-        if len(here) != 1:
+        here.sort(key=_touched)
+        if not here:
             listed = ", ".join(f"{address_of(run)} ({_owner(run)})" for run in active)
             raise UserError(f"study {text!r}: {len(active)} studies have this name, say which: {listed}")
         active = here
-    return active[0]
+    return active[-1]
 
 
 def parents_in(client: MlflowClient, storage: str) -> list[Run]:
@@ -122,7 +124,7 @@ def study_names(client: MlflowClient) -> list[str]:
     """
     here, names = storage_place(), list[str]()
     runs = _search(client, f"tags.`{tags.KIND}` = 'study'")
-    runs.sort(key=lambda run: float(run.data.tags.get(tags.TOUCHED, 0)), reverse=True)
+    runs.sort(key=_touched, reverse=True)
     runs.sort(key=lambda run: run.data.tags.get(tags.STORAGE, here) != here)
     for run in runs:
         name = run.data.tags[tags.STUDY]
@@ -196,9 +198,13 @@ def open_group(client: MlflowClient, name: str, note: str) -> Run:
     return run
 
 
+def _touched(parent: Run) -> float:
+    return float(parent.data.tags.get(tags.TOUCHED, 0))
+
+
 def _touch(client: MlflowClient, run: Run) -> str:
     client.update_run(run.info.run_id, status="RUNNING")
-    client.set_tag(run.info.run_id, tags.TOUCHED, f"{time.time():.0f}")
+    client.set_tag(run.info.run_id, tags.TOUCHED, f"{time.time():.3f}")
     return run.info.run_id
 
 
