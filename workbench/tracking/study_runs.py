@@ -276,13 +276,16 @@ def finish_study(client: MlflowClient, run_id: str, metrics: Mapping[str, float]
 def describe_study(client: MlflowClient, study: str, title: str, text: str, metrics: Mapping[str, float]) -> None:
     """Add a section to the description of a study's parent run, or replace the section of that title, and log metrics.
 
-    A run that has all of it already is left as it is. `finish_study` writes the description anew.
+    A run that has all of it already is left as it is, and so is a study of another study database. `finish_study`
+    writes the description anew.
 
     Args:
         title: of the last section; what follows it in an earlier description is dropped.
         text: in Markdown.
     """
     run = require_study(client, study)
+    if not _is_of_this_database(run):
+        return
     mark = f"\n\n### {title}\n\n"
     before = run.data.tags.get(tags.NOTE, "")
     note = before.partition(mark)[0] + mark + text
@@ -340,6 +343,11 @@ def _aside_name(study: str) -> str:
     return f"{study}{ASIDE}{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def _is_of_this_database(parent: Run) -> bool:
+    """Whether a study's trials are in this study database, or nobody knows where they are."""
+    return parent.data.tags.get(tags.STORAGE, storage_place()) == storage_place()
+
+
 def attach(study: str, path: Path, folder: str = "figures") -> bool:
     """Attach a file, or all files of a folder, to a study's parent run, under an artifact folder.
 
@@ -348,9 +356,8 @@ def attach(study: str, path: Path, folder: str = "figures") -> bool:
     """
     client = connect()
     parent = require_study(client, study)
-    owner = parent.data.tags.get(tags.STORAGE, storage_place())
-    if owner != storage_place():
-        log.warning("not attached: study %r has its trials in %s, so its run is left as it is", study, owner)
+    if not _is_of_this_database(parent):
+        log.warning("not attached: study %r has its trials in %s, so its run is left as it is", study, _owner(parent))
         return False
     check_artifacts(client)
     log_files = client.log_artifacts if path.is_dir() else client.log_artifact
