@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group(context_settings={"max_content_width": 100})
 def main() -> None:
-    """Look after studies: `status`, `resume`, `doctor`, `export`.
+    """Look after studies: `status`, `resume`, `doctor`, `relocate`, `export`.
 
     Studies lie in $WORKBENCH_STORAGE (default: optuna.db here), their runs in $MLFLOW_TRACKING_URI (default: mlflow.db
     here), snapshots of unfinished trials in $WORKBENCH_STATE (default: .workbench here).
@@ -157,8 +157,9 @@ def doctor(name: str | None, dry_run: bool) -> None:
     """Find what killed machines left behind and put it right: in one study, or in all of them.
 
     Trials whose worker is gone are queued again; runs left RUNNING, or that say something else than their trials, end
-    as Optuna has it; metrics and files that a tracking store which was away has not taken are delivered; a missing
-    history is written anew from the metrics; snapshots that nobody needs are removed. Living workers are left alone.
+    as Optuna has it; runs whose trials this study database has lost are set aside under another name; metrics and files
+    that a tracking store which was away has not taken are delivered; a missing history is written anew from the
+    metrics; snapshots that nobody needs are removed. Living workers, and all that other studies made, are left alone.
     Exit code 1 if something is left that cannot be mended.
     """
     from workbench import tracking
@@ -175,6 +176,27 @@ def doctor(name: str | None, dry_run: bool) -> None:
     hopeless = sum(finding.mended is None for finding in findings)
     if hopeless:
         raise Failure(f"{hopeless} of {len(findings)} findings cannot be mended")
+
+
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+def relocate(old: str, new: str) -> None:
+    """Let artifacts, settings and snapshots follow a project folder that was moved or copied from OLD to NEW.
+
+    MLflow stores where artifacts lie as absolute paths. They are changed in the tracking store of this folder, as are
+    paths in the settings of its studies. Files are not moved: do that first. Addresses such as s3://BUCKET/x or
+    mlflow-artifacts:/ will do too. A copy becomes a project of its own; the original is left as it is.
+
+    \b
+    Example:
+      mv project elsewhere && cd elsewhere && python -m workbench.study relocate /home/me/project /home/me/elsewhere
+    """
+    from workbench.common.paths import storage_url
+    from workbench.studies import relocation
+
+    old, new = (each if ":/" in each else str(Path(each).absolute()) for each in (old, new))
+    changes = list(relocation.relocate(old, new, storage_url()))
+    click.echo("\n".join(f"Changed: {change}" for change in changes) or f"Nothing here lies below {old}.")
 
 
 @name_argument
@@ -211,7 +233,7 @@ def export(name: str, out: Path | None) -> None:
         click.echo(f"Written: {folder / file}")
 
 
-for each in (status, resume, doctor, export):
+for each in (status, resume, doctor, relocate, export):
     command(each, main)
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What a study searches and for what, as Optuna's objects: space, sampler, pruner, objectives and constraints."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from optuna import Trial, create_study, distributions, pruners, samplers
+from optuna.exceptions import ExperimentalWarning
 
 from workbench.common.errors import UserError
 from workbench.training.config import CHOICES, Config, known_names, resolve
@@ -132,7 +134,9 @@ def read_sampler(sweep: Sweep, space: Sequence[Dimension], offset: int = 0) -> s
         options = {"multivariate": True, "group": True, "constant_liar": True, "n_startup_trials": 4} | options
     seed = (sweep.seed + offset) % 2**32  # numpy accepts no larger one
     try:
-        tried, sampler = (sampler_class(**options, seed=seed) for _ in range(2))
+        with warnings.catch_warnings():  # a worker makes its sampler before it has silenced anything
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            tried, sampler = (sampler_class(**options, seed=seed) for _ in range(2))
     except Exception as error:  # each sampler checks its options in its own way
         raise UserError(f"sweep.sampler_options = {options}: {error}") from None
     try:  # one trial of a study in memory, since some samplers check space and objectives only then

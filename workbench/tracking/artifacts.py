@@ -22,6 +22,9 @@ from workbench.tracking.store import database_path, experiment, tracking_uri
 #: Tables of MLflow with artifact locations, and the column in each.
 LOCATIONS = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 
+#: Tags of runs that name a place on a machine, as HOST:PATH.
+PLACES = (tags.STORAGE, tags.STATE_FOLDER)
+
 
 def local_path(uri: str) -> Path | None:
     """The path that an artifact location means on this machine; None if it is served, or in an object store."""
@@ -125,6 +128,13 @@ def relocate(old: str, new: str) -> dict[str, int]:
             for number, moved in rows:
                 connection.execute(update(table).where(key == number).values({location: moved}))
             changed[name] = len(rows)
+        table = Table("tags", metadata, autoload_with=engine)
+        places = select(table.c.run_uuid, table.c.key, table.c.value).where(table.c.key.in_(PLACES))
+        for run, key, place in connection.execute(places).all():
+            host, _, path = place.partition(":")
+            if (moved := _moved_location(path, old, new)) is not None:
+                row = update(table).where(table.c.run_uuid == run, table.c.key == key)
+                connection.execute(row.values(value=f"{host}:{moved}"))
         database = database_path()
         if database is not None:
             table = Table("experiment_tags", metadata, autoload_with=engine)
