@@ -16,12 +16,23 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture
-def project(workplace, monkeypatch):
+def enter(monkeypatch):
+    """Go to a folder, as a new process would: MLflow notes the store that it has opened in the environment."""
+
+    def go(folder):
+        monkeypatch.chdir(folder)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    return go
+
+
+@pytest.fixture
+def project(workplace, enter):
     """A project folder with a run and its history."""
     folder = workplace / "project"
     folder.mkdir()
     (workplace / "mlflow.db").rename(folder / "mlflow.db")
-    monkeypatch.chdir(folder)
+    enter(folder)
     run = tracking.Tracker(tracking.connect(), "run", params={}, tags={})
     run.log(1, {"a": 1.0})
     run.close("complete")
@@ -32,10 +43,10 @@ def files_of(folder):
     return sorted(path.relative_to(folder) for path in (folder / "mlruns").rglob("*") if path.is_file())
 
 
-def test_artifacts_of_a_moved_project_are_found_again_after_relocate(project, workplace, monkeypatch):
+def test_artifacts_of_a_moved_project_are_found_again_after_relocate(project, workplace, enter):
     moved = workplace / "moved to"
     project.rename(moved)
-    monkeypatch.chdir(moved)
+    enter(moved)
     client = tracking.connect()
     wanted = rf"was moved or copied from {project} to {moved}.*study relocate {project} '{moved}'"
     with pytest.raises(Failure, match=wanted):
@@ -51,11 +62,11 @@ def test_artifacts_of_a_moved_project_are_found_again_after_relocate(project, wo
         assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["history.parquet"]
 
 
-def test_a_copied_project_does_not_write_into_the_original(project, workplace, monkeypatch):
+def test_a_copied_project_does_not_write_into_the_original(project, workplace, enter):
     before = files_of(project)
     copy = workplace / "copy"
     shutil.copytree(project, copy)
-    monkeypatch.chdir(copy)
+    enter(copy)
     client = tracking.connect()
     with pytest.raises(Failure, match="was moved or copied"):
         tracking.Tracker(client, "late", params={}, tags={})
@@ -66,9 +77,7 @@ def test_a_copied_project_does_not_write_into_the_original(project, workplace, m
     assert files_of(project) == before and len(files_of(copy)) == 2
 
 
-def test_a_store_from_before_its_place_was_noted_is_taken_as_it_is_unless_its_folder_is_gone(
-    project, workplace, monkeypatch
-):
+def test_a_store_from_before_its_place_was_noted_is_taken_as_it_is_unless_its_folder_is_gone(project, workplace, enter):
     with sqlite3.connect(project / "mlflow.db") as database:
         database.execute("DELETE FROM experiment_tags WHERE key = ?", (tags.STORE,))
     client = tracking.connect()
@@ -76,7 +85,7 @@ def test_a_store_from_before_its_place_was_noted_is_taken_as_it_is_unless_its_fo
     artifacts.check_artifacts(client)
     assert store.experiment(client).tags[tags.STORE] == str(project / "mlflow.db")
     shutil.rmtree(project)
-    monkeypatch.chdir(workplace / "copy")
+    enter(workplace / "copy")
     with pytest.raises(Failure, match="was moved or copied"):
         artifacts.check_artifacts(tracking.connect())
 
@@ -129,7 +138,7 @@ def test_paths_in_settings_follow_and_other_texts_do_not():
     }  # fmt: skip
 
 
-def test_a_study_resumes_after_its_project_was_moved(tiny, workplace, monkeypatch):
+def test_a_study_resumes_after_its_project_was_moved(tiny, workplace, enter):
     """Settings of the study, of its waiting trials, and of a snapshot name files in the folder."""
     from workbench.common.paths import storage_url
     from workbench.studies import lifecycle, recovery
@@ -140,7 +149,7 @@ def test_a_study_resumes_after_its_project_was_moved(tiny, workplace, monkeypatc
     old.mkdir()
     (workplace / "mlflow.db").rename(old / "mlflow.db")
     (old / "prompts.txt").write_text("a dog")
-    monkeypatch.chdir(old)
+    enter(old)
     declared = tiny | {"data.prompts": str(old / "prompts.txt"), "sweep.trials": 0}
     arms = {"one": {"data.validation": str(old / "pairs.parquet")}}
     study, _, _ = lifecycle.start(
@@ -149,8 +158,8 @@ def test_a_study_resumes_after_its_project_was_moved(tiny, workplace, monkeypatc
     settings = study.user_attrs["settings"]
     Snapshots(recovery.snapshot_folder(study, 0)).save(Snapshot(4, {}, settings=settings))
     old.rename(new)
-    monkeypatch.chdir(new)
-    assert len(list(relocate(str(old), str(new), storage_url()))) == 3
+    enter(new)
+    assert len(list(relocate(str(old), str(new), storage_url()))) == 4
     study = lifecycle.require_study("s", storage_url())
     again = lifecycle.stored_experiment(study)
     assert again.config.data.prompts == str(new / "prompts.txt")
