@@ -35,7 +35,7 @@ def encode(options: Options, pairs: int = 2000, large: int = 2) -> Iterator[Figu
         file = pairs_file(folder / "small.parquet", pairs)
         encode_once(backend, file)  # the first encoding loads models and warms them up
         shares = encoding_shares(backend, file, max(5, options.repeats // 3))
-        note = f"{pairs} pairs of 32 px"
+        note = f"{pairs} pairs of 64 px"
         yield figure("encode", f"encoding for the small model, {what}", shares, 10.0, unit="%", note=note)
         if large:
             file = pairs_file(folder / "large.parquet", large, edge=768)

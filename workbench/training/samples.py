@@ -135,7 +135,7 @@ def prepare_sampling(captions: list[str], settings: Evaluation, backend: Backend
 
     def score(images: NDArray[np.uint8], places: Sequence[int]) -> Samples:
         chosen, seeds = [plan_captions[i] for i in places], [plan_seeds[i] for i in places]
-        return Samples(chosen, seeds, images, reward(images, chosen), concept_likelihood(judge, images, chosen))
+        return Samples(chosen, seeds, images, reward(images, chosen), concept_likelihood(judge(images), chosen))
 
     key = cache.digest("samples-1", backend.digest(*backend.parts), captions, settings.model_dump_json())
     stored = cache.cached("samples", key, lambda: {"images": torch.from_numpy(sampling.draw_plan(pretrained))})

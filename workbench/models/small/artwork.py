@@ -1,11 +1,12 @@
 """The artwork that the small model, its scorer and its judge are trained on: fetched by name, never committed.
 
-Three emoji sets, drawn by different artists under open licences, come from the npm registry at pinned
-versions. Nothing here is needed to use the shipped model; only `python -m workbench.pretrain` calls it.
+Three emoji sets, drawn by different artists under open licences, come from the npm registry at pinned versions.
+Nothing here is needed to use the shipped model; only `python -m workbench.pretrain` calls it.
 """
 
 import io
 import json
+import multiprocessing
 import random
 import shutil
 import subprocess
@@ -15,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from workbench.common.errors import UserError
 from workbench.models.small.prompts import COLOURS, CONCEPTS, STYLES
@@ -37,10 +38,22 @@ PACKAGES: dict[str, Package] = {
     "twemoji": Package("@iconify-json/twemoji", "1.2.5", "CC-BY-4.0"),
 }
 
-SIZE = 32  #: native size of the small model's images, in pixels
-EDGES = (26, 27, 28, 29, 30)  #: sizes of a framed drawing, in pixels
-SCATTERINGS = 60  #: scattered renderings of each drawing
-SHIFTS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))  #: of a framed drawing, in pixels
+SIZE = 64  #: native size of the small model's images, in pixels
+EDGE = 53.0  #: edge of a well-framed drawing, in pixels
+CLUTTERS = 800  #: cluttered backgrounds
+HELD_OUT = 60  #: drawings of each set that nothing is trained on
+
+#: Renderings of each drawing, by how it lies on the canvas; (small, aslant, off-centre) -> count
+POSES: dict[tuple[bool, bool, bool], int] = {
+    (False, False, False): 14,
+    (True, False, False): 16,
+    (False, True, False): 20,
+    (False, False, True): 20,
+    (True, True, False): 12,
+    (True, False, True): 12,
+    (False, True, True): 12,
+    (True, True, True): 8,
+}
 
 
 def fetch(style: str, folder: Path) -> dict:
@@ -76,113 +89,190 @@ def fetch(style: str, folder: Path) -> dict:
     return json.loads((target / "icons.json").read_text())
 
 
-class Placement(NamedTuple):
-    """How a drawing lies on its canvas: edge and offsets in pixels, angle in degrees."""
+class Pose(NamedTuple):
+    """How a drawing lies on its canvas: edge in pixels, angle in degrees, centre's offset in pixels."""
 
-    edge: float
+    edge: float = EDGE
     angle: float = 0.0
     dx: float = 0.0
     dy: float = 0.0
-    mirrored: bool = False
 
 
-def framed(edge: int) -> Placement:
-    """As published: upright and centred, to the pixel."""
-    offset = (SIZE - edge) // 2 + edge / 2 - SIZE / 2
-    return Placement(edge, dx=offset, dy=offset)
+def pose(rng: random.Random, small: bool, aslant: bool, displaced: bool) -> Pose:
+    """A random pose: well framed but for the faults named."""
+    edge = rng.uniform(24, 36) if small else rng.uniform(51, 55)
+    angle = rng.choice((-1, 1)) * rng.uniform(14, 40) if aslant else 0.0
+    if not small and (aslant or displaced):
+        edge = rng.uniform(42, 50)
+    if not displaced:
+        return Pose(round(edge), angle) if not angle else Pose(edge, angle)
+    while True:  # far enough from the middle, and at most a fifth of it outside
+        reach = SIZE / 2 - 0.3 * edge
+        dx, dy = rng.uniform(-reach, reach), rng.uniform(-reach, reach)
+        if max(abs(dx), abs(dy)) > 8:
+            return Pose(edge, angle, dx, dy)
 
 
-def scattered(rng: random.Random) -> Placement:
-    """Of any size from two thirds of the canvas up, turned by up to 15 degrees, anywhere that keeps it inside."""
-    edge = rng.uniform(21, 30)
-    room = (SIZE - edge) / 2
-    return Placement(edge, rng.uniform(-15, 15), rng.uniform(-room, room), rng.uniform(-room, room), rng.random() < 0.5)
+def svg(body: str) -> str:
+    """An SVG image of the canvas's size."""
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="0 0 {SIZE} {SIZE}" width="{SIZE}" height="{SIZE}">{body}</svg>'
+    )
 
 
-def render(icons: dict, slug: str, placement: Placement) -> Tensor:
-    """One drawing on its canvas as premultiplied RGBA, shape (4, SIZE, SIZE), float32 in 0..1."""
-    import resvg_py
-
+def drawing(icons: dict, slug: str, pose: Pose) -> str:
+    """A drawing on its canvas, as SVG."""
     icon = icons["icons"][slug]
     width = icon.get("width", icons.get("width", 16))
     height = icon.get("height", icons.get("height", 16))
     centre_x, centre_y = icon.get("left", 0) + width / 2, icon.get("top", 0) + height / 2
-    x, y = SIZE / 2 + placement.dx, SIZE / 2 + placement.dy
-    zoom_x, zoom_y = placement.edge / width * (-1 if placement.mirrored else 1), placement.edge / height
-    svg = (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="0 0 {SIZE} {SIZE}" width="{SIZE}" height="{SIZE}"><g transform="translate({x} {y}) '
-        f'rotate({placement.angle}) scale({zoom_x} {zoom_y}) translate({-centre_x} {-centre_y})">'
-        f"{icon['body']}</g></svg>"
+    odd = round(pose.edge) % 2 / 2 if pose == Pose(round(pose.edge)) else 0  # keeps edges on pixels
+    return svg(
+        f'<g transform="translate({SIZE / 2 + pose.dx + odd} {SIZE / 2 + pose.dy + odd}) rotate({pose.angle}) '
+        f'scale({pose.edge / width} {pose.edge / height}) translate({-centre_x} {-centre_y})">{icon["body"]}</g>'
     )
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE))
-    rgba = torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGBA"))).permute(2, 0, 1).float() / 255
-    return torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
+
+
+def clutter(rng: random.Random) -> str:
+    """Eight to sixteen discs, bars and triangles of random colours, as SVG."""
+    shapes = []
+    for _ in range(rng.randint(8, 16)):
+        x, y, size = rng.uniform(0, SIZE), rng.uniform(0, SIZE), rng.uniform(4, 11)
+        fill = "#" + "".join(f"{rng.randint(20, 245):02x}" for _ in range(3))
+        shape = rng.choice(
+            (
+                f'<circle r="{size * 0.7}"',
+                f'<rect x="{-size}" y="{-size / 4}" width="{2 * size}" height="{size / 2}"',
+                f'<path d="M0 {-size}L{size} {size}L{-size} {size}Z"',
+            )
+        )
+        shapes.append(f'{shape} fill="{fill}" transform="translate({x} {y}) rotate({rng.uniform(0, 360)})"/>')
+    return svg("".join(shapes))
+
+
+def rasterise(image: str) -> NDArray[np.uint8]:
+    """Premultiplied RGBA of an SVG image of the canvas's size, (4, SIZE, SIZE)."""
+    import resvg_py
+
+    png = bytes(resvg_py.svg_to_bytes(svg_string=image, width=SIZE, height=SIZE))
+    rgba = np.array(Image.open(io.BytesIO(png)).convert("RGBA")).transpose(2, 0, 1).astype(np.float32)
+    rgba[:3] *= rgba[3:] / 255
+    return rgba.round().astype(np.uint8)
 
 
 class Drawings(NamedTuple):
     """Drawings on transparent canvases.
 
     Attributes:
-        rgba: premultiplied, (N, 4, SIZE, SIZE), float32 in 0..1.
+        rgba: premultiplied, (N, 4, SIZE, SIZE), uint8.
         concept: index into CONCEPTS, or len(CONCEPTS) for a drawing of anything else, (N,).
         style: index into STYLES, (N,).
+        pose: edge, angle, dx and dy, (N, 4).
     """
 
     rgba: Tensor
     concept: Tensor
     style: Tensor
+    pose: Tensor
+
+    def to(self, device: torch.device | str) -> "Drawings":
+        """The same on a device."""
+        return Drawings(*(x.to(device) for x in self))
 
 
 class Artwork(NamedTuple):
-    """All drawings: of the named concepts framed and scattered, and of everything else that the sets share."""
+    """All drawings.
 
-    framed: Drawings
-    scattered: Drawings
+    Attributes:
+        named: of the concepts: each (concept, style) in all of POSES, in their order, so that rendering `k` of
+            drawing `d = concept * len(STYLES) + style` lies at `d * sum(POSES.values()) + k`.
+        others: of everything else, twice each: well framed, and in any pose.
+        held_out: drawings of everything else on which nothing is trained, well framed.
+        clutter: backgrounds' clutter, (CLUTTERS, 4, SIZE, SIZE), premultiplied, uint8.
+    """
+
+    named: Drawings
     others: Drawings
+    held_out: Drawings
+    clutter: Tensor
+
+    def to(self, device: torch.device | str) -> "Artwork":
+        """The same on a device."""
+        named, others, held_out = (x.to(device) for x in (self.named, self.others, self.held_out))
+        return Artwork(named, others, held_out, self.clutter.to(device))
 
 
-def load(folder: Path) -> Artwork:
-    """Fetch and render the artwork; the same drawings at the same places every time.
+def load(folder: Path, workers: int | None = None) -> Artwork:
+    """Fetch and render the artwork, or read what an earlier call left in `folder`; the same every time.
 
     Raises:
         UserError: a package cannot be had, or lacks a drawing.
     """
-    icons = {style: fetch(style, folder) for style in STYLES}
+    kept = folder / f"rendered-{SIZE}.pt"
+    if not kept.exists():
+        art = _render({style: fetch(style, folder) for style in STYLES}, workers)
+        torch.save([art.clutter, *art.named, *art.others, *art.held_out], kept.with_suffix(".tmp"))
+        kept.with_suffix(".tmp").replace(kept)
+    clutters, *rest = torch.load(kept, weights_only=True, mmap=True)
+    return Artwork(Drawings(*rest[:4]), Drawings(*rest[4:8]), Drawings(*rest[8:]), clutters)
+
+
+_Row = tuple[int, int, str, Pose]  # concept, style, slug, pose
+
+
+def _render(icons: dict[str, dict], workers: int | None) -> Artwork:
     shared = set.intersection(*(set(i["icons"]) for i in icons.values()))
     missing = [slug for slug in CONCEPTS.values() if slug not in shared]
     if missing:
         raise UserError(f"artwork: no drawing of {', '.join(missing)} in all of {', '.join(STYLES)}")
-    unfit = ("flag", "button", "keycap", "clock", "person", "man-", "woman-", "hand", "skin-tone", "square")
-    others = sorted(s for s in shared - set(CONCEPTS.values()) if not any(word in s for word in unfit))
+    unfit = ("flag", "button", "keycap", "skin-tone", "square", "-oclock", "-thirty")
     slugs, rng = list(CONCEPTS.values()), random.Random(0)
-    pairs = [(c, s) for c in range(len(slugs)) for s in range(len(STYLES))]
+    others = sorted(s for s in shared - set(slugs) if not any(word in s for word in unfit))
+    held_out = set(rng.sample(others, HELD_OUT))
+    anything = len(slugs)
+    named: list[_Row] = [
+        (c, s, slug, pose(rng, *faults))
+        for c, slug in enumerate(slugs)
+        for s in range(len(STYLES))
+        for faults, count in POSES.items()
+        for _ in range(count)
+    ]
+    rest: list[_Row] = []
+    for s, style in enumerate(STYLES):
+        for slug in sorted(icons[style]["icons"]):
+            if slug not in held_out and slug not in slugs and not any(word in slug for word in unfit):
+                faults = rng.choices(list(POSES), list(POSES.values()))[0]
+                rest += [(anything, s, slug, Pose(rng.randint(50, 56))), (anything, s, slug, pose(rng, *faults))]
+    unseen: list[_Row] = [(anything, s, slug, Pose()) for slug in sorted(held_out) for s in range(len(STYLES))]
+    clutters = [clutter(rng) for _ in range(CLUTTERS)]
 
-    def drawings(kind: str, wanted: list[tuple[int, int, str, Placement]]) -> Drawings:
-        rows = tqdm(wanted, desc=f"render {kind}", leave=False)
-        rgba = torch.stack([render(icons[STYLES[s]], slug, place) for _, s, slug, place in rows])
-        return Drawings(rgba, torch.tensor([w[0] for w in wanted]), torch.tensor([w[1] for w in wanted]))
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
 
-    return Artwork(
-        drawings("framed", [(c, s, slugs[c], framed(edge)) for c, s in pairs for edge in EDGES]),
-        drawings("scattered", [(c, s, slugs[c], scattered(rng)) for c, s in pairs for _ in range(SCATTERINGS)]),
-        drawings("others", [(len(slugs), s, slug, framed(28)) for slug in others for s in range(len(STYLES))]),
-    )
+        def raster(images: list[str]) -> Tensor:
+            return torch.from_numpy(np.stack(pool.map(rasterise, images, chunksize=64)))
 
+        def drawings(rows: list[_Row]) -> Drawings:
+            images = [drawing(icons[STYLES[s]], slug, place) for _, s, slug, place in rows]
+            concept, style = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+            return Drawings(raster(images), concept, style, torch.tensor([r[3] for r in rows], dtype=torch.float32))
 
-def compose(rgba: Tensor, background: Tensor) -> Tensor:
-    """Drawings over plain backgrounds.
-
-    Args:
-        rgba: premultiplied, (N, 4, H, W) in 0..1.
-        background: (N, 3) in 0..1.
-    Returns:
-        Images, (N, 3, H, W) in -1..1, as the autoencoder takes them.
-    """
-    over = rgba[:, :3] + background[:, :, None, None] * (1 - rgba[:, 3:])
-    return over * 2 - 1
+        return Artwork(drawings(named), drawings(rest), drawings(unseen), raster(clutters))
 
 
 def palette() -> Tensor:
     """The named background colours, (len(COLOURS), 3) in 0..1."""
     return torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 255
+
+
+def over(rgba: Tensor, ground: Tensor) -> Tensor:
+    """Drawings over grounds.
+
+    Args:
+        rgba: premultiplied, (N, 4, H, W), uint8.
+        ground: (N, 3, H, W), or (N, 3, 1, 1) for plain ones, in 0..1.
+    Returns:
+        Images, (N, 3, H, W), in 0..1.
+    """
+    rgba = rgba.float() / 255
+    return rgba[:, :3] + ground * (1 - rgba[:, 3:])

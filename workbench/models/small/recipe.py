@@ -1,145 +1,158 @@
 """The small model's parts and how each is trained: architectures, augmentations, losses.
 
-Loss functions here return closures that draw a batch from a generator and return a scalar, as `pretrain.fit`
-takes them. The scorer and the critic make the ground-truth reward; the judge shares no weights and no
-architecture with them, and adds other augmentations.
+Loss functions here return closures that draw a batch from a generator and return a scalar, as `build.fit` takes
+them. The scorer and the critic belong to the ground-truth reward; the judge shares no weights and no architecture
+with them, and adds other augmentations.
 """
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
-from workbench.models.small import artwork
-from workbench.models.small.artwork import Drawings
-from workbench.models.small.prompts import COLOURS, CONCEPTS, STYLES, Prompt
+from workbench.models.small import artwork, faults
+from workbench.models.small.artwork import SIZE, Artwork
+from workbench.models.small.faults import uniform
+from workbench.models.small.prompts import COLOURS, CONCEPTS, STYLES, UNSEEN, Prompt, probes
 
-LATENT_CHANNELS = 12
+LATENT_CHANNELS = 24
 Loss = Callable[[Generator], Tensor]
 
 
-def draw(drawings: Drawings, count: int, background: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
-    """`count` random drawings, each shifted a little, over its background: images in -1..1 and concepts."""
-    index = torch.randint(len(drawings.rgba), (count,), generator=g)
-    shift = torch.randint(len(artwork.SHIFTS), (count,), generator=g)
-    rgba = torch.stack(
-        [torch.roll(drawings.rgba[i], artwork.SHIFTS[s], (1, 2)) for i, s in zip(index, shift, strict=True)]
-    )
-    return artwork.compose(rgba, background), drawings.concept[index]
+def pick(count: int, below: int, g: Generator) -> Tensor:
+    """Random indices, (count,), on the generator's device."""
+    return torch.randint(below, (count,), generator=g, device=g.device)
 
 
-def shifted(drawings: Drawings) -> Drawings:
-    """Every drawing at every one of `artwork.SHIFTS`."""
-    rgba = torch.cat([drawings.rgba.roll(shift, (2, 3)) for shift in artwork.SHIFTS])
-    return Drawings(rgba, drawings.concept.repeat(len(artwork.SHIFTS)), drawings.style.repeat(len(artwork.SHIFTS)))
+def pictures(
+    art: Artwork, count: int, g: Generator, clean: float = faults.CLEAN, part: str = "all"
+) -> tuple[faults.Pictures, Tensor]:
+    """Random drawings of the named concepts as pictures with faults on named colours, and which they are, (count,)."""
+    drawing = pick(count, len(CONCEPTS) * len(STYLES), g)
+    ground = artwork.palette().to(g.device)[pick(count, len(COLOURS), g)]
+    return faults.named(art, drawing, ground, g, clean, part), drawing
 
 
 # --- autoencoder ---------------------------------------------------------------------------------------------
 
 
 def new_autoencoder():
-    """An untrained AutoencoderKL, 32x32x3 pixels to 8x8x12 latents."""
+    """An untrained AutoencoderKL, 64x64x3 pixels to 8x8x24 latents."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 96),
+    vae: Any = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
-        sample_size=artwork.SIZE,
+        sample_size=SIZE,
         mid_block_add_attention=False,
     )
+    vae.quant_conv.bias.data[LATENT_CHANNELS:] -= 4  # little noise until there is something to drown
+    return vae
 
 
-def autoencoder_loss(vae, named: Drawings, others: Drawings, device: torch.device, batch: int = 16) -> Loss:
-    """4 MSE + L1 + half the L1 of image gradients + 1e-3 KL (mean over latent elements)."""
-    palette = artwork.palette()
+def autoencoder_loss(vae, scorer, art: Artwork, batch: int) -> Loss:
+    """4 MSE + L1 + half the image gradients' L1 + 0.05 of the scorer's features + 1e-3 KL (mean over elements).
+
+    Half of the pictures show named concepts, half anything else. The features are those of the scorer's stages,
+    normalised over channels at each place, as in LPIPS (Zhang et al. 2018).
+
+    Args:
+        scorer: a trained classifier, frozen.
+    """
+
+    def features(images: Tensor) -> list[Tensor]:
+        return [F.normalize(x, dim=1) for x in scorer(images, output_hidden_states=True).hidden_states[1:]]
 
     def loss(g: Generator) -> Tensor:
-        half = batch // 2
-        named_colours = palette[torch.randint(len(palette), (half,), generator=g)]
-        images = torch.cat(
-            [
-                draw(named, half, named_colours, g)[0],
-                draw(others, batch - half, torch.rand(batch - half, 3, generator=g), g)[0],
-            ]
-        ).to(device)
+        images = torch.cat([pictures(art, batch // 2, g)[0].images, faults.others(art, batch - batch // 2, g)])
         posterior = vae.encode(images).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=g).to(device)
+        noise = torch.randn(posterior.mean.shape, generator=g, device=g.device)
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         error = decoded - images
         gradients = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        with torch.no_grad():
+            wanted = features(images)
+        seen = sum((a - b).square().sum(1).mean() for a, b in zip(features(decoded), wanted, strict=True))
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return 4 * error.square().mean() + error.abs().mean() + 0.5 * gradients + 1e-3 * kl
+        return 4 * error.square().mean() + error.abs().mean() + 0.5 * gradients + 0.05 * seen + 1e-3 * kl
 
     return loss
 
 
 @torch.no_grad()
-def all_latents(vae, drawings: Drawings, device: torch.device) -> tuple[Tensor, list[str]]:
-    """Latents (posterior means, unscaled) of every drawing on every named colour.
+def psnr(vae, images: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image's reconstruction, in dB, (N,)."""
+    decoded = torch.cat([vae.decode(vae.encode(x).latent_dist.mean).sample for x in images.split(64)])
+    return -10 * ((decoded.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3)).log10()
+
+
+@torch.no_grad()
+def latent_pool(vae, art: Artwork, count: int, g: Generator, batch: int = 512) -> tuple[Tensor, Tensor]:
+    """Latents (posterior means, unscaled) of `count` pictures that the denoiser trains on.
 
     Returns:
-        Latents (N, C, 8, 8) and their N captions.
+        Latents, (count, C, 8, 8), in half precision on a GPU, and each one's caption as an index into `captions`.
     """
-    names, colours, palette = list(CONCEPTS), list(COLOURS), artwork.palette()
+    seen = torch.tensor([UNSEEN.get(c) != s for c, s in itertools.product(CONCEPTS, STYLES)]).nonzero()[:, 0]
     latents, captions = [], []
-    for index in tqdm(torch.arange(len(drawings.rgba)).split(8), desc="encode artwork", mininterval=5):
-        rgba = drawings.rgba[index].repeat_interleave(len(colours), 0)
-        images = artwork.compose(rgba, palette.repeat(len(index), 1))
-        latents.append(vae.encode(images.to(device)).latent_dist.mean.cpu())
-        for i in index.tolist():
-            concept, style = names[int(drawings.concept[i])], STYLES[int(drawings.style[i])]
-            captions += [str(Prompt(concept, colour, style)) for colour in colours]
-    return torch.cat(latents), captions
+    half = torch.float16 if g.device.type == "cuda" else torch.float32
+    for start in range(0, count, batch):
+        drawing = seen.to(g.device)[pick(min(batch, count - start), len(seen), g)]
+        colour = pick(len(drawing), len(COLOURS), g)
+        images = faults.named(art, drawing, artwork.palette().to(g.device)[colour], g).images
+        latents.append(vae.encode(images).latent_dist.mean.to(half))
+        captions.append(drawing * len(COLOURS) + colour)
+    return torch.cat(latents), torch.cat(captions)
+
+
+def captions() -> list[str]:
+    """Every caption of the grammar: concept by concept, style by style, colour by colour."""
+    return [str(Prompt(c, k, s)) for c, s, k in itertools.product(CONCEPTS, STYLES, COLOURS)]
 
 
 # --- classifiers ---------------------------------------------------------------------------------------------
 
 
 def labels() -> list[str]:
-    """Classes of the scorer and the judge: the concepts, then anything else."""
-    return [*CONCEPTS, "something else"]
+    """Classes of the scorer and the judge: each concept in each style, then anything else."""
+    return [f"{c}, {s}" for c, s in itertools.product(CONCEPTS, STYLES)] + ["something else"]
 
 
-def _convnext(**outputs):
-    from transformers import ConvNextConfig, ConvNextForImageClassification
+def _resnet(**outputs):
+    from transformers import ResNetConfig, ResNetForImageClassification
 
-    return ConvNextForImageClassification(
-        ConvNextConfig(
-            image_size=artwork.SIZE,
-            patch_size=2,
-            num_stages=3,
-            hidden_sizes=[48, 96, 144],
-            depths=[2, 2, 2],
-            **outputs,
-        )
+    return ResNetForImageClassification(
+        ResNetConfig(embedding_size=48, hidden_sizes=[48, 96, 160], depths=[2, 2, 2], layer_type="basic", **outputs)
     )
 
 
 def new_classifier(kind: str):
-    """An untrained classifier of the named concepts: the scorer is a ConvNeXt, the judge a vision transformer."""
+    """An untrained classifier of the drawings: the scorer is a ResNet, the judge a vision transformer."""
     from transformers import ViTConfig, ViTForImageClassification
 
     id2label = dict(enumerate(labels()))
     label2id = {label: i for i, label in id2label.items()}
     if kind == "scorer":
-        return _convnext(id2label=id2label, label2id=label2id)
+        return _resnet(id2label=id2label, label2id=label2id)
     return ViTForImageClassification(
         ViTConfig(
-            image_size=artwork.SIZE,
-            patch_size=4,
-            hidden_size=128,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=256,
+            image_size=SIZE,
+            patch_size=8,
+            hidden_size=144,
+            num_hidden_layers=5,
+            num_attention_heads=6,
+            intermediate_size=288,
+            hidden_dropout_prob=0.05,
             id2label=id2label,
             label2id=label2id,
         )
@@ -149,13 +162,12 @@ def new_classifier(kind: str):
 def warp(rgba: Tensor, g: Generator, *, turn: float, zoom: tuple[float, float], move: float) -> Tensor:
     """Randomly turned (radians), zoomed and moved (fraction of the canvas) copies of drawings."""
     n = len(rgba)
-    angle = (torch.rand(n, generator=g) * 2 - 1) * turn
-    scale = torch.empty(n).uniform_(*zoom, generator=g)
-    theta = torch.zeros(n, 2, 3)
+    angle, scale = uniform(g, (n,), -turn, turn), uniform(g, (n,), *zoom)
+    theta = torch.zeros(n, 2, 3, device=g.device)
     theta[:, 0, 0] = theta[:, 1, 1] = torch.cos(angle) / scale
     theta[:, 0, 1] = -torch.sin(angle) / scale
     theta[:, 1, 0] = torch.sin(angle) / scale
-    theta[:, :, 2] = (torch.rand(n, 2, generator=g) * 2 - 1) * move
+    theta[:, :, 2] = uniform(g, (n, 2), -move, move)
     return F.grid_sample(rgba, F.affine_grid(theta, list(rgba.shape), align_corners=False), align_corners=False)
 
 
@@ -164,130 +176,172 @@ def scrambled(images: Tensor, g: Generator) -> Tensor:
     n, c, size, _ = images.shape
     tile = size // 4
     tiles = images.view(n, c, 4, tile, 4, tile).permute(0, 2, 4, 1, 3, 5).reshape(n, 16, c, tile, tile)
-    tiles = torch.stack([t[torch.randperm(16, generator=g)] for t in tiles])
+    order = uniform(g, (n, 16)).argsort(1)
+    tiles = tiles[torch.arange(n, device=g.device)[:, None], order]
     return tiles.view(n, 4, 4, c, tile, tile).permute(0, 3, 1, 4, 2, 5).reshape(n, c, size, size)
 
 
-def augmented(kind: str, rgba: Tensor, g: Generator) -> Tensor:
-    """Drawings as the scorer or the judge trains on them, images in -1..1.
+def scorer_view(art: Artwork, drawing: Tensor, g: Generator) -> Tensor:
+    """Pictures as the scorer trains on them: with the denoiser's faults, then noise, blur and other brightness."""
+    n = len(drawing)
+    some = lambda p: uniform(g, (n, 1, 1, 1)) < p  # noqa: E731
+    plain = artwork.palette().to(g.device)[pick(n, len(COLOURS), g)]
+    ground = torch.where(uniform(g, (n, 1)) < 0.6, plain, uniform(g, (n, 3)))
+    images = faults.named(art, drawing, ground, g, clean=0.3, part="train").images
+    images = torch.where(some(0.3), F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
+    noise = torch.randn(images.shape, generator=g, device=g.device)
+    images = images + uniform(g, (n, 1, 1, 1), 0, 0.3) * some(0.4) * noise
+    wobble = F.interpolate(torch.randn(n, 3, 6, 6, generator=g, device=g.device), size=SIZE, mode="bicubic")
+    images = images + uniform(g, (n, 1, 1, 1), 0, 0.25) * some(0.3) * wobble
+    return images * uniform(g, (n, 1, 1, 1), 0.85, 1.15)
 
-    Both see drawings turned, zoomed, moved and mirrored; the scorer on plain backgrounds with noise and blur, the
-    judge on two-colour backgrounds with shifted hues, low resolution and a hole.
+
+def judge_view(art: Artwork, drawing: Tensor, g: Generator) -> Tensor:
+    """Pictures as the judge trains on them, most of them of its own making.
+
+    A quarter are the denoiser's pictures; the others are turned, zoomed and moved over two-colour grounds and other
+    drawings. Then all get shifted hues, noise of several grains, low resolution, a veil, a hole.
     """
-    n = len(rgba)
-    chosen = artwork.palette()[torch.randint(len(COLOURS), (n,), generator=g)]
-    plain = torch.where(torch.rand(n, 1, generator=g) < 0.6, chosen, torch.rand(n, 3, generator=g))
-    some = lambda p: torch.rand(n, 1, 1, 1, generator=g) < p  # noqa: E731
-    rgba = torch.where(some(0.5), rgba.flip(3), rgba)
-    if kind == "scorer":
-        images = artwork.compose(warp(rgba, g, turn=0.3, zoom=(0.65, 1.15), move=0.35), plain)
-        images = torch.where(some(0.4), F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
-        strength = torch.rand(n, 1, 1, 1, generator=g) * 0.25
-        images = images + strength * torch.randn(images.shape, generator=g)
-        return images * torch.empty(n, 1, 1, 1).uniform_(0.85, 1.15, generator=g)
-    rgba = warp(rgba, g, turn=0.4, zoom=(0.6, 1.2), move=0.35)
-    other = (plain + 0.4 * torch.rand(n, 3, generator=g) - 0.2).clamp(0, 1)
-    ramp = torch.linspace(0, 1, artwork.SIZE)[None, None, :, None]
-    ground = plain[:, :, None, None] * (1 - ramp) + other[:, :, None, None] * ramp
+    n = len(drawing)
+    some = lambda p: uniform(g, (n, 1, 1, 1)) < p  # noqa: E731
+    none = torch.zeros(n, len(faults.FAULTS), dtype=torch.bool, device=g.device)
+    rgba = art.named.rgba[faults.rendering(drawing, none, g, "train")].float() / 255
+    rgba = warp(rgba, g, turn=0.7, zoom=(0.4, 1.15), move=0.45)
+    plain = artwork.palette().to(g.device)[pick(n, len(COLOURS), g)]
+    plain = torch.where(uniform(g, (n, 1)) < 0.5, plain, uniform(g, (n, 3)))
+    other = torch.where(uniform(g, (n, 1)) < 0.5, plain, uniform(g, (n, 3)))
+    ramp = torch.linspace(-1, 1, SIZE, device=g.device)
+    turn = uniform(g, (n, 1, 1), 0, 2 * math.pi)
+    slope = ramp[None, :, None] * turn.sin() + ramp[None, None, :] * turn.cos()
+    mix = (slope * uniform(g, (n, 1, 1), 0.5, 6)).sigmoid()[:, None]
+    ground = plain[:, :, None, None] * (1 - mix) + other[:, :, None, None] * mix
+    for _ in range(2):  # smaller drawings of anything else behind
+        behind = art.others.rgba[pick(n, len(art.others.rgba), g)].float() / 255
+        behind = warp(behind, g, turn=math.pi, zoom=(0.25, 0.6), move=1.5) * some(0.35)
+        ground = behind[:, :3] + ground * (1 - behind[:, 3:])
     images = (rgba[:, :3] + ground * (1 - rgba[:, 3:])) * 2 - 1
-    mix = torch.eye(3) + 0.12 * torch.randn(n, 3, 3, generator=g)
-    images = torch.einsum("nij,njhw->nihw", mix, images)
-    small = F.interpolate(F.interpolate(images, size=20, mode="area"), size=artwork.SIZE, mode="bilinear")
-    images = torch.where(some(0.5), small, images)
-    y, x = torch.randint(0, artwork.SIZE - 8, (2, n), generator=g)
-    rows, columns = torch.arange(artwork.SIZE)[None, :, None], torch.arange(artwork.SIZE)[None, None, :]
-    inside = (rows >= y[:, None, None]) & (rows < y[:, None, None] + 8)
-    inside = inside & (columns >= x[:, None, None]) & (columns < x[:, None, None] + 8)
-    return torch.where(inside[:, None] & some(0.5), torch.zeros(()), images)
+    quarter = n // 4
+    images[:quarter] = faults.named(art, drawing[:quarter], plain[:quarter], g, part="train").images
+    hues = torch.eye(3, device=g.device) + 0.1 * torch.randn(n, 3, 3, generator=g, device=g.device)
+    images = torch.einsum("nij,njhw->nihw", hues, images)
+    for cells in (16, 26, 64):
+        noise = torch.randn(n, 1, cells, cells, generator=g, device=g.device)
+        noise = F.interpolate(noise, size=SIZE, mode="bilinear") if cells < SIZE else noise
+        images = images + uniform(g, (n, 1, 1, 1), 0, 0.5) * some(0.2) * noise
+    for size in (16, 28):
+        small = F.interpolate(F.interpolate(images, size=size, mode="area"), size=SIZE, mode="bilinear")
+        images = torch.where(some(0.15), small, images)
+    veil = uniform(g, (n, 1, 1, 1), -1, 1)
+    images = torch.where(some(0.25), veil + (images - veil) * uniform(g, (n, 1, 1, 1), 0.3, 0.9), images)
+    y, x = uniform(g, (2, n, 1, 1), 0, SIZE - 16)
+    place = torch.arange(SIZE, device=g.device)
+    inside = ((place[None, :, None] - y - 8).abs() < 8) & ((place[None, None, :] - x - 8).abs() < 8)
+    return torch.where(inside[:, None] & some(0.3), uniform(g, (n, 3, 1, 1), -1, 1), images)
 
 
-def classifier_batch(
-    kind: str, named: Drawings, others: Drawings, g: Generator, batch: int = 64
-) -> tuple[Tensor, Tensor]:
-    """Augmented images and classes: two thirds named drawings, the rest other drawings and scrambled ones."""
-    a = torch.randint(len(named.rgba), (batch * 2 // 3,), generator=g)
-    b = torch.randint(len(others.rgba), (batch // 6,), generator=g)
-    c = torch.randint(len(named.rgba), (batch - len(a) - len(b),), generator=g)
-    images = augmented(kind, torch.cat([named.rgba[a], others.rgba[b], named.rgba[c]]), g)
-    broken = scrambled(images[len(a) + len(b) :], g)
-    images = torch.cat([images[: len(a) + len(b)], broken]).clamp(-1, 1)
-    rest = torch.full((batch - len(a),), len(CONCEPTS))
-    return images, torch.cat([named.concept[a], rest])
+VIEWS = {"scorer": scorer_view, "judge": judge_view}
 
 
-def classifier_loss(kind: str, model, named: Drawings, others: Drawings, device: torch.device) -> Loss:
-    """Cross-entropy with a little label smoothing, so that log-probabilities stay informative."""
+BLOCK = 8  #: batches that are drawn at once, for the many small operations of the augmentations cost less so
+Draw = Callable[[int, Generator], tuple[Tensor, Tensor]]
+
+
+def labelled(kind: str, art: Artwork) -> Draw:
+    """What a classifier trains on: named drawings (three quarters), anything else, and scrambled drawings."""
+
+    def draw(count: int, g: Generator) -> tuple[Tensor, Tensor]:
+        eighth, drawings = count // 8, len(labels()) - 1
+        drawing = pick(count - eighth, drawings, g)
+        images = VIEWS[kind](art, drawing, g)
+        images[-eighth:] = scrambled(images[-eighth:], g)
+        images = torch.cat([images, faults.others(art, eighth, g)]).clamp(-1, 1)
+        wanted = torch.cat([drawing[:-eighth], torch.full((2 * eighth,), drawings, device=g.device)])
+        order = torch.rand(count, generator=g, device=g.device).argsort()
+        return images[order], wanted[order]
+
+    return draw
+
+
+def posed(art: Artwork) -> Draw:
+    """What the critic trains on: pictures with a little noise and blur besides their faults, and their pose."""
+
+    def draw(count: int, g: Generator) -> tuple[Tensor, Tensor]:
+        shown, _ = pictures(art, count, g, clean=0.25, part="train")
+        noise = torch.randn(shown.images.shape, generator=g, device=g.device)
+        images = shown.images + uniform(g, (count, 1, 1, 1), 0, 0.15) * noise
+        soft = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+        images = torch.where(uniform(g, (count, 1, 1, 1)) < 0.3, soft, images)
+        return images, pose_code(shown.pose)
+
+    return draw
+
+
+def image_loss(model, draw: Draw, batch: int) -> Loss:
+    """A classifier's or the critic's loss, on batches that are drawn `BLOCK` at a time.
+
+    Cross-entropy with a little label smoothing, which keeps log-probabilities informative; or the Huber loss of poses.
+    On a GPU the network works in bfloat16.
+    """
+    held: list[Any] = [-1, None]
 
     def loss(g: Generator) -> Tensor:
-        images, concept = classifier_batch(kind, named, others, g)
-        return F.cross_entropy(model(images.to(device)).logits, concept.to(device), label_smoothing=0.02)
+        block, place = divmod(g.initial_seed(), BLOCK)
+        if held[0] != block:
+            with torch.no_grad():
+                held[:] = block, draw(BLOCK * batch, g.manual_seed(block))
+        images, wanted = (x[place * batch : (place + 1) * batch] for x in held[1])
+        outputs = run(model, images)
+        if wanted.dtype == torch.long:
+            return F.cross_entropy(outputs, wanted, label_smoothing=0.02)
+        return F.huber_loss(outputs, wanted, delta=0.2) * 5
 
     return loss
+
+
+def run(model, images: Tensor) -> Tensor:
+    """A network's outputs, in bfloat16 on a GPU."""
+    gpu = images.device.type == "cuda"
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=gpu):
+        return model(images.contiguous(memory_format=torch.channels_last)).logits.float()
+
+
+@torch.no_grad()
+def settle(model, draw: Draw, batch: int, batches: int = 48) -> None:
+    """Take the batch normalisations' statistics anew, for averaged weights go with no statistics that training kept."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over batches
+        norm.train()
+    g = Generator(next(model.parameters()).device).manual_seed(10**8)
+    for _ in range(-(-batches // BLOCK)):
+        for images in draw(BLOCK * batch, g)[0].split(batch):
+            run(model, images)
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
+
+
+# --- critic --------------------------------------------------------------------------------------------------
 
 
 def new_critic():
-    """An untrained ConvNeXt with one output: how damaged a drawing is, from 0 to 1."""
-    return _convnext(num_labels=1)
+    """An untrained ResNet that reads a drawing's pose: see `pose_code`."""
+    return _resnet(num_labels=4)
 
 
-def damaged(rgba: Tensor, background: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
-    """Drawings damaged in the ways in which a diffusion model fails, each by a random strength, and how much in all.
-
-    Small, off-centre and aslant; wobbled outlines; lost detail; blotches of colour; pixel noise; another drawing
-    shining through. Each happens with probability one half at strength u in 0..1; the damage is 1 - prod(1 - u).
-
-    Args:
-        rgba: premultiplied framed drawings, (N, 4, H, W).
-        background: (N, 3) in 0..1.
-    Returns:
-        Images in -1..1, (N, 3, H, W), and the damage, (N,).
-    """
-    n, _, size, _ = rgba.shape
-    u = torch.rand(n, 6, generator=g) * (torch.rand(n, 6, generator=g) < 0.5)
-    misplaced, wobble, blur, blotch, grain, ghost = u[:, :, None, None, None].unbind(1)
-    smooth = lambda channels, cells: F.interpolate(  # noqa: E731
-        torch.randn(n, channels, cells, cells, generator=g), size=size, mode="bicubic", align_corners=True
-    )
-    angle = 0.4 * misplaced * (torch.rand(n, 1, 1, 1, generator=g) * 2 - 1)
-    shift = 0.35 * misplaced[..., 0] * (torch.rand(n, 1, 2, generator=g) * 2 - 1)
-    line = torch.linspace(-1, 1, size)
-    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).expand(n, -1, -1, -1)
-    turned = torch.stack(
-        [
-            grid[..., 0] * angle[..., 0].cos() - grid[..., 1] * angle[..., 0].sin(),
-            grid[..., 0] * angle[..., 0].sin() + grid[..., 1] * angle[..., 0].cos(),
-        ],
-        -1,
-    )
-    where = turned / (1 - 0.3 * misplaced) + shift[:, None]
-    where = where + (0.12 * wobble * smooth(2, 6)).permute(0, 2, 3, 1)
-    rgba = F.grid_sample(rgba, where, align_corners=True)
-    images = artwork.compose(rgba, background)
-    images = images + 0.5 * ghost * (images.roll(1, 0) - images)
-    soft = F.interpolate(F.interpolate(images, size=8, mode="area"), size=size, mode="bilinear")
-    images = images + blur * (soft - images)
-    images = images + 0.35 * blotch * smooth(3, 6) + 0.25 * grain * torch.randn(images.shape, generator=g)
-    return images.clamp(-1, 1), 1 - (1 - u).prod(1)
-
-
-def critic_loss(model, named: Drawings, device: torch.device, batch: int = 64) -> Loss:
-    """Squared error of the predicted damage."""
-    palette = artwork.palette()
-
-    def loss(g: Generator) -> Tensor:
-        rgba = named.rgba[torch.randint(len(named.rgba), (batch,), generator=g)]
-        rgba = torch.where(torch.rand(batch, 1, 1, 1, generator=g) < 0.5, rgba.flip(3), rgba)
-        images, damage = damaged(rgba, palette[torch.randint(len(palette), (batch,), generator=g)], g)
-        return F.mse_loss(model(images.to(device)).logits[:, 0], damage.to(device))
-
-    return loss
+def pose_code(pose: Tensor) -> Tensor:
+    """Poses as the critic gives them, of order 1: log2(edge / EDGE), angle / 30, dx / 16, dy / 16, (N, 4)."""
+    return torch.stack([(pose[:, 0] / artwork.EDGE).log2(), pose[:, 1] / 30, pose[:, 2] / 16, pose[:, 3] / 16], 1)
 
 
 # --- denoiser ------------------------------------------------------------------------------------------------
 
 
 def new_text_encoder(folder: Path):
-    """A CLIP tokenizer learned from the prompt grammar, and an untrained text encoder for it."""
+    """A byte-pair tokenizer made from the captions (and the probes' words), and an untrained CLIP text encoder."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -301,14 +355,14 @@ def new_text_encoder(folder: Path):
         ]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=1000,
+        vocab_size=1400,
         min_frequency=1,
         show_progress=False,
         special_tokens=["<|startoftext|>", "<|endoftext|>"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         end_of_word_suffix="</w>",
     )
-    bpe.train_from_iterator((str(Prompt(*p)) for p in itertools.product(CONCEPTS, COLOURS, STYLES)), trainer)
+    bpe.train_from_iterator(itertools.chain(captions(), *probes().values()), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     bpe.model.save(str(folder))
     merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
@@ -316,9 +370,9 @@ def new_text_encoder(folder: Path):
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=16)  # type: ignore[arg-type]
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=256,
-        projection_dim=64,
+        hidden_size=128,
+        intermediate_size=384,
+        projection_dim=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=16,
@@ -330,7 +384,7 @@ def new_text_encoder(folder: Path):
 
 
 def new_unet():
-    """An untrained UNet, 4.2M parameters, two resolutions, cross-attention at both."""
+    """An untrained UNet, 4.3M parameters, two resolutions, cross-attention at both."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -341,8 +395,8 @@ def new_unet():
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=64,
-        attention_head_dim=4,
+        cross_attention_dim=128,
+        attention_head_dim=4,  # the number of heads, for historical reasons
         norm_num_groups=16,
     )
 
@@ -362,27 +416,25 @@ def new_scheduler():
 
 
 def denoiser_loss(
-    model: nn.ModuleDict, tokenizer, latents: Tensor, captions: list[str], device: torch.device, batch: int = 64
+    model: nn.ModuleDict, tokens: Tensor, latents: Tensor, caption: Tensor, scale: float, batch: int
 ) -> Loss:
     """Epsilon loss weighted by min(SNR, 5) / SNR (Hang et al. 2023), a tenth of the captions dropped.
 
     Args:
-        latents: scaled, (N, C, 8, 8), with N captions.
+        tokens: of `captions()` and of the empty caption after them, (V + 1, 16).
+        latents: unscaled, (N, C, 8, 8), with N indices of captions.
+        scale: latents' scaling factor.
     """
-    abar = new_scheduler().alphas_cumprod.to(device)
-    vocabulary = sorted(set(captions))
-    index = {caption: i for i, caption in enumerate(vocabulary)}
-    caption_index = torch.tensor([index[c] for c in captions])
-    tokens = tokenizer([*vocabulary, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    abar = new_scheduler().alphas_cumprod.to(latents.device)
 
     def loss(g: Generator) -> Tensor:
-        chosen = torch.randint(len(latents), (batch,), generator=g)
-        x0 = latents[chosen].to(device)
-        caption = caption_index[chosen].masked_fill(torch.rand(batch, generator=g) < 0.1, len(vocabulary))
-        t = ((torch.arange(batch) + torch.rand(batch, generator=g)) / batch * 1000).long().to(device)
-        eps = torch.randn(x0.shape, generator=g).to(device)
+        chosen = pick(batch, len(latents), g)
+        x0 = latents[chosen].float() * scale
+        text = caption[chosen].masked_fill(uniform(g, (batch,)) < 0.1, len(tokens) - 1)
+        t = ((torch.arange(batch, device=g.device) + uniform(g, (batch,))) / batch * 1000).long().clamp(max=999)
+        eps = torch.randn(x0.shape, generator=g, device=g.device)
         a = abar[t].view(-1, 1, 1, 1)
-        hidden = model["text_encoder"](tokens[caption].to(device)).last_hidden_state
+        hidden = model["text_encoder"](tokens[text]).last_hidden_state
         predicted = model["unet"](a.sqrt() * x0 + (1 - a).sqrt() * eps, t, hidden).sample
         snr = abar[t] / (1 - abar[t])
         return (snr.clamp(max=5) / snr * (predicted - eps).square().mean((1, 2, 3))).mean()

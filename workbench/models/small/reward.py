@@ -1,15 +1,18 @@
 """The small model's ground-truth reward, and the judge that is independent of it.
 
-reward = max(log p(concept), -6) - 3 * damage - 4 * colour error - 6 * border noise, where
+reward = concept + colour + place + sharpness + contrast + cleanliness; each part is at most 0, 0 is perfect:
 
-- p is the scorer's probability that the image shows the prompt's concept;
-- damage, 0..1, is the critic's estimate of how far the drawing is from clean artwork (small, off-centre
-  or aslant; wobbled outlines, lost detail, blotches, grain);
-- the colour error, 0..1, is the mean absolute difference between the median colour of the image's outer ring
-  and the named background;
-- the border noise, 0..1, is that ring's standard deviation.
+- concept = max(log p, -6), p the scorer's probability that the image shows the prompt's concept, in any style;
+- colour = -4 * mean |c - named colour|, c the median colour of the image's outer 4 pixels, in 0..1;
+- place = -|log2(edge / 53)| - |offset| / 16 - |angle| / 30, the drawing's edge and offset from the middle in pixels
+  and its slant in degrees, as the critic reads them (at least -4);
+- sharpness = -2 * max(0, 1 - s / 0.65), s = 4 * E(1) / E(4), E(k) the sum of squared differences of pixels k apart,
+  along rows and columns: 1 where all edges are steps, 1/4 where all are ramps, whatever their contrast;
+- contrast = -2 * max(0, 1 - r / 0.55), r the range of all pixel values between their 2nd and 98th percentile;
+- cleanliness = -12 * mean |x - c| over the outer 4 pixels: grain and clutter.
 
-A perfect drawing scores near 0; the unit is nats.
+The sum's unit is nats. The style is not rewarded. The judge, a network of another kind that was trained on other
+augmentations, takes no part in it.
 """
 
 from collections.abc import Sequence
@@ -20,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.models.small.prompts import COLOURS, CONCEPTS, parse
+from workbench.models.small.prompts import COLOURS, CONCEPTS, STYLES, parse
 
-FLOOR = -6.0
+PARTS = ("concept", "colour", "place", "sharpness", "contrast", "cleanliness")
 
 
 class ImageModel:
@@ -60,21 +63,76 @@ class Reward:
         self.critic = ImageModel(folder / "critic", device)
 
     def __call__(self, images: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.float64]:
-        """Reward of each image for its caption, (N,), in nats."""
-        likelihood = concept_likelihood(self.scorer, images, captions)
-        damage = self.critic(images)[:, 0].double().clamp(0, 1).numpy()
-        noise = ring(images).std(axis=1).mean(1)
-        return np.maximum(likelihood, FLOOR) - 3 * damage - 4 * colour_error(images, captions) - 6 * noise
+        """Reward of each image (N, H, W, 3) for its caption, (N,), in nats."""
+        return np.sum(list(self.parts(images, captions).values()), axis=0)
+
+    def parts(self, images: NDArray[np.uint8], captions: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Each of PARTS, (N,)."""
+        return rewards(images, captions, self.scorer(images), self.critic(images))
 
 
-def concept_likelihood(model: ImageModel, images: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.float64]:
+def rewards(
+    images: NDArray[np.uint8], captions: Sequence[str], scored: Tensor, read: Tensor
+) -> dict[str, NDArray[np.float64]]:
+    """The reward's parts from the two networks' outputs.
+
+    Args:
+        images: (N, H, W, 3).
+        scored: the scorer's logits, (N, classes).
+        read: the critic's poses, see `recipe.pose_code`, (N, 4).
+    """
+    x = images.astype(np.float64) / 255
+    frame = border(x)
+    middle = np.median(frame, axis=1)
+    wanted = np.array([COLOURS[parse(c).colour] for c in captions]) / 255
+    pose = read.double().abs()
+    place = pose[:, 0] + pose[:, 1] + (pose[:, 2:] ** 2).sum(1).sqrt()
+    step, ramp = _differences(x, 1), _differences(x, 4)
+    low, high = np.quantile(x.reshape(len(x), -1), (0.02, 0.98), axis=1)
+    return {
+        "concept": concept_likelihood(scored, captions).clip(min=-6),
+        "colour": -4 * np.abs(middle - wanted).mean(1),
+        "place": -place.clamp(max=4).numpy(),
+        "sharpness": -2 * (1 - 4 * step / (ramp + 1e-6) / 0.65).clip(min=0),
+        "contrast": -2 * (1 - (high - low) / 0.55).clip(min=0),
+        "cleanliness": -12 * np.abs(frame - middle[:, None]).mean((1, 2)),
+    }
+
+
+def border(x: NDArray, width: int = 4) -> NDArray:
+    """The outer pixels of images (N, H, W, 3), (N, P, 3)."""
+    outer = np.ones(x.shape[1:3], dtype=bool)
+    outer[width:-width, width:-width] = False
+    return x[:, outer]
+
+
+def _differences(x: NDArray[np.float64], apart: int) -> NDArray[np.float64]:
+    """Sum of squared differences of pixels so far apart in images (N, H, W, 3), (N,)."""
+    down, along = x[:, apart:] - x[:, :-apart], x[:, :, apart:] - x[:, :, :-apart]
+    return (down**2).sum((1, 2, 3)) + (along**2).sum((1, 2, 3))
+
+
+def concept_log_probs(logits: Tensor) -> Tensor:
+    """Log-probabilities of each concept in any style, and of something else, (N, len(CONCEPTS) + 1)."""
+    log_probs = logits.double().log_softmax(1)
+    drawn = log_probs[:, :-1].view(len(logits), len(CONCEPTS), len(STYLES)).logsumexp(2)
+    return torch.cat([drawn, log_probs[:, -1:]], 1)
+
+
+def concept_likelihood(logits: Tensor, captions: Sequence[str]) -> NDArray[np.float64]:
     """Log-probability that a classifier gives each caption's concept, (N,), in nats."""
-    return model(images).double().log_softmax(1)[torch.arange(len(images)), concepts(captions)].numpy()
+    return concept_log_probs(logits)[torch.arange(len(logits)), concepts(captions)].numpy()
 
 
-def names_concept(judge: ImageModel, images: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.bool_]:
-    """Whether the judge's likeliest class of each image is its caption's concept, (N,)."""
-    return (judge(images).argmax(1) == concepts(captions)).numpy()
+def names_concept(logits: Tensor, captions: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether a classifier's likeliest concept of each image is its caption's, (N,)."""
+    return (concept_log_probs(logits).argmax(1) == concepts(captions)).numpy()
+
+
+def names_style(logits: Tensor, captions: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether a classifier's likeliest style of the caption's concept is its caption's, (N,)."""
+    drawn = logits[:, :-1].view(len(logits), len(CONCEPTS), len(STYLES))[torch.arange(len(logits)), concepts(captions)]
+    return (drawn.argmax(1) == torch.tensor([STYLES.index(parse(c).style) for c in captions])).numpy()
 
 
 def concepts(captions: Sequence[str]) -> Tensor:
@@ -83,20 +141,8 @@ def concepts(captions: Sequence[str]) -> Tensor:
     return torch.tensor([names.index(parse(c).concept) for c in captions])
 
 
-def ring(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The outermost pixels of each image, (N, P, 3), in 0..1."""
-    x = images.astype(np.float64) / 255
-    return np.concatenate([x[:, 0], x[:, -1], x[:, 1:-1, 0], x[:, 1:-1, -1]], axis=1)
-
-
-def colour_error(images: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.float64]:
-    """Mean absolute difference of each image's border colour from the named background, (N,), in 0..1."""
-    wanted = np.array([COLOURS[parse(c).colour] for c in captions]) / 255
-    return np.abs(np.median(ring(images), axis=1) - wanted).mean(1)
-
-
 def nearest_colour(images: NDArray[np.uint8]) -> list[str]:
     """Name of the palette's colour nearest to each image's border."""
-    found = np.median(ring(images), axis=1)[:, None]
+    found = np.median(border(images / 255), axis=1)[:, None]
     distance = np.abs(found - np.array(list(COLOURS.values()))[None] / 255).sum(2)
     return [list(COLOURS)[i] for i in distance.argmin(1)]
