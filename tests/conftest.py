@@ -24,13 +24,13 @@ torch.set_num_threads(1)
 def tiny_model(tmp_path_factory) -> Path:
     """A random-weight checkpoint folder of the small model's format, far smaller."""
     from tests.support.families import autoencoder, unet
-    from workbench.pretrain import save_model
+    from workbench.models.small.build import save_model
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     vae, denoiser = autoencoder(4), unet(cross_attention_dim=64)
     tokenizer, text_encoder = random_text_encoder()
-    save_model(folder, vae, text_encoder, tokenizer, denoiser, 1.0)
+    save_model(folder, vae, torch.nn.ModuleDict({"unet": denoiser, "text_encoder": text_encoder}), tokenizer, 1.0)
     return folder
 
 

@@ -10,7 +10,7 @@ from workbench.evaluation import prompt_sets
 
 def test_the_small_models_prompts():
     found = prompt_sets.read("embedded")
-    assert found.name == "embedded" and found.prompts == list(read_prompts("embedded")) and len(found.prompts) == 72
+    assert found.name == "embedded" and found.prompts == list(read_prompts("embedded")) and len(found.prompts) == 128
     assert prompt_sets.read("validation", "others").name == "others"
 
 

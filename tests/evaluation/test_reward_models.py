@@ -253,7 +253,7 @@ def test_reward_is_the_small_models_and_refuses_other_prompts():
     from workbench.models import ASSETS
     from workbench.models.small.reward import Reward
 
-    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     np.testing.assert_allclose(score("reward", "", images), Reward(ASSETS)(images, PROMPTS), atol=1e-5)
     reward_models.REWARD_MODELS["reward"].check(PROMPTS)
     with pytest.raises(UserError, match=r"--scorer reward: judges only .*'a corgi'"):

@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def random_text_encoder():
-    """The small model's tokenizer, and an untrained text encoder for it; the same in every session."""
+    """The small model's tokenizer, and an untrained text encoder for it, half as wide; the same in every session."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from workbench.models import ASSETS
 
     torch.manual_seed(0)
-    config = CLIPTextConfig.from_pretrained(ASSETS / "model" / "text_encoder")
+    smaller = {"hidden_size": 64, "intermediate_size": 256, "projection_dim": 64}
+    config = CLIPTextConfig.from_pretrained(ASSETS / "model" / "text_encoder", **smaller)
     config.dtype = None
     return CLIPTokenizer.from_pretrained(ASSETS / "model" / "tokenizer"), CLIPTextModel(config).float()
 

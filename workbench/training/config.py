@@ -131,7 +131,7 @@ class Train(Section):
     steps: Positive = Field(128, description="optimizer steps")
     batch_size: Positive = Field(8, description="pairs a forward pass")
     accumulation: Positive = Field(1, description="forward passes an optimizer step")
-    lr: float = Field(3e-5, gt=0, description="learning rate after warm-up, as the optimizer sees it unless scale_lr")
+    lr: float = Field(3e-6, gt=0, description="learning rate after warm-up, as the optimizer sees it unless scale_lr")
     scale_lr: bool = Field(False, description="multiply lr by the pairs of an optimizer step, as public code does")
     optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field("adamw", description="8 bit needs bitsandbytes")
     warmup: NotNegative = Field(5, description="steps of linear warm-up")
@@ -159,7 +159,7 @@ class Diagnostics(Section):
 class Evaluation(Section):
     """Samples drawn from the trained model and scored against the pretrained model's."""
 
-    seeds: int = Field(2, ge=0, le=1000, description="images a test prompt; 0 = no evaluation")
+    seeds: int = Field(1, ge=0, le=1000, description="images a test prompt; 0 = no evaluation")
     steps: Positive = Field(12, description="DDIM steps")
     guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 = none")
     batch_size: Positive = Field(48, description="images at once")

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workbench.models.small.artwork import SIZE
 from workbench.models.small.prompts import COLOURS, CONCEPTS, STYLES, parse
 
 PARTS = ("concept", "colour", "place", "sharpness", "contrast", "cleanliness")
@@ -46,8 +48,10 @@ class ImageModel:
 
     @torch.no_grad()
     def __call__(self, images: NDArray[np.uint8], batch_size: int = 128) -> Tensor:
-        """The network's outputs, (N, outputs), for images (N, H, W, 3)."""
+        """The network's outputs, (N, outputs), for images (N, H, W, 3); those of another size than SIZE are resized."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if pixels.shape[2:] != (SIZE, SIZE):
+            pixels = F.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear", antialias=True)
         return torch.cat([self.model(chunk.to(self.device)).logits.cpu() for chunk in pixels.split(batch_size)])
 
 
