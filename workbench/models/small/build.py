@@ -170,7 +170,7 @@ def verdict(
         folder: holds `model`, `scorer`, `critic` and `judge`.
         captions: of the grammar.
     Returns:
-        The shares "judge", "judge, style" and "colour" of images that show the caption's concept, style and background,
+        The shares "judge", "judge, style" and "background" of images that show the caption's concept, style and background,
         the mean "reward" and each of its parts; and the images, (N, H, W, 3).
     """
     images = draw(folder / "model", captions, steps=steps, guidance=guidance, device=device)
@@ -180,7 +180,7 @@ def verdict(
     found = {
         "judge": float(reward.names_concept(seen, captions).mean()),
         "judge, style": float(reward.names_style(seen, captions).mean()),
-        "colour": float(np.mean(colours)),
+        "background": float(np.mean(colours)),
         "reward": float(np.sum(list(parts.values()), axis=0).mean()),
     }
     return found | {name: float(values.mean()) for name, values in parts.items()}, images
