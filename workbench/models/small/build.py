@@ -170,8 +170,8 @@ def verdict(
         folder: holds `model`, `scorer`, `critic` and `judge`.
         captions: of the grammar.
     Returns:
-        The shares "judge", "judge, style" and "background" of images that show the caption's concept, style and background,
-        the mean "reward" and each of its parts; and the images, (N, H, W, 3).
+        The shares "judge", "judge, style" and "background" of images that show the caption's concept, style and
+        background, the mean "reward" and each of its parts; and the images, (N, H, W, 3).
     """
     images = draw(folder / "model", captions, steps=steps, guidance=guidance, device=device)
     seen = reward.ImageModel(folder / "judge", device)(images)
