@@ -148,11 +148,12 @@ def test_a_run_can_join_a_study(tiny, workplace):
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
 
-def wait_for_a_running_trial(workplace, seconds=600):
+def wait_for_a_running_trial(process, workplace, seconds=600):
     """Look into the database from outside, read-only, so as not to take part in making its schema."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(0.2)
+        assert process.poll() is None, process.communicate()[0]
         with contextlib.suppress(sqlite3.Error):
             database = sqlite3.connect(f"file:{workplace / 'optuna.db'}?mode=ro", uri=True)
             if database.execute("SELECT 1 FROM trial_user_attributes WHERE key = 'run_id'").fetchone():
@@ -177,7 +178,7 @@ def start_sweep(experiment, workplace, workers, background=False):
         start_new_session=True,
         preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None,
     )
-    wait_for_a_running_trial(workplace)
+    wait_for_a_running_trial(process, workplace)
     return process
 
 

@@ -10,6 +10,7 @@ from workbench.training.config import merge, parse_override
 
 SETTINGS = {
     "sweep.objective": "eval/reward",
+    "train.lr": 3e-5,
     "sweep.trials": 0,
     "sweep.seeds": [0, 1],
     "sweep.arms": {

@@ -119,7 +119,7 @@ STUDIES: dict[str, tuple[str, str]] = {
     "an arm like none": ('[sweep.arms]\na = { like = "b" }', "sweep.arms.a.like = 'b'"),
     "an arm like a list": ('[sweep.arms]\na = { like = ["b"] }', "like = ['b']: expected the name of an arm"),
     "an arm times a number": ("[sweep.arms]\na = { times = 3 }", "times = 3: expected a table"),
-    "an arm times a word": ('[sweep.arms]\na = { times = { "train.lr" = "x" } }', "train.lr = 3e-05 times 'x'"),
+    "an arm times a word": ('[sweep.arms]\na = { times = { "train.lr" = "x" } }', "train.lr = 3e-06 times 'x'"),
     "an arm's name that leaves its folder": ('[sweep.arms]\n"../../evil" = {}', "sweep.arms = '../../evil'"),
     "an arm's name with a slash": ('[sweep.arms]\n"a/b" = {}', "sweep.arms = 'a/b'"),
     "an arm's name over two lines": ('[sweep.arms]\n"a\\nError: b" = {}', r"sweep.arms = 'a\nError: b'"),

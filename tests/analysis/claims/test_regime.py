@@ -106,6 +106,7 @@ def test_arms_of_other_objectives_and_sampled_trials_are_not_compared():
 
 def test_tuned_values_on_the_edge_are_named_by_arm():
     declared = {
+        "train.lr": 3e-5,
         "sweep.objective": "eval/reward", "sweep.trials": 0, "sweep.arms": {"a": {}, "b": {"train.lr": 1e-4}},
         "sweep.tuning": {"factors": {"train.lr": [0.5, 1, 2], "objective.beta": [1]}},
     }  # fmt: skip
@@ -118,7 +119,7 @@ def test_tuned_values_on_the_edge_are_named_by_arm():
 
 def test_the_studys_page_says_it_once_however_often_it_is_written(workplace):
     client = tracking.connect()
-    parent = study_runs.open_study(client, "s", "")
+    parent = study_runs.open_study(client, study_runs.StudyId("s", "token"), "")
     study_runs.finish_study(client, parent, {}, "the summary", "complete")
     for updates in (1, 10, 10):
         regime.publish("s", regime.measure(*study(updates=updates)))

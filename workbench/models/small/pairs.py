@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
+from workbench.common.files import in_place
 from workbench.models.backend import Backend
 from workbench.models.small.reward import PARTS, Reward
 
@@ -77,7 +79,7 @@ def draw(
     for number, places in enumerate(_batches(drawings, batch_size)):
         some = [drawings[i] for i in places]
         key = hashlib.sha1(repr(some).encode()).hexdigest()[:16]  # other settings draw anew
-        path = work / f"{number:04}-{key}.npy"
+        path = work / f"{number:04}-{key}.safetensors"
         if not path.exists():
             backend, first = backends[some[0].model], some[0]
             images = backend.sample(
@@ -88,11 +90,9 @@ def draw(
                 guidance=first.guidance,
                 batch_size=batch_size,
             )
-            partial = path.with_suffix(".tmp")
-            with partial.open("wb") as stream:
-                np.save(stream, images)
-            os.replace(partial, path)
-        drawn |= dict(zip(places, np.load(path), strict=True))
+            with in_place(path) as partial:
+                save_file({"images": images}, partial)
+        drawn |= dict(zip(places, load_file(path)["images"], strict=True))
     return np.stack([drawn[i] for i in range(len(drawings))])
 
 

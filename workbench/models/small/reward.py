@@ -49,7 +49,9 @@ class ImageModel:
     @torch.no_grad()
     def __call__(self, images: NDArray[np.uint8], batch_size: int = 128) -> Tensor:
         """The network's outputs, (N, outputs), for images (N, H, W, 3); those of another size than SIZE are resized."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = (
+            torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+        )  # the layout decides last bits
         if pixels.shape[2:] != (SIZE, SIZE):
             pixels = F.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear", antialias=True)
         return torch.cat([self.model(chunk.to(self.device)).logits.cpu() for chunk in pixels.split(batch_size)])
