@@ -230,7 +230,7 @@ def test_trials_are_rows_with_what_was_measured_and_chosen():
     assert [sampled[key] for key in about] == [None, True, False, 0.9]
     assert sampled["divergence/policy"] == pytest.approx(0.03) and sampled["timesteps.density"] == "discounted"
     assert sampled["eval/judge"] == -0.1 and search.watched == ["eval/reward", "divergence/policy"]
-    assert best_table(search).rows() == [("0 (ours)", "2", "0.01", "3e-06", "uniform")]
+    assert best_table(search).rows() == [("0 (ours)", "2", "0.01", "3e-05", "uniform")]
 
 
 def test_the_pretrained_model_is_what_runs_gained_over():
