@@ -37,7 +37,8 @@ def stores(tmp_path_factory):
         patch.setenv("WORKBENCH_CACHE", str(folder / "cache"))
         patch.chdir(folder)
         study_runs.open_group(tracking.connect(), "made", "A study without runs.")
-        optuna.create_study(study_name="made", storage=f"sqlite:///{folder / 'optuna.db'}")
+        made = optuna.create_study(study_name="made", storage=f"sqlite:///{folder / 'optuna.db'}")
+        made.set_user_attr("definition", {})  # as the workbench's own studies have
         yield folder
 
 

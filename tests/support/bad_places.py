@@ -127,7 +127,7 @@ PLACES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "report: its own parameter": (_command("report", "--study", "made", "-p", "out=/tmp"), "--parameter out"),
     "claims: a file": (_command("claims", "--quick", "--out", "file"), "--out file"),
     "claims: a study above": (_command("claims", "--study", "../x"), "--study '../x'"),
-    "export: a file": (_command("study", "export", "made", "--out", "file"), "was not made by the workbench"),
+    "export: a file": (_command("study", "export", "made", "--out", "file"), "--out file"),
     "export: a study above": (_command("study", "export", "../x"), "--study '../x'"),
     "status: a study above": (_command("study", "status", "../x"), "--study '../x'"),
     "status: an unknown study": (_command("study", "status", "unknown"), "unknown"),

@@ -7,7 +7,6 @@ d) the pairs (a, b), (d, c) and (a, c) are labelled, so that two images serve tw
 import hashlib
 import io
 import math
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -191,9 +190,8 @@ def write(made: Sequence[Mapping[str, Any]], path: Path) -> None:
     for i, field in enumerate(table.schema):
         kind = pa.timestamp("us") if field.name == "created_at" else exact.get(field.name, field.type)
         table = table.set_column(i, field.name, table.column(i).cast(kind))
-    partial = path.with_suffix(".tmp")
-    pq.write_table(table, partial, compression="zstd", dictionary_pagesize_limit=2**25, write_statistics=False)
-    os.replace(partial, path)
+    with in_place(path) as partial:
+        pq.write_table(table, partial, compression="zstd", dictionary_pagesize_limit=2**25, write_statistics=False)
 
 
 def agreement(made: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
