@@ -133,7 +133,7 @@ def test_train_saves_a_model_that_plain_diffusers_loads(tiny, workplace):
     assert done.returncode == 0, done.stderr
     assert "eval/win_rate" in done.stdout
     pipe = StableDiffusionPipeline.from_pretrained(workplace / "trained")
-    assert pipe("a fox on a blue background, noto style", num_inference_steps=1).images[0].size == (64, 64)
+    assert pipe("a fox on a blue background, noto style", num_inference_steps=1).images[0].size == (32, 32)
     (run,) = runs(workplace, "run")
     assert run.info.status == "FINISHED"
     full = invoke("train", "--output", "trained", *overrides(tiny))
