@@ -89,3 +89,32 @@ def test_the_reference_never_lies_beyond_delta_whatever_the_policy_does():
 
 def test_without_a_threshold_nothing_is_refused():
     assert RULES["update"]().delta == math.inf
+
+
+def test_ema_moves_at_every_step_and_is_measured_now_and_then():
+    measured = []
+    r = reference(RULES["ema"](rate=0.25, measured=3))
+    r.measure = lambda m: measured.append(value(m)) or distance(m)
+    decisions = [r.after_step(step, model(1.0)) for step in range(1, 8)]
+    assert [d.step for d in decisions if d] == [3, 6]
+    assert value(r.model) == pytest.approx(1 - 0.75**7) and r.updates == 7
+    assert measured == pytest.approx([1 - 0.75**3, 1 - 0.75**6]) and r.divergence == distance(model(measured[1]))
+
+
+def test_ema_measured_at_every_step_is_an_update_with_its_rate_at_every_step():
+    ema, update = reference(RULES["ema"](rate=0.1, measured=1)), reference(RULES["update"](interval=1, rate=0.1))
+    for step in range(1, 9):
+        assert ema.after_step(step, model(step / 4)) == update.after_step(step, model(step / 4))
+    assert torch.equal(ema.model.weight, update.model.weight)
+
+
+def test_an_ema_goes_on_from_its_state_as_if_it_had_not_stopped():
+    whole, first = (reference(RULES["ema"](rate=0.1, measured=4)) for _ in range(2))
+    for step in range(1, 6):
+        whole.after_step(step, model(step)), first.after_step(step, model(step))
+    second = reference(RULES["ema"](rate=0.1, measured=4))
+    second.load(first.state())
+    for step in range(6, 10):
+        whole.after_step(step, model(step)), second.after_step(step, model(step))
+    assert torch.equal(whole.model.weight, second.model.weight)
+    assert whole.audit == second.audit and whole.updates == second.updates == 9

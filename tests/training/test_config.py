@@ -5,7 +5,7 @@ import pytest
 from workbench.common.errors import UserError
 from workbench.studies.experiment import Experiment
 from workbench.studies.space import read_space
-from workbench.training.config import load, merge, parse_override, read, resolve
+from workbench.training.config import completed, load, merge, parse_override, read, resolve
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
 
@@ -165,3 +165,11 @@ def test_a_bad_arm_is_named():
 def test_an_unknown_sampler_is_named():
     with pytest.raises(UserError, match=r"sweep\.sampler = 'Magic'"):
         Experiment.resolve({"sweep.sampler": "Magic"})
+
+
+def test_settings_stored_before_one_was_added_get_its_default():
+    now = resolve({"objective.beta": 7.0}).flat()
+    before = {name: value for name, value in now.items() if not name.startswith("objective.")}
+    before |= {"objective.loss": "dpo", "objective.beta": 7.0, "sweep.seeds": [1]}
+    assert completed(before) == now | {"sweep.seeds": [1]}
+    assert completed(before | {"train.gone": 1}) == before | {"train.gone": 1}

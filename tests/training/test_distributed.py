@@ -36,6 +36,7 @@ def close(a, b, name):
             id="kto",
             marks=pytest.mark.slow,
         ),
+        pytest.param({"objective.safeguard": True, "objective.mu": 0.3}, id="safeguard", marks=pytest.mark.slow),
         pytest.param(
             {"lora.rank": 4, "reference.rate": 0.5, "reference.policy": "update"}, id="lora", marks=pytest.mark.slow
         ),

@@ -92,6 +92,14 @@ def test_errors_agree_with_each_image_alone():
     assert not e.reference_w.requires_grad and e.policy_w.requires_grad
 
 
+def test_residuals_agree_with_each_image_alone():
+    b, t, eps = batch(), torch.tensor([0, 5, 10, 19]), torch.randn(4, 2, 4, 4)
+    e = pair_errors(denoise, toy(), toy(3), b, t, eps, PROCESS)
+    a, l = (toy()(PROCESS.x_t(x0, eps, t), t, b.condition["text"]) - eps for x0 in (b.x_w, b.x_l))  # noqa: E741
+    torch.testing.assert_close(e.residuals, (a * l).mean((1, 2, 3)))
+    assert not e.residuals.requires_grad
+
+
 def test_the_first_loss_is_log_2_and_its_margin_zero():
     _, _, loop = start()
     first = as_floats([next(loop)])[0]

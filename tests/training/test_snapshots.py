@@ -169,6 +169,20 @@ def test_other_settings_or_data_are_refused(long, tiny_pairs, tmp_path):
     run(long | {"snapshots.interval": 5}, Ended(), snapshots=snapshots)  # no matter
 
 
+def test_a_snapshot_made_before_a_setting_was_there_goes_on(long):
+    snapshots = Snapshots(Path("s"), INTERVAL)
+    killed_after(4, snapshots, long)
+    old = snapshots.newest()
+    older = {name: value for name, value in old.settings.items() if name not in ("objective.safeguard", "objective.mu")}
+    assert len(older) == len(old.settings) - 2
+    snapshots.save(old._replace(settings=older))
+    with pytest.raises(UserError, match=r"objective.mu = 0.5: the snapshot of .* was made with 0.0"):
+        run(long | {"objective.mu": 0.5}, Ended(), snapshots=snapshots)
+    resumed = Ended()
+    run(long, resumed, snapshots=snapshots)
+    assert min(resumed.metrics) == 1  # replayed
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of two megabytes."""

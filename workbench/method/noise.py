@@ -103,6 +103,18 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
+def residual_product(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean over elements of the product of the residuals of each pair's winner and loser; no gradient.
+
+    Args:
+        prediction, target: winners, then losers, shape (2B, ...).
+    Returns:
+        Shape (B,), float32; the squared error where winner and loser are the same.
+    """
+    winner, loser = (prediction.detach().float() - target.float()).chunk(2)
+    return (winner * loser).flatten(1).mean(1)
+
+
 def bucket_of(t: Tensor, buckets: int, timesteps: int) -> Tensor:
     """Index of the equal timestep interval that holds each t, in 0..buckets-1; bucket 0 has the least noise."""
     return t * buckets // timesteps

@@ -2,22 +2,24 @@
 
 Symbols: m_w, m_l = policy's mean-per-element squared errors on winner and loser; r_w, r_l = the reference's on
 the same noised latents; g = r - m = timestep-wise implicit reward; margin = g_w - g_l; d_w = mean square of
-eps_policy - eps_reference on the winner; lam = lambda(t), which multiplies the implicit reward.
+eps_policy - eps_reference on the winner; a, b = the policy's residuals, prediction - target, on winner and loser;
+lam = lambda(t), which multiplies the implicit reward.
 
 Every objective is `f(errors, lam, *, ...) -> loss per pair, shape (B,)`; the trainer takes the mean over pairs.
 Its keyword-only arguments are its settings, their annotations the accepted values and their defaults the only
-defaults. To add one: write it and name it in OBJECTIVES.
+defaults. To add one: write it and name it in OBJECTIVES. What goes with every objective is in `modifiers`.
 
 `beta` is in the units of mean-per-element errors with T folded in. The public codes disagree about a factor 1/2:
 Diffusion-DPO's and DSPO's logit is beta/2 times the margin, Diffusion-KTO's is beta times the reward, IPO's target
 margin is 1/(2 beta) in diffusers' DPO example; each function follows the code of its own method.
 """
 
+import math
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import torch
-from annotated_types import Gt
+from annotated_types import Gt, Lt
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
@@ -28,6 +30,7 @@ class PairErrors(NamedTuple):
     Attributes:
         policy_w, policy_l, reference_w, reference_l: to the noise that was added.
         distance_w: between the two models' predictions on the winner.
+        residuals: mean over elements of a b, the policy's residuals on winner and loser; no gradient.
         mean: of a tensor over the whole batch, of which a process may hold a part only; for objectives that are no
             mean over pairs, such as `kto`.
     """
@@ -37,6 +40,7 @@ class PairErrors(NamedTuple):
     reference_w: Tensor
     reference_l: Tensor
     distance_w: Tensor
+    residuals: Tensor
     mean: Callable[[Tensor], Tensor] = torch.mean
 
     @property
@@ -134,6 +138,28 @@ def dspo(errors: PairErrors, lam: Tensor, *, beta: Annotated[float, Gt(0)] = 0.5
     return (1 - k) * errors.policy_w + k * errors.reference_w - k * (1 - k) * errors.distance_w
 
 
+def dmpo(
+    errors: PairErrors,
+    lam: Tensor,
+    *,
+    beta: Annotated[float, Gt(0)] = 300.0,
+    alpha: Annotated[float, Gt(0), Lt(1)] = 0.01,
+) -> Tensor:
+    """DMPO: KL(p || q) of p = sigmoid(beta/2 lam margin) from q = 1 - alpha, the reverse of DPO's KL (Li et al. 2025).
+
+    As in the public code of Diffusion-SDPO. Least where p = q, so that a margin can grow too far, as in IPO.
+
+    Args:
+        beta: as in `dpo`; the public setting for SD1.5 is 2000.
+        alpha: share of labels that are taken to be wrong; 0.01 in the public training scripts.
+    Returns:
+        Loss, shape (B,); -log(4 alpha (1 - alpha)) / 2 where policy and reference agree.
+    """
+    logit = 0.5 * beta * lam * errors.margin
+    for_w = logsigmoid(logit).sub(math.log1p(-alpha)) * torch.sigmoid(logit)
+    return for_w + logsigmoid(-logit).sub(math.log(alpha)) * torch.sigmoid(-logit)
+
+
 def mapo(
     errors: PairErrors,
     lam: Tensor,
@@ -165,5 +191,6 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "linear": linear,
     "kto": kto,
     "dspo": dspo,
+    "dmpo": dmpo,
     "mapo": mapo,
 }

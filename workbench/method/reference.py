@@ -26,12 +26,14 @@ class Rule:
         rate: how far towards the policy, 1 = hard copy.
         delta: largest divergence that the reference may reach.
         on_exceed: "freeze" for good, or "reinit" to the pretrained weights and go on.
+        measured: steps between candidates whose divergence is measured; the others are taken unseen.
     """
 
     interval: int = 0
     rate: float = 1.0
     delta: float = math.inf
     on_exceed: str = "freeze"
+    measured: int = 1
 
 
 Interval = Annotated[int, Gt(0)]
@@ -69,7 +71,20 @@ def threshold(
     return Rule(interval, rate, delta, on_exceed)
 
 
-RULES: dict[str, Callable[..., Rule]] = {"frozen": frozen, "update": update, "threshold": threshold}
+def ema(*, rate: Rate = 0.01, measured: Interval = 16) -> Rule:
+    """The reference is an exponential moving average of the policy: it moves a little at every step, unhindered.
+
+    With the objective `linear` this is Linear-DPO (2026). Its rate and its beta are not known to us: both are ours.
+
+    Args:
+        rate: how far the reference moves towards the policy at every step, 1 - the average's decay.
+        measured: optimizer steps between measurements of the reference's divergence, each of which costs as much as a
+            step or more.
+    """
+    return Rule(interval=1, rate=rate, measured=measured)
+
+
+RULES: dict[str, Callable[..., Rule]] = {"frozen": frozen, "update": update, "threshold": threshold, "ema": ema}
 
 
 class Divergence(NamedTuple):
@@ -117,29 +132,34 @@ class Reference:
         A candidate above delta is refused *before* the reference moves, so the reference never lies beyond delta.
 
         Returns:
-            The decision, or None where none was due.
+            The decision, or None where none was due or its divergence was not measured.
         Raises:
             FloatingPointError: the candidate's divergence is not finite.
         """
         if self.frozen or step % self.rule.interval:
             return None
-        candidate, undo = policy, None
+        if step % self.rule.measured:
+            self._move(policy)
+            self.updates += 1
+            return None
+        candidate, undo = policy, dict[str, Tensor]()
         if self.rule.rate < 1:  # the candidate is a mixture: make it in place, keep the way back off the device
-            undo = {name: value.detach().cpu().clone() for name, value in self.model.named_parameters()}
+            if self.rule.delta < math.inf:
+                undo = {name: value.detach().cpu().clone() for name, value in self.model.named_parameters()}
             self._move(policy)
             candidate = self.model
         found = self.measure(candidate)
         if not math.isfinite(found.error_difference):
             raise FloatingPointError(f"step {step}: not finite (divergence = {found.error_difference})")
         if found.error_difference <= self.rule.delta:
-            if undo is None:
+            if candidate is policy:
                 self._move(policy)
             self.divergence, self.updates, verdict = found, self.updates + 1, "update"
         elif self.rule.on_exceed == "reinit":
             load(self.model, self.pretrained())
             self.divergence, verdict = Divergence(0.0, 0.0), "reinit"
         else:
-            if undo is not None:
+            if undo:
                 load(self.model, undo)
             self.frozen, verdict = True, "freeze"
         self.audit.append(Decision(step, found.error_difference, found.kernel_kl, verdict))

@@ -40,6 +40,7 @@ from workbench.studies.workers import Assignment, remaining, supervise
 from workbench.tracking import delivery, reconcile, study_runs, tags
 from workbench.tracking.artifacts import check_artifacts
 from workbench.tracking.study_runs import StudyId
+from workbench.training.config import completed
 
 
 def names(url: str) -> list[str]:
@@ -113,6 +114,7 @@ def _resumable(experiment: Experiment) -> dict[str, Any]:
 
 
 def _require_same(name: str, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    stored = json.loads(json.dumps(completed(stored)))
     differing = sorted(key for key in stored.keys() | now.keys() if stored.get(key) != now.get(key))
     if differing:
         key = differing[0]

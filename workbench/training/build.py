@@ -13,6 +13,7 @@ from workbench.common import distributed
 from workbench.common.errors import UserError
 from workbench.data.pairs import Batch
 from workbench.method import reward_scale
+from workbench.method.modifiers import modified
 from workbench.method.reference import Reference, Rule
 from workbench.models import Backend, adapt
 from workbench.training.config import Config
@@ -140,7 +141,7 @@ def build(
         reference,
         _until(stopping, pairs.batches(settings.batch_size, order, device, skip=done * settings.accumulation)),
         denoise=backend.denoise,
-        objective=partial(objective, **objective_settings),
+        objective=partial(modified, partial(objective, **objective_settings), **config.shared("objective")),
         process=backend.process.to(device),
         density=density(backend.process.abar, **density_settings),
         lam=lam.to(device),

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from workbench.common.errors import UserError, shown
 from workbench.common.validation import EDGE, NotNegative, Positive, is_place
-from workbench.method import objectives, reference, reward_scale, timesteps
+from workbench.method import modifiers, objectives, reference, reward_scale, timesteps
 from workbench.training.sections import Place, Section, Sweep
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -41,7 +41,7 @@ CHOICES: dict[str, tuple[str, Mapping[str, Callable], str]] = {
     "reference": ("policy", reference.RULES, "threshold"),
 }
 #: Section -> the function whose arguments go with every choice of it.
-COMMON: dict[str, Callable] = {"reward_scale": reward_scale.scale}
+COMMON: dict[str, Callable] = {"objective": modifiers.modified, "reward_scale": reward_scale.scale}
 
 
 def _choice(section: str) -> Any:
@@ -317,6 +317,22 @@ def resolve(flat: Mapping[str, Any]) -> Config:
         return Config.model_validate(_tree(merge(_defaults(), flat)))
     except ValidationError as error:
         raise UserError("; ".join(_explain(e) for e in error.errors()[:3])) from None
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version resolved, with the defaults of those that came later.
+
+    A setting is added so that its default changes nothing. What was stored before stays comparable with what is
+    resolved now.
+
+    Args:
+        stored: resolved, by dotted name; those of a sweep are left as they are.
+    """
+    try:
+        now = resolve({name: value for name, value in stored.items() if not name.startswith("sweep.")}).flat()
+    except UserError:  # one of them is no longer a setting: the comparison will say which
+        now = {}
+    return {**now, **stored}
 
 
 def read(path: Path) -> dict[str, Any]:

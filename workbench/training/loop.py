@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from workbench.common import distributed
 from workbench.data.pairs import Batch
-from workbench.method.noise import ForwardProcess, squared_error
+from workbench.method.noise import ForwardProcess, residual_product, squared_error
 from workbench.method.objectives import Objective, PairErrors, accuracy
 from workbench.method.reference import Decision, Reference
 from workbench.method.timesteps import draw
@@ -89,7 +89,8 @@ def pair_errors(
     distance_w = squared_error(predicted.chunk(2)[0], predicted_reference.chunk(2)[0])
     policy_w, policy_l = squared_error(predicted, target).chunk(2)
     reference_w, reference_l = squared_error(predicted_reference, target).chunk(2)
-    return PairErrors(policy_w, policy_l, reference_w, reference_l, distance_w, mean=distributed.mean_of)
+    residuals = residual_product(predicted, target)
+    return PairErrors(policy_w, policy_l, reference_w, reference_l, distance_w, residuals, mean=distributed.mean_of)
 
 
 def train(

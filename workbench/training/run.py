@@ -15,7 +15,7 @@ from workbench.common.files import in_place
 from workbench.method.reference import Decision
 from workbench.models import Backend
 from workbench.training.build import Position, StopRequested, Training, build
-from workbench.training.config import Config
+from workbench.training.config import Config, completed
 from workbench.training.listener import Listener, Recorder
 from workbench.training.loop import StepRecord, as_floats
 from workbench.training.measurements import Measurements
@@ -185,7 +185,7 @@ def _newest(snapshots: Snapshots | None, config: Config, prepared: Prepared) -> 
         if not distributed.agreed(bool(distributed.mean(step) == step)):
             raise Failure(f"{snapshots.folder}: not the same on all machines of the run; let WORKBENCH_STATE be shared")
     if snapshots and snapshot:
-        require_same(snapshot.settings, config.flat(), str(snapshots.folder))
+        require_same(completed(snapshot.settings), config.flat(), str(snapshots.folder))
         if snapshot.data != prepared.data:
             raise UserError(f"{snapshots.folder}: the snapshot was made with other data or weights under these names")
     return snapshot

@@ -1,0 +1,49 @@
+"""What goes with every objective: changes to what it is given, never to what it computes.
+
+Symbols: m_w, m_l = policy's mean-per-element squared errors on winner and loser; a, b = its residuals there,
+prediction - target; lam = lambda(t).
+"""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from workbench.method.objectives import Objective, PairErrors
+
+
+def modified(
+    objective: Objective,
+    errors: PairErrors,
+    lam: Tensor,
+    *,
+    safeguard: bool = False,
+    mu: Annotated[float, Ge(0), Le(1)] = 0.0,
+) -> Tensor:
+    """An objective's loss of each pair, shape (B,), with these modifiers; without any it is the objective's own.
+
+    Args:
+        safeguard: scale the loser's gradient so that the winner's error does not grow (Diffusion-SDPO).
+        mu: of the safeguard, how much of the winner's descent is kept; 1 leaves no part of a loser's gradient that
+            works against the winner.
+    """
+    return objective(safeguarded(errors, mu) if safeguard else errors, lam)
+
+
+def safeguarded(errors: PairErrors, mu: float) -> PairErrors:
+    """The same errors, of which the loser's passes only a share of its gradient (Diffusion-SDPO, Fu et al. 2025).
+
+    A step along the model's outputs changes the winner's error by -<a, a> + s <b, a>, where s scales the loser's
+    gradient. s = (1 - mu) <a, a> / <b, a>, at most 1, keeps that at or below -mu <a, a> to first order. Where
+    <b, a> <= 0 the loser's gradient helps the winner, and s = 1. There is one s for the whole batch of all processes,
+    as in the public code, without gradient through it.
+
+    Args:
+        mu: 0 to 1. The public code's default is 0; its training scripts take 0.9 for `dpo` and `dmpo` on SD1.5, 0.2
+            for `dspo`, and 0.6 on SDXL.
+    """
+    winner, both = errors.mean(errors.policy_w.detach()), errors.mean(errors.residuals)
+    share = torch.where(both > 0, ((1 - mu) * winner / both).clamp(max=1), 1.0)
+    fixed = errors.policy_l.detach()
+    return errors._replace(policy_l=fixed + share * (errors.policy_l - fixed))
