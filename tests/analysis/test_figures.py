@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from workbench.analysis import figures, tables
+from workbench.analysis import figures
 from workbench.common.errors import UserError
 
 
@@ -71,9 +71,7 @@ def test_the_same_figure_gives_the_same_file(tmp_path):
 
 def test_an_unknown_format_or_metric_is_named(tmp_path):
     with pytest.raises(UserError, match="'docx'"):
-        figures.save(figures.score_against_divergence(runs()), tmp_path, "f", "docx")
-    with pytest.raises(UserError, match="metric 'nope'"):
-        figures.score_against_divergence(runs(), score="nope")
+        figures.save(figures.imbalance(runs(), runs()), tmp_path, "f", "docx")
 
 
 def samples() -> pl.DataFrame:
@@ -127,41 +125,3 @@ def test_sample_grids_cut_the_same_prompts_from_every_sheet():
     assert figure.axes[0].get_ylabel().startswith("fox")
     with pytest.raises(UserError, match="arm 'frozen': no finished run with training seed 5"):
         figures.sample_grid(runs(), samples(), sheets, {}, seed=5)
-
-
-def arms(points: dict[str, tuple[float, float]]) -> pl.DataFrame:
-    """Three seeds of each arm around a divergence and a reward."""
-    return pl.DataFrame(
-        {"run_id": f"{arm}{seed}", "arm": arm, "state": "complete", "seed": str(seed), "reference.policy": "threshold",
-         "reference.delta": "0.005", "divergence/policy": far + 1e-4 * (seed - 1), "eval/reward": reward,
-         "eval/reward_gain": reward + 2}
-        for arm, (far, reward) in points.items() for seed in range(3)
-    )  # fmt: skip
-
-
-def test_the_front_has_the_arms_that_no_other_beats_in_reward_and_divergence():
-    points = {
-        "far": (0.1, -1.5),
-        "near": (0.002, -1.9),
-        "good": (0.01, -1.4),
-        "beaten": (0.02, -1.6),
-        "tie": (0.03, -1.4),
-    }
-    table = tables.front(arms(points))
-    assert table["arm"].to_list() == ["near", "good", "beaten", "tie", "far"]
-    assert table.filter("on_front")["arm"].to_list() == ["near", "good"]
-    assert table["divergence_low"][0] < 0.002 < table["divergence_high"][0]
-    figure = figures.reward_front(arms(points))
-    axes = figure.axes[0]
-    assert axes.lines[0].get_xdata().tolist() == pytest.approx([0.002, 0.01])
-    assert {"pretrained model", *points} == {text.get_text() for text in axes.get_legend().get_texts()}
-    assert {"near", "good", "delta = 0.005"} == {text.get_text() for text in axes.texts}
-    with pytest.raises(UserError, match="metric 'nope'"):
-        tables.front(arms(points), "nope")
-
-
-def test_a_run_that_went_very_far_is_counted_and_not_shown():
-    far = pl.concat([runs(), runs().head(1).with_columns(pl.lit(0.9).alias("divergence/policy"), run_id=pl.lit("far"))])
-    figure = figures.score_against_divergence(far)
-    assert figure.axes[0].get_xlim()[1] < 0.1
-    assert "not shown: 1 runs, up to 0.9 away" in figure.texts[0].get_text()

@@ -101,7 +101,7 @@ def test_sweep_and_report(experiment, workplace, forked_workers):
     assert other.returncode == 2 and "train.lr = 0.001, now it is 0.5" in other.stderr
     assert len(trials(workplace, "s")) == 5
 
-    report = workbench("workbench.report", "--notebook", "divergence", cwd=workplace)
+    report = workbench("workbench.report", "--notebook", "divergence", "--notebook", "tradeoff", cwd=workplace)
     assert report.returncode == 0, report.stderr
     check_report(workplace, "divergence", "divergence-score")
     typo = invoke("report", "-p", "smooting=3")

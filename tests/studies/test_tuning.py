@@ -5,7 +5,7 @@ import pytest
 
 from workbench.common.errors import UserError
 from workbench.studies.experiment import Experiment
-from workbench.studies.tuning import best_values, candidates, search
+from workbench.studies.tuning import candidates, read, search
 from workbench.training.config import merge, parse_override
 
 SETTINGS = {
@@ -33,6 +33,10 @@ def ended(rewards: dict[str, float], state: str = "complete") -> pl.DataFrame:
     return pl.DataFrame({"arm": list(rewards), "state": state, "eval/reward": list(rewards.values())})
 
 
+def best_values(experiment: Experiment, runs: pl.DataFrame) -> dict[str, dict[str, float]]:
+    return read(experiment, candidates(experiment), runs).best
+
+
 def test_every_arm_of_its_own_tries_every_combination_of_its_own_values():
     tried = candidates(EXPERIMENT)
     assert [c.values for c in tried.values() if c.arm == "dpo"] == [
@@ -46,7 +50,7 @@ def test_every_arm_of_its_own_tries_every_combination_of_its_own_values():
 
 
 def test_the_search_is_a_study_on_prompts_and_a_seed_of_its_own():
-    study = search(EXPERIMENT)
+    study = search(EXPERIMENT, candidates(EXPERIMENT))
     assert len(study.arms) == 6 == study.trials
     assert study.config.data.prompts == "validation"
     assert {arm.config.seed for arm in study.arms} == {100}
@@ -58,6 +62,41 @@ def test_the_best_complete_run_decides():
         "dpo": {"train.lr": 1.5e-5, "objective.beta": 600.0},
         "sft": {"train.lr": 1e-4},
     }
+
+
+def test_a_star_tries_one_setting_at_a_time_around_the_arms_own_values():
+    star = EXPERIMENT.changed({"sweep.tuning": SETTINGS["sweep.tuning"] | {"design": "star"}})
+    tried = candidates(star)
+    assert [c.values for c in tried.values() if c.arm == "dpo"] == [
+        {"train.lr": 3e-5, "objective.beta": 300.0},
+        {"train.lr": 1.5e-5, "objective.beta": 300.0},
+        {"train.lr": 3e-5, "objective.beta": 600.0},
+    ]
+    assert [c.values for c in tried.values() if c.arm == "sft"] == [{"train.lr": 1e-4}, {"train.lr": 5e-5}]
+
+
+def test_the_search_goes_on_beyond_the_edge_and_ends_inside():
+    factors = {"train.lr": [0.5, 1.0, 2.0], "objective.beta": [1.0]}
+    experiment = EXPERIMENT.changed({"sweep.tuning": {"factors": factors}})
+    tried = dict(candidates(experiment))
+    rewards = dict.fromkeys(tried, -3.0) | {"dpo lr=6e-05 beta=300": -1.0, "sft lr=0.0001": -2.0}
+    findings = read(experiment, tried, ended(rewards))
+    assert findings.on_edge == {"dpo": ["train.lr"], "sft": []}
+    assert [(c.arm, c.values) for c in findings.further.values()] == [
+        ("dpo", {"train.lr": pytest.approx(1.2e-4), "objective.beta": 300.0})
+    ]
+    tried |= findings.further
+    worse = read(experiment, tried, ended(rewards | {"dpo lr=0.00012 beta=300": -2.0}))
+    assert worse.on_edge["dpo"] == [] and worse.further == {} and worse.best["dpo"]["train.lr"] == 6e-5
+    better = read(experiment, tried, ended(rewards | {"dpo lr=0.00012 beta=300": -0.5}))
+    assert [c.values["train.lr"] for c in better.further.values()] == [pytest.approx(2.4e-4)]
+    assert better.count("dpo") == 4 and better.count("sft") == 3
+
+
+def test_the_search_goes_on_below_the_smallest_value_too():
+    experiment = EXPERIMENT.changed({"sweep.tuning": {"factors": {"train.lr": [0.25, 1.0]}}})
+    findings = read(experiment, candidates(experiment), ended({"dpo lr=7.5e-06": -1.0, "dpo lr=3e-05": -2.0}))
+    assert [c.values["train.lr"] for c in findings.further.values()] == [pytest.approx(7.5e-6 / 4)]
 
 
 def test_the_lowest_decides_where_the_study_minimises():
@@ -76,7 +115,8 @@ def test_an_arm_without_a_complete_run_keeps_its_own_values():
 def test_an_arm_changed_on_the_command_line_is_tuned_like_the_others():
     name, value = parse_override('sweep.arms.dpo={"reference.policy" = "update"}')
     changed = merge(SETTINGS, {name: value})
-    assert len(candidates(Experiment.resolve(changed))) == len(search(Experiment.resolve(changed)).arms) == 6
+    experiment = Experiment.resolve(changed)
+    assert len(candidates(experiment)) == len(search(experiment, candidates(experiment)).arms) == 6
     final = Experiment.resolve(changed, {"dpo": {"train.lr": 1.0}}).sweep.arms
     assert final["dpo"] == {"reference.policy": "update", "train.lr": 1.0}
     assert SETTINGS["sweep.arms"]["dpo"] == {"reference.policy": "frozen"}

@@ -111,12 +111,13 @@ def test_lambda_by_bucket():
 
 def test_compare_counts_ties_as_half_and_resamples_prompts():
     captions, seeds, images = ["a", "b", "a", "b"], [0, 0, 1, 1], np.zeros((4, 2, 2, 3), np.uint8)
-    ours = Samples(captions, seeds, images, np.array([1.0, 0.0, 1.0, 0.0]), np.full(4, -1.0))
-    theirs = Samples(captions, seeds, images, np.zeros(4), np.full(4, -3.0))
+    ours = Samples(captions, seeds, images, np.array([1.0, 0.0, 1.0, 0.0]), np.full(4, -1.0), {"colour": np.ones(4)})
+    theirs = Samples(captions, seeds, images, np.zeros(4), np.full(4, -3.0), {"colour": np.full(4, 0.25)})
     result = compare(ours, theirs)
     assert result["eval/win_rate"] == pytest.approx(0.75)
     assert result["eval/reward_gain"] == pytest.approx(0.5)
     assert (result["eval/judge"], result["eval/judge_gain"]) == (-1.0, 2.0)
+    assert result["eval/colour_gain"] == pytest.approx(0.75)
     assert (result["eval/win_rate_low"], result["eval/win_rate_high"]) == (0.5, 1.0)  # two prompts: one won, one tied
 
 

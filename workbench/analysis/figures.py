@@ -5,7 +5,6 @@ Colours are safe for the colour-blind, marks and dashes tell in grey. Intervals 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -46,7 +45,7 @@ def save(figure: Figure, folder: Path | str, name: str, formats: str = "png,svg"
     return paths
 
 
-# --- Fig. 1b, 1c: margin, divergence, score -------------------------------------------------------------------
+# --- Fig. 1b: margin and divergence -------------------------------------------------------------------
 
 
 def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, what: str) -> None:
@@ -99,7 +98,7 @@ def margin_and_divergence(
     _draw(left, scaled, arms, "-", "margin")
     _draw(right, reference, arms, ":", "divergence of the reference")
     _draw(right, policy, arms, ":", "divergence of the policy")
-    for delta in _deltas(runs):
+    for delta in deltas_of(runs):
         right.axhline(delta, color="0.45", lw=1)
         at_left = right.get_yaxis_transform()  # x as a fraction of the axes, y as data
         right.text(0.01, delta, f"delta = {delta:g}", transform=at_left, va="bottom", color="0.3", fontsize="small")
@@ -129,128 +128,12 @@ def _points_of(history: pl.DataFrame, metric: str) -> int:
     return int(counts.max() or 0)  # type: ignore[arg-type]
 
 
-def _deltas(runs: pl.DataFrame) -> list[float]:
+def deltas_of(runs: pl.DataFrame) -> list[float]:
+    """The threshold of a study's thresholded runs, where all of them have one; else none."""
     if "reference.delta" not in runs.columns:
         return []
     found = runs.filter(pl.col("reference.policy") == "threshold")["reference.delta"].drop_nulls().unique()
     return sorted(found.cast(pl.Float64).to_list()) if len(found) == 1 else []
-
-
-#: Kinds of run in Fig. 1c, each with its name and marker.
-KINDS = {
-    "frozen": ("reference frozen", "o"),
-    "update": ("reference updated", "^"),
-    "threshold": ("updated below delta", "s"),
-    "another": ("another objective", "x"),
-}
-
-
-def score_against_divergence(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
-    """The paper's Fig. 1c: final score of every run against how far its policy has moved, by kind of reference.
-
-    The line is a running mean over neighbouring runs of the DPO objective, drawn where there are enough. A few runs
-    that went more than twenty deltas away would flatten all others: they are left out and counted in a note.
-
-    Raises:
-        UserError: no finished run has both numbers.
-    """
-    needed = [score, "divergence/policy"]
-    if any(name not in runs.columns for name in needed):
-        raise UserError(f"metric {score!r}: no finished run of the study has it together with divergence/policy")
-    is_dpo = pl.col("objective.loss") == "dpo" if "objective.loss" in runs.columns else pl.lit(True)
-    kind = pl.when(is_dpo).then("reference.policy").otherwise(pl.lit("another"))
-    done = runs.drop_nulls(needed).with_columns(kind=kind).sort("divergence/policy")
-    deltas = _deltas(done)
-    beyond = done.filter(pl.col("divergence/policy") > 20 * deltas[0]) if deltas else done.clear()
-    beyond = beyond if 4 * len(beyond) <= len(done) else done.clear()
-    done = done.join(beyond, on="run_id", how="anti", maintain_order="left")
-    figure, axes = plt.subplots(figsize=(7.2, 4.4))
-    for i, (of_kind, (name, marker)) in enumerate(KINDS.items()):
-        part = done.filter(pl.col("kind") == of_kind)
-        if not part.is_empty():
-            look: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.6} if marker != "x" else {"linewidths": 1.8}
-            axes.scatter(
-                part["divergence/policy"], part[score], marker=marker, s=60, color=f"C{i}", zorder=3, label=name, **look
-            )  # fmt: skip
-    dpo = done.filter(pl.col("kind") != "another")
-    if len(dpo) >= 8:
-        window = max(3, len(dpo) // 4)
-        smooth = dpo.select(pl.col(*needed).rolling_mean(window, center=True)).drop_nulls()
-        axes.plot(
-            smooth["divergence/policy"],
-            smooth[score],
-            color="0.6",
-            lw=2,
-            zorder=1,
-            label=f"mean of {window} neighbours",
-        )
-    for delta in deltas:
-        axes.axvline(delta, color="0.45", lw=1)
-        above = axes.get_xaxis_transform()  # x as data, y as a fraction of the axes
-        axes.text(delta, 1.01, f"delta = {delta:g}", transform=above, ha="center", color="0.3", fontsize="small")
-    if not beyond.is_empty():
-        farthest, lowest = beyond["divergence/policy"].to_numpy().max(), beyond[score].to_numpy().min()
-        note = f"not shown: {len(beyond)} runs, up to {farthest:.2g} away, {score} down to {lowest:.3g}"
-        figure.text(0.5, -0.06, note, ha="center", color="0.3", fontsize="small")
-    axes.set(xlabel="divergence of the policy from the pretrained model (Eq. 8)", ylabel=score)
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    sns.despine(figure)
-    return figure
-
-
-def reward_front(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
-    """What each arm gains in score for how far its policy has moved, all arms in one figure, with their front.
-
-    Points are means over training seeds, whiskers 95 % t intervals over seeds in both directions. Full points are on
-    the front, which the steps join: no other arm scores as high without moving further. Named are the arms on it.
-    The axis of divergence is linear near 0 and logarithmic beyond delta.
-
-    Raises:
-        UserError: no complete run has both numbers.
-    """
-    table, deltas = tables.front(runs, score), _deltas(runs)
-    figure, axes = plt.subplots(figsize=(8.2, 5.2))
-    axes.set_xscale("asinh", linear_width=deltas[0] if deltas else 0.005)
-    best = table.filter("on_front")
-    axes.plot(best["divergence"], best["score"], color="0.35", lw=1.4, drawstyle="steps-post", zorder=2)
-    for i, row in enumerate(table.to_dicts()):
-        x, y = row["divergence"], row["score"]
-        spans = [
-            [[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]] for name in ("divergence", "score")
-        ]
-        axes.errorbar(
-            x, y, xerr=spans[0], yerr=spans[1], color=f"C{i % 10}", marker=MARKERS[i % 9], ls="", ms=8, lw=1, alpha=1.0,
-            mfc=None if row["on_front"] else "none", label=label(row["arm"]), zorder=4 if row["on_front"] else 3,
-        )  # fmt: skip
-    gains = runs[f"{score}_gain"] if f"{score}_gain" in runs.columns else None
-    if gains is not None:
-        before = float((runs[score] - gains).drop_nulls().to_numpy().mean())
-        axes.plot(0, before, "x", color="black", ms=9, mew=2, label="pretrained model", zorder=5)
-    for delta in deltas:
-        axes.axvline(delta, color="0.45", lw=1)
-        above = axes.get_xaxis_transform()  # x as data, y as a fraction of the axes
-        axes.text(delta, 1.01, f"delta = {delta:g}", transform=above, ha="center", color="0.3", fontsize="small")
-    axes.set(xlabel="divergence of the policy from the pretrained model (Eq. 8)", ylabel=score)
-    low, high = axes.get_xlim()
-    ticks = [
-        tick for tick in (-0.01, -0.002, 0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2) if low < tick < high
-    ]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    _name_apart(axes, [(row["divergence"], row["score"], label(row["arm"])) for row in best.to_dicts()])
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(table) // 16)
-    sns.despine(figure)
-    return figure
-
-
-def _name_apart(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names to the upper left of points; one that would cover its neighbour's is left to the legend."""
-    named: list[np.ndarray] = []
-    for x, y, name in points:
-        at = axes.transData.transform((x, y))
-        if all(abs(at[1] - other[1]) > 14 or abs(at[0] - other[0]) > 120 for other in named):  # pixels
-            axes.annotate(name, (x, y), (-7, 7), textcoords="offset points", ha="right", fontsize="x-small")
-            named.append(at)
 
 
 # --- Fig. 2, 5: over timesteps --------------------------------------------------------------------------------

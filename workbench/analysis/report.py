@@ -1,5 +1,6 @@
 """The report of a study: the notebooks executed on it, gathered on one page, attached to its run in MLflow."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from workbench.training.config import parse_override
 
 NOTEBOOKS = shipped("notebooks")
 
-#: Endings of the studies that `python -m workbench.claims` runs beside the one that people look at.
-HELPER_STUDIES = ("-tuning", "-checks")
+#: Names of the studies that `python -m workbench.claims` runs beside the one that people look at.
+HELPER_STUDIES = re.compile(r".*-(tuning(-\d+)?|checks)")
 
 #: Order of the notebooks on the page, the paper's; others follow by name.
-ORDER = ("methods", "divergence", "imbalance", "intervals", "timesteps", "alternatives", "search")
+ORDER = ("methods", "divergence", "tradeoff", "parts", "imbalance", "intervals", "timesteps", "alternatives", "search")
 
 
 def make_report(
@@ -113,7 +114,7 @@ def _chosen_study(study: str | None) -> str:
     studies = study_runs.study_names(client)
     if study is None and not studies:
         raise UserError("no study yet; run python -m workbench.sweep first")
-    study = study or next((name for name in studies if not name.endswith(HELPER_STUDIES)), studies[0])
+    study = study or next((name for name in studies if not HELPER_STUDIES.fullmatch(name)), studies[0])
     study_runs.require_study(client, study_name(study))
     return study
 

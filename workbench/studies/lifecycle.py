@@ -10,10 +10,11 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from optuna import Study
 from optuna.trial import TrialState
 from tqdm import tqdm
@@ -152,14 +153,33 @@ def run_study(experiment: Experiment, name: str, workers: int) -> Study:
     if tuning.candidates(experiment):
         if not workers:
             raise UserError("sweep.tuning: one command has to tune the arms before others can share the study")
-        _run_study(tuning.search(experiment), f"{name}-tuning", workers)
-        experiment = Experiment.resolve(experiment.declared, tuned_values(experiment, name))
+        findings = search_findings(experiment, name, lambda rest, study: _run_study(rest, study, workers))
+        experiment = Experiment.resolve(experiment.declared, findings.best)
     return _run_study(experiment, name, workers)
 
 
-def tuned_values(experiment: Experiment, name: str) -> dict[str, dict[str, float]]:
-    """The values that the search of a study, itself a study called NAME-tuning, found for each arm."""
-    return tuning.best_values(experiment, tracking.load_runs(identity(f"{name}-tuning").address))
+def search_findings(
+    experiment: Experiment, name: str, run: Callable[[Experiment, str], object] = lambda search, study: None
+) -> tuning.Findings:
+    """What the search of a study found for each arm.
+
+    The search is itself a study, called NAME-tuning; where it goes on beyond its edge, NAME-tuning-2 and so on.
+
+    Args:
+        run: called with each of these studies and its name before its runs are read.
+    """
+    tried, findings, parts = dict(tuning.candidates(experiment)), tuning.Findings(), []
+    new = tried
+    for number in range(1, 2 + experiment.declared_sweep.tuning.extensions):
+        if not new:
+            break
+        study = f"{name}-tuning" if number == 1 else f"{name}-tuning-{number}"
+        run(tuning.search(experiment, new), study)
+        parts.append(tracking.load_runs(identity(study).address))
+        findings = tuning.read(experiment, tried, pl.concat(parts, how="diagonal_relaxed"))
+        new = findings.further
+        tried = tried | new
+    return findings
 
 
 def identity(name: str) -> StudyId:

@@ -1,14 +1,17 @@
 """Fair arms: each arm finds its own learning rate, beta and the like in a small search before it is compared.
 
-`sweep.tuning.factors` names settings and the factors of an arm's own value that are tried. Every combination is one run
-with `sweep.tuning.settings` on top (other prompts and another seed than the comparison's). The arm is compared with the
-values of its best run by `sweep.objective`, within `sweep.constraints`. Two keys of an arm are not settings: `like =
-"ARM"` takes the values tuned for that arm, and `times = { "SETTING" = factor }` multiplies the value it would have.
+`sweep.tuning.factors` names settings and the factors of an arm's own value that are tried: every combination (`design =
+"grid"`), or one setting at a time while the others keep the arm's own value (`"star"`). Each candidate is one run with
+`sweep.tuning.settings` on top (other prompts and another seed than the comparison's). An arm whose best value is the
+smallest or largest that it has tried then tries one step further, at most `sweep.tuning.extensions` times. The arm is
+compared with the values of its best run by `sweep.objective`, within `sweep.constraints`. Two keys of an arm are not
+settings: `like = "ARM"` takes the values tuned for that arm, and `times = { "SETTING" = factor }` multiplies the value
+it would have.
 """
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import polars as pl
 
@@ -26,7 +29,7 @@ class Candidate:
 
 
 def candidates(experiment: Experiment) -> dict[str, Candidate]:
-    """The runs of the search by name: every combination for every arm without `like`; empty if nothing is tuned.
+    """The first runs of the search by name, for every arm without `like`; empty if nothing is tuned.
 
     Raises:
         UserError: a factor's setting is not a number of an arm, or the study has several objectives.
@@ -43,64 +46,110 @@ def candidates(experiment: Experiment) -> dict[str, Candidate]:
             continue
         own = arm_config(arm, experiment.declared, own_settings(declared)).flat()
         tuned = [name for name in factors if name in own]
-        for combination in itertools.product(*(factors[name] for name in tuned)):
+        for combination in _combinations([factors[name] for name in tuned], sweep.tuning.design):
             values = {name: times(name, own[name], factor) for name, factor in zip(tuned, combination, strict=True)}
-            label = " ".join([arm, *(f"{name.split('.')[-1]}={value:g}" for name, value in values.items())])
-            runs[label] = Candidate(arm, values)
+            runs[_label(arm, values)] = Candidate(arm, values)
     return runs
 
 
-def search(experiment: Experiment) -> Experiment:
-    """The search as an experiment of its own, whose arms are the candidates."""
+def _combinations(factors: Sequence[Sequence[float]], design: str) -> Iterator[tuple[float, ...]]:
+    """Factors of each setting that are tried together; a star's middle is the arm's own values."""
+    if design == "grid":
+        yield from itertools.product(*factors)
+        return
+    middle = (1.0,) * len(factors)
+    yield middle
+    for place, own in enumerate(factors):
+        yield from ((*middle[:place], factor, *middle[place + 1 :]) for factor in own if factor != 1)
+
+
+def _label(arm: str, values: Mapping[str, float]) -> str:
+    return " ".join([arm, *(f"{name.split('.')[-1]}={value:g}" for name, value in values.items())])
+
+
+def search(experiment: Experiment, tried: Mapping[str, Candidate]) -> Experiment:
+    """Some candidates as an experiment of its own, of which they are the arms."""
     sweep = experiment.declared_sweep
     extra = sweep.tuning.settings
     arms = {
         label: {k: v for k, v in own_settings(sweep.arms[candidate.arm]).items() if k not in extra} | candidate.values
-        for label, candidate in candidates(experiment).items()
+        for label, candidate in tried.items()
     }
     base = without(merge(dict(experiment.declared), extra), "sweep.tuning", "sweep.arms")
     own = {"sweep.arms": arms, "sweep.seeds": [], "sweep.trials": len(arms), "sweep.space": {}}
     return Experiment.resolve(base | own)
 
 
-def best_values(experiment: Experiment, runs: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """For each arm the values of its best complete run within the constraints; arms without one are left out.
+@dataclass(frozen=True)
+class Findings:
+    """What a search has tried, and what came of it.
+
+    Attributes:
+        tried: the candidates by name.
+        scores: their values of the objective, of complete runs within the constraints.
+        sign: 1 where more is better, -1 where less is.
+    """
+
+    tried: Mapping[str, Candidate] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    sign: int = 1
+
+    @property
+    def best(self) -> dict[str, dict[str, float]]:
+        """For each arm the values of its best run; arms without a complete one are left out."""
+        best: dict[str, str] = {}
+        for label, candidate in self.tried.items():
+            arm, score = candidate.arm, self.scores.get(label)
+            if score is not None and (arm not in best or self.sign * (score - self.scores[best[arm]]) > 0):
+                best[arm] = label
+        return {arm: self.tried[label].values for arm, label in best.items()}
+
+    @property
+    def on_edge(self) -> dict[str, list[str]]:
+        """For each arm the settings whose best value is the smallest or the largest that was tried.
+
+        A search that ends there may have missed a better value beyond. A setting of which one value was tried has no
+        edge.
+        """
+        return {
+            arm: [name for name in values if self._beyond(arm, name) is not None] for arm, values in self.best.items()
+        }
+
+    @property
+    def further(self) -> dict[str, Candidate]:
+        """Where the search goes on: from an arm's best run one step beyond each edge on which it lies."""
+        runs: dict[str, Candidate] = {}
+        for arm, values in self.best.items():
+            for name in values:
+                beyond = self._beyond(arm, name)
+                if beyond is not None:
+                    moved = {**values, name: beyond}
+                    runs[_label(arm, moved)] = Candidate(arm, moved)
+        return {label: candidate for label, candidate in runs.items() if label not in self.tried}
+
+    def count(self, arm: str) -> int:
+        """How many candidates of an arm were tried."""
+        return sum(candidate.arm == arm for candidate in self.tried.values())
+
+    def _beyond(self, arm: str, name: str) -> float | None:
+        """The next value beyond an edge at the ratio of the last two; None where the best value is on none."""
+        values = sorted({candidate.values[name] for candidate in self.tried.values() if candidate.arm == arm})
+        best = self.best[arm][name]
+        if len(values) < 2 or best not in (values[0], values[-1]):
+            return None
+        neighbour = values[1] if best == values[0] else values[-2]
+        return best * best / neighbour
+
+
+def read(experiment: Experiment, tried: Mapping[str, Candidate], runs: pl.DataFrame) -> Findings:
+    """The findings of a search's runs.
 
     Args:
-        runs: the search's, with columns arm, state and the metrics of the objective and the constraints.
+        tried: the candidates.
+        runs: theirs, with columns arm, state and the metrics of the objective and the constraints.
     """
     sweep = experiment.declared_sweep
     objective, direction = next(iter(sweep.objectives.items()))  # `candidates` makes sure that it is the only one
-    sign = 1 if direction == "maximize" else -1
     within = [pl.col(metric) <= bound for metric, bound in sweep.constraints.items()]
     ended = runs.filter(pl.col("state") == "complete", *within).select("arm", objective).drop_nulls()
-    score = dict(ended.iter_rows())
-    best: dict[str, dict[str, float]] = {}
-    best_score: dict[str, float] = {}
-    for label, candidate in candidates(experiment).items():
-        value = sign * score.get(label, float("-inf") * sign)
-        if value > best_score.get(candidate.arm, float("-inf")):
-            best[candidate.arm], best_score[candidate.arm] = candidate.values, value
-    return best
-
-
-def on_edge(experiment: Experiment, tuned: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
-    """For each tuned arm the settings whose best value is the smallest or the largest that was tried.
-
-    A search that ends there may have missed a better value beyond. A setting of which one value was tried has no edge.
-
-    Args:
-        tuned: from `best_values`.
-    """
-    tried: dict[str, dict[str, set[float]]] = {}
-    for candidate in candidates(experiment).values():
-        for name, value in candidate.values.items():
-            tried.setdefault(candidate.arm, {}).setdefault(name, set()).add(value)
-    return {
-        arm: [name for name, value in values.items() if len(tried[arm][name]) > 1 and value in _ends(tried[arm][name])]
-        for arm, values in tuned.items()
-    }
-
-
-def _ends(values: set[float]) -> tuple[float, float]:
-    return min(values), max(values)
+    return Findings(tried, dict(ended.iter_rows()), 1 if direction == "maximize" else -1)

@@ -117,6 +117,7 @@ def _scores(ours: Samples, baseline: Samples) -> dict[str, Any]:
         "pretrained_reward": baseline.rewards.tolist(),
         "judge": ours.judged.tolist(),
         "pretrained_judge": baseline.judged.tolist(),
+        **{part: values.tolist() for part, values in ours.parts.items()},
     }
 
 

@@ -1,7 +1,7 @@
 """Images that a model draws for the test prompts, and how they compare with the pretrained model's."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from workbench.common.stats import mean_interval, wins
 from workbench.data.rows import read_prompts
 from workbench.models import Backend
 from workbench.models.small.prompts import parse
-from workbench.models.small.reward import ImageModel, Reward, concept_likelihood
+from workbench.models.small.reward import PARTS, ImageModel, Reward, concept_likelihood
 from workbench.training.config import Evaluation
 
 
@@ -27,6 +27,7 @@ class Samples:
         images: (N, H, W, 3).
         rewards: ground-truth reward, (N,).
         judged: log-probability that the independent judge gives the named concept, (N,).
+        parts: what the rewards are the sum of, by name, (N,) each.
     """
 
     captions: Sequence[str]
@@ -34,22 +35,27 @@ class Samples:
     images: NDArray[np.uint8]
     rewards: NDArray[np.float64]
     judged: NDArray[np.float64]
+    parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def part(self, places: Sequence[int]) -> "Samples":
         """Some of the images, by index."""
         chosen = list(places)
         captions, seeds = [self.captions[i] for i in chosen], [self.seeds[i] for i in chosen]
-        return Samples(captions, seeds, self.images[chosen], self.rewards[chosen], self.judged[chosen])
+        parts = {name: values[chosen] for name, values in self.parts.items()}
+        return Samples(captions, seeds, self.images[chosen], self.rewards[chosen], self.judged[chosen], parts)
 
 
 #: What `compare` measures, as `eval/NAME`.
-COMPARED = ("reward", "reward_gain", "judge", "judge_gain", "win_rate", "win_rate_low", "win_rate_high")
+COMPARED = (
+    "reward", "reward_gain", "judge", "judge_gain", "win_rate", "win_rate_low", "win_rate_high",
+    *(f"{part}_gain" for part in PARTS),
+)  # fmt: skip
 #: What `progress` measures, as `samples/NAME`.
 PROGRESS = ("reward", "reward_gain", "win_rate")
 
 
 def compare(ours: Samples, theirs: Samples) -> dict[str, float]:
-    """Mean reward and win rate of one model against another, same prompts and seeds, ties as half.
+    """Mean reward, its parts and win rate of one model against another, same prompts and seeds, ties as half.
 
     The interval resamples prompts, not images: images of one prompt are not independent.
     """
@@ -66,6 +72,7 @@ def compare(ours: Samples, theirs: Samples) -> dict[str, float]:
         "eval/win_rate": float(won.mean()),
         "eval/win_rate_low": low,
         "eval/win_rate_high": high,
+        **{f"eval/{part}_gain": float((ours.parts[part] - theirs.parts[part]).mean()) for part in ours.parts},
     }
 
 
@@ -135,7 +142,9 @@ def prepare_sampling(captions: list[str], settings: Evaluation, backend: Backend
 
     def score(images: NDArray[np.uint8], places: Sequence[int]) -> Samples:
         chosen, seeds = [plan_captions[i] for i in places], [plan_seeds[i] for i in places]
-        return Samples(chosen, seeds, images, reward(images, chosen), concept_likelihood(judge(images), chosen))
+        parts = reward.parts(images, chosen)
+        judged = concept_likelihood(judge(images), chosen)
+        return Samples(chosen, seeds, images, np.sum(list(parts.values()), axis=0), judged, parts)
 
     key = cache.digest("samples-1", backend.digest(*backend.parts), captions, settings.model_dump_json())
     stored = cache.cached("samples", key, lambda: {"images": torch.from_numpy(sampling.draw_plan(pretrained))})

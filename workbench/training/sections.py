@@ -60,6 +60,12 @@ class Tuning(Section):
     factors: dict[str, Annotated[list[float], Field(min_length=1)]] = Field(
         {}, description="setting -> factors of an arm's own value to try"
     )
+    design: Literal["grid", "star"] = Field(
+        "grid", description="all combinations of factors, or one setting at a time with the others as they are"
+    )
+    extensions: NotNegative = Field(
+        0, description="times that the search goes on beyond its edge, for arms whose best value lies there"
+    )
     settings: dict[str, Any] = Field({}, description="settings of the search's runs alone")
 
 

@@ -8,7 +8,7 @@ import pytest
 from workbench import tracking
 from workbench.analysis.claims import regime
 from workbench.studies.experiment import Experiment
-from workbench.studies.tuning import on_edge
+from workbench.studies.tuning import candidates, read
 from workbench.tracking import study_runs, tags
 
 STEPS = 512
@@ -110,8 +110,9 @@ def test_tuned_values_on_the_edge_are_named_by_arm():
         "sweep.objective": "eval/reward", "sweep.trials": 0, "sweep.arms": {"a": {}, "b": {"train.lr": 1e-4}},
         "sweep.tuning": {"factors": {"train.lr": [0.5, 1, 2], "objective.beta": [1]}},
     }  # fmt: skip
-    tuned = {"a": {"train.lr": 6e-5, "objective.beta": 300.0}, "b": {"train.lr": 1e-4, "objective.beta": 300.0}}
-    edges = on_edge(Experiment.resolve(declared), tuned)
+    experiment = Experiment.resolve(declared)
+    best = pl.DataFrame({"arm": ["a lr=6e-05 beta=300", "b lr=0.0001 beta=300"], "state": "complete"})
+    edges = read(experiment, candidates(experiment), best.with_columns(pl.lit(1.0).alias("eval/reward"))).on_edge
     assert edges == {"a": ["train.lr"], "b": []}
     (one,) = (one for one in regime.measure(*study(), edges) if one.name == "tuned_on_edge")
     assert one.value == 1 and not one.inside and "a: train.lr" in one.reason

@@ -12,6 +12,7 @@ from workbench.analysis.claims.rules import ABSENT, BASELINES, CLAIMS, FAILS, HO
 from workbench.common.errors import UserError
 from workbench.models.small.prompts import split
 from workbench.studies.experiment import Experiment
+from workbench.studies.tuning import Candidate, Findings
 
 SEEDS = ["0", "1", "2"]
 CAPTIONS = [str(prompt) for prompt in split()["test"][:3]]
@@ -194,12 +195,13 @@ def test_the_table_states_counts_effects_and_reasons_and_no_text_breaks_it():
     rows[0]["title"] += " | and\nmore"
     for row in rows:
         row["link"] = "http://x"
-    text = table.markdown(rows, [], {"ours": {"train.lr": 3e-5}}, experiment)
+    findings = Findings({"ours lr=3e-05": Candidate("ours", {"train.lr": 3e-5})}, {"ours lr=3e-05": -1.0})
+    text = table.markdown(rows, [], findings, experiment)
     assert "inconclusive: **1** · not measured: **1**" in text
     assert "**+1.1** (+0.852 to +1.35): reward, Diffusion-DPO minus timestep-aware alone" in text
     assert "ours minus thresholded updates alone (2 of 3 seeds ended)" in text
     assert "arm 'lr-high': the study has no finished run" in text
-    assert "| ours | train.lr = 3e-05 | none |" in text and "gamma 9 like ours" in text
+    assert "| ours | train.lr = 3e-05 | 1 | none |" in text and "gamma 9 like ours" in text
     lines = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("| ")]
-    assert {line.count("|") for line in lines} == {7, 4}
+    assert {line.count("|") for line in lines} == {7, 5}
     assert table.plain(rows, []).count("\n") >= 4

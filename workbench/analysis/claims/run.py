@@ -1,7 +1,7 @@
 """Checking the claims: run the studies that they need, judge them, write the table and track it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,9 +83,9 @@ def check_claims(
     beside = replace(own, name=f"{name}-checks")
     checks.run_checks(declared, beside)
     rows = judge(own, beside)
-    tuned = lifecycle.tuned_values(declared, name) if candidates else {}
-    measures = regime.of_study(name, tuning.on_edge(declared, tuned) if candidates else None)
-    files, is_new = _write(folder, rows, measures, tuned, declared)
+    findings = lifecycle.search_findings(declared, name) if candidates else None
+    measures = regime.of_study(name, findings.on_edge if findings else None)
+    files, is_new = _write(folder, rows, measures, findings, declared)
     if is_new:
         for path in files:
             tracking.attach(own.address, path, "claims")
@@ -124,13 +124,13 @@ def _write(
     folder: Path,
     rows: list[dict[str, Any]],
     measures: list[regime.Measure],
-    tuned: Mapping[str, Mapping[str, float]],
+    findings: tuning.Findings | None,
     experiment: Experiment,
 ) -> tuple[tuple[Path, ...], bool]:
     """Write claims.md, claims.json and regime.json where they change; the files, and whether one did."""
     numbers = [one.as_dict() for one in measures]
     contents = {
-        folder / "claims.md": table.markdown(rows, measures, tuned, experiment),
+        folder / "claims.md": table.markdown(rows, measures, findings, experiment),
         folder / "claims.json": json.dumps(rows, indent=2, allow_nan=False) + "\n",
         folder / "regime.json": json.dumps(numbers, indent=2, allow_nan=False) + "\n",
     }

@@ -24,10 +24,12 @@ REGIME = (
 )
 TUNING = (
     "Every arm had the same number of steps and pairs. One small search, the same for all, tried these multiples of an "
-    "arm's own settings ({factors}) on prompts and a seed that the comparison does not use; the best by {objective}, "
-    "over {images} images of one training seed, is below. Arms that take another method apart take what that method "
-    "found, as the paper's ablations do: {likes}."
+    "arm's own settings ({factors}; {design}) on prompts and a seed that the comparison does not use; the best by "
+    "{objective}, over {images} images of one training seed, is below. An arm whose best value lay on the edge of what "
+    "it had tried went on one step beyond, at most {extensions} times, and the edges named are those that were left. "
+    "Arms that take another method apart take what that method found, as the paper's ablations do: {likes}."
 )
+DESIGNS = {"grid": "all combinations", "star": "one setting at a time"}
 
 
 def number(value: float) -> str:
@@ -38,7 +40,7 @@ def number(value: float) -> str:
 def markdown(
     rows: Sequence[Mapping[str, Any]],
     measures: Sequence[regime.Measure],
-    tuned: Mapping[str, Mapping[str, float]],
+    findings: tuning.Findings | None,
     experiment: Experiment,
 ) -> str:
     """The claims as Markdown: regime, how many hold, the table, the rules, and what each arm was given.
@@ -46,7 +48,7 @@ def markdown(
     Args:
         rows: from `rules.judge`, each with a `link`.
         measures: from `regime.measure`.
-        tuned: arm -> setting -> the best value that its search tried.
+        findings: of the search that tuned the arms; None where they were not.
         experiment: with the arms, and with how they were tuned.
     """
     seeds, verdicts = len(experiment.sweep.seeds) or 1, [row["verdict"] for row in rows]
@@ -71,26 +73,36 @@ def markdown(
         markdown_table(head, body),
         RULES,
         *([REGIME, regime.markdown(measures)] if measures else []),
-        *(_tuning(tuned, experiment) if tuned else []),
+        *(_tuning(findings, experiment) if findings else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _tuning(tuned: Mapping[str, Mapping[str, float]], experiment: Experiment) -> list[str]:
-    """How the arms were tuned and what came of it; a value on the edge of its grid is marked."""
-    sweep, search = experiment.declared_sweep, tuning.search(experiment).config
+def _tuning(findings: tuning.Findings, experiment: Experiment) -> list[str]:
+    """How the arms were tuned and what came of it; a value on the edge of what was tried is marked."""
+    sweep, search = experiment.declared_sweep, tuning.search(experiment, findings.tried).config
     factors = "; ".join(f"{k}: {', '.join(f'{f:g}' for f in v)}" for k, v in sweep.tuning.factors.items())
     likes = ", ".join(f"{arm} like {declared['like']}" for arm, declared in sweep.arms.items() if "like" in declared)
     images = search.evaluation.seeds * len(read_prompts(search.data.prompts))
-    edges = tuning.on_edge(experiment, tuned)
+    edges = findings.on_edge
     rows = [
-        (arm, ", ".join(f"{k} = {v:g}" for k, v in values.items()), ", ".join(edges[arm]) or "none")
-        for arm, values in tuned.items()
+        (
+            arm,
+            ", ".join(f"{k} = {v:g}" for k, v in values.items()),
+            findings.count(arm),
+            ", ".join(edges[arm]) or "none",
+        )
+        for arm, values in findings.best.items()
     ]
-    return [
-        TUNING.format(factors=factors, objective=sweep.objective, images=images, likes=likes or "none"),
-        markdown_table(("arm", "best values", "on the edge of the grid"), rows),
-    ]
+    text = TUNING.format(
+        factors=factors,
+        design=DESIGNS[sweep.tuning.design],
+        objective=sweep.objective,
+        images=images,
+        extensions=sweep.tuning.extensions,
+        likes=likes or "none",
+    )
+    return [text, markdown_table(("arm", "best values", "runs", "on the edge of what was tried"), rows)]
 
 
 def _effect(effect: Mapping[str, Any], seeds: int) -> str:
