@@ -151,6 +151,13 @@ def test_mistakes_in_arms_are_named(arm, message):
         Experiment.resolve(SETTINGS | {"sweep.arms": SETTINGS["sweep.arms"] | {"x": arm}})
 
 
+def test_only_the_named_arms_are_tuned():
+    tuning = SETTINGS["sweep.tuning"] | {"arms": ["sft"]}
+    assert {c.arm for c in candidates(EXPERIMENT.changed({"sweep.tuning": tuning})).values()} == {"sft"}
+    with pytest.raises(UserError, match=r"sweep\.tuning\.arms = 'hot': expected an arm without `like`"):
+        candidates(EXPERIMENT.changed({"sweep.tuning": tuning | {"arms": ["hot"]}}))
+
+
 def test_an_unknown_factor_is_named():
     with pytest.raises(UserError, match=r"sweep\.tuning\.factors\.train\.rl"):
         candidates(Experiment.resolve(SETTINGS | {"sweep.tuning": {"factors": {"train.rl": [1.0]}}}))

@@ -183,7 +183,7 @@ def _name_buckets(axes: Axes, buckets: pl.Series) -> None:
     axes.set_xticks(np.arange(len(buckets)), buckets.to_list(), rotation=60, ha="right", fontsize="x-small")
 
 
-def divergence_by_timestep(runs: pl.DataFrame, *, arms: str = "gamma-9,ours", base: str = "threshold-8") -> Figure:
+def divergence_by_timestep(runs: pl.DataFrame, *, arms: str = "gamma-9,ours", base: str = "threshold") -> Figure:
     """The paper's Fig. 5: the policy's divergence by timestep interval, in per cent of the reference update's alone.
 
     Points are ratios of means over training seeds, whiskers 95 % bootstrap intervals over seeds.

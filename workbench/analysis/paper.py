@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 SOURCE = "paper, SD1.5"
 
+TUNED = "tuned-"  #: before the name of an arm that is compared at the settings that its own search found
+
 #: How a figure or table calls an arm.
 LABELS: dict[str, str] = {
     "pretrained": "pretrained",
@@ -21,10 +23,15 @@ LABELS: dict[str, str] = {
     "beta-low": "beta x 1/5",
     "reinit": "re-initialise",
     "timestep-aware": "timestep-aware only",
-    "threshold-8": "exploration only",
     "gamma-8": "gamma 0.8",
     "gamma-8-scale": "gamma 0.8 + lambda(t)",
     "gamma-9": "gamma 0.9",
+    "tuned-frozen": "Diffusion-DPO, tuned",
+    "tuned-threshold": "threshold, tuned",
+    "tuned-ours": "ours, tuned",
+    "sdpo": "Diffusion-DPO + safeguard",
+    "linear-ema": "linear utility, EMA reference",
+    "noise-delta": "delta from the probe's noise",
 }
 
 
@@ -69,7 +76,7 @@ TABLE_3: dict[str, Scores] = {
 TABLE_4: dict[str, Scores] = {
     "frozen": _DIFFUSION_DPO,
     "timestep-aware": Scores(21.10, 26.57, 33.56, 5.54, 0.16),
-    "threshold-8": Scores(21.88, 27.63, 34.40, 5.70, 0.58),
+    "threshold": Scores(21.88, 27.63, 34.40, 5.70, 0.58),
     "gamma-8": Scores(21.66, 27.49, 34.25, 5.66, 0.52),
     "gamma-8-scale": Scores(21.90, 27.65, 34.42, 5.69, 0.61),
     "gamma-9": Scores(21.82, 27.71, 34.39, 5.71, 0.64),

@@ -15,7 +15,7 @@ import polars as pl
 from scipy.stats import DegenerateDataWarning, bootstrap
 
 from workbench.analysis.intervals import seed_interval
-from workbench.analysis.paper import LABELS, SCORERS, SOURCE, TABLE_1, Scores
+from workbench.analysis.paper import LABELS, SCORERS, SOURCE, TABLE_1, TUNED, Scores
 from workbench.common.errors import UserError
 from workbench.common.markdown import markdown_table
 from workbench.common.stats import wins
@@ -63,9 +63,31 @@ def paper_arms(runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def reference_arms(runs: pl.DataFrame) -> pl.DataFrame:
-    """The runs that differ in their reference alone: arms `frozen` and `same-...`; all arms where none is named so."""
+    """The runs that differ in their reference alone: arms `frozen`, `update` and `threshold`; else all arms.
+
+    Studies made by earlier versions have them as `frozen` and `same-...`.
+    """
     same = runs.filter(pl.col("arm").str.starts_with("same-"))
+    if same.is_empty():
+        same = runs.filter(pl.col("arm").is_in(["update", "threshold"]))
     return paper_arms(runs) if same.is_empty() else pl.concat([runs.filter(pl.col("arm") == "frozen"), same])
+
+
+#: The arms of the paper's methods, weakest first.
+METHODS = ("sft", "frozen", "kto", "dspo", "ours")
+
+
+def methods(runs: pl.DataFrame) -> str:
+    """The arms that stand for the paper's methods, comma-separated: where a method has a tuned arm, that one.
+
+    Raises:
+        UserError: the study has none of them.
+    """
+    there = set(runs["arm"])
+    chosen = [next((arm for arm in (TUNED + method, method) if arm in there), None) for method in METHODS]
+    if not any(chosen):
+        raise UserError(f"the study has no arm of the paper's methods: {', '.join(METHODS)}")
+    return ",".join(arm for arm in chosen if arm is not None)
 
 
 def baseline(runs: pl.DataFrame) -> pl.DataFrame:
@@ -370,7 +392,8 @@ def table_1(
                     mean, low, high = (100 * part[prompts][key] for key in ("mean", "low", "high"))
                     row[f"{prompts}, %" if prompts == "all" else f"{prompts} style, %"] = cell(mean, low, high, 1)
             if column == "reward":  # the paper's averages stand once
-                printed = {name: by_arm[other] for name, by_arm in TABLE_1.items() if other in by_arm}
+                method = other.removeprefix(TUNED)
+                printed = {name: by_arm[method] for name, by_arm in TABLE_1.items() if method in by_arm}
                 row |= {f"{name} ({SOURCE}), %": f"{value:.1f}" for name, value in printed.items()}
             rows.append(row)
     return pl.DataFrame(rows)

@@ -163,14 +163,15 @@ def arm_config(name: str, base: Settings, overrides: Settings) -> Config:
 
 
 def times(name: str, value: Any, factor: Any) -> float:
-    """A setting's value times a factor, to three digits.
+    """A setting's value times a factor, to three digits; a whole number stays one where the product is.
 
     Raises:
         UserError: one of them is not a number.
     """
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in (value, factor)):
         raise UserError(f"{name} = {value!r} times {factor!r}: both must be numbers")
-    return float(f"{value * factor:.3g}")
+    product = float(f"{value * factor:.3g}")
+    return int(product) if isinstance(value, int) and product.is_integer() else product
 
 
 def _final_arms(sweep: Sweep, declared: Settings, tuned: Tuned) -> dict[str, dict[str, Any]]:

@@ -1,10 +1,10 @@
 """Fair arms: each arm finds its own learning rate, beta and the like in a small search before it is compared.
 
-`sweep.tuning.factors` names settings and the factors of an arm's own value that are tried: every combination (`design =
-"grid"`), or one setting at a time while the others keep the arm's own value (`"star"`). Each candidate is one run with
-`sweep.tuning.settings` on top (other prompts and another seed than the comparison's). An arm whose best value is the
-smallest or largest that it has tried then tries one step further, at most `sweep.tuning.extensions` times. The arm is
-compared with the values of its best run by `sweep.objective`, within `sweep.constraints`. Two keys of an arm are not
+`sweep.tuning.arms` names the arms, `factors` settings and the factors of an arm's own value that are tried: every
+combination (`design = "grid"`), or one setting at a time, the others as they are (`"star"`). Each candidate is one run
+with `sweep.tuning.settings` on top (other prompts and another seed than the comparison's). An arm whose best value is
+the smallest or largest that it has tried then tries one step further, at most `sweep.tuning.extensions` times. The arm
+is compared with the values of its best run by `sweep.objective`, within `sweep.constraints`. Two keys of an arm are not
 settings: `like = "ARM"` takes the values tuned for that arm, and `times = { "SETTING" = factor }` multiplies the value
 it would have.
 """
@@ -29,10 +29,11 @@ class Candidate:
 
 
 def candidates(experiment: Experiment) -> dict[str, Candidate]:
-    """The first runs of the search by name, for every arm without `like`; empty if nothing is tuned.
+    """The first runs of the search by name, for every arm that is tuned; empty if nothing is.
 
     Raises:
-        UserError: a factor's setting is not a number of an arm, or the study has several objectives.
+        UserError: a factor's setting is not a number of an arm, an arm to tune does not exist, or the study has several
+            objectives.
     """
     sweep, runs = experiment.declared_sweep, {}
     factors, objectives = sweep.tuning.factors, sweep.objectives
@@ -41,8 +42,12 @@ def candidates(experiment: Experiment) -> dict[str, Candidate]:
     for name in factors:
         if name not in known_names() or name.startswith("sweep."):
             raise UserError(f"sweep.tuning.factors.{name}: no setting of that name")
+    tuned_arms = sweep.tuning.arms or [arm for arm, declared in sweep.arms.items() if "like" not in declared]
+    for arm in sweep.tuning.arms:
+        if arm not in sweep.arms or "like" in sweep.arms[arm]:
+            raise UserError(f"sweep.tuning.arms = {arm!r}: expected an arm without `like`, of {', '.join(sweep.arms)}")
     for arm, declared in sweep.arms.items() if factors else ():
-        if "like" in declared:
+        if arm not in tuned_arms:
             continue
         own = arm_config(arm, experiment.declared, own_settings(declared)).flat()
         tuned = [name for name in factors if name in own]

@@ -60,6 +60,7 @@ class Tuning(Section):
     factors: dict[str, Annotated[list[float], Field(min_length=1)]] = Field(
         {}, description="setting -> factors of an arm's own value to try"
     )
+    arms: tuple[str, ...] = Field((), description="arms that are tuned; none named = all without `like`")
     design: Literal["grid", "star"] = Field(
         "grid", description="all combinations of factors, or one setting at a time with the others as they are"
     )

@@ -27,7 +27,7 @@ settings = { seed = 100, "evaluation.steps" = 1 }
 
 [sweep.arms]
 frozen = { "reference.policy" = "frozen" }
-same-update-8 = { like = "frozen", "reference.policy" = "update", "reference.interval" = 2 }
+update = { like = "frozen", "reference.policy" = "update", "reference.interval" = 2 }
 """
     )
     return path
@@ -37,7 +37,7 @@ def test_claims_are_measured_once_and_a_second_run_changes_nothing(experiment, w
     first = invoke("claims", "small.toml", "--study", "c", "--workers", 2)
     assert first.returncode == 0, first.stderr
     rows = {row["number"]: row for row in json.loads((workplace / "reports/c/claims.json").read_text())}
-    assert len(rows) == 13
+    assert len(rows) == 14
     assert rows[1]["verdict"] != "not measured" and rows[1]["effects"][0]["seeds"] == 2
     assert rows[8]["verdict"] == "not measured" and "timestep-aware" in rows[8]["reason"]
     assert all(effect["low"] > 0 for effect in rows[12]["effects"])  # which needs no model
@@ -48,13 +48,13 @@ def test_claims_are_measured_once_and_a_second_run_changes_nothing(experiment, w
     client = MlflowClient(f"sqlite:///{workplace / 'mlflow.db'}")
     linked = client.search_runs([client.get_experiment_by_name("diffusion-dpo").experiment_id], query)
     assert sorted(run.info.run_name for run in linked) == [
-        "frozen-s0", "frozen-s1", "same-update-8-s0", "same-update-8-s1",
+        "frozen-s0", "frozen-s1", "update-s0", "update-s1",
     ]  # fmt: skip
     assert "| frozen | train.lr = " in table
 
     assert sorted(load_runs("c-tuning")["arm"]) == ["frozen lr=0.0005", "frozen lr=0.001"]
     runs = load_runs("c")
-    assert sorted(runs["name"]) == ["frozen-s0", "frozen-s1", "same-update-8-s0", "same-update-8-s1"]
+    assert sorted(runs["name"]) == ["frozen-s0", "frozen-s1", "update-s0", "update-s1"]
     assert runs["train.lr"].n_unique() == 1  # the second arm takes what the first found
 
     before = {path: path.stat().st_mtime_ns for path in (workplace / "reports/c").iterdir()}
