@@ -85,11 +85,23 @@ def test_divergence_by_bucket_is_the_winners_error_difference(parts):
 def test_the_points_of_a_curve_see_the_same_pairs_and_noise_whether_the_pass_is_full_or_not(parts):
     d = diagnostics(parts, 2, curve=14)
     short, full = d(parts[3], full=False), d(parts[3], full=True)
-    assert set(short) == {f"validation/{name}" for name in d.MEANS} < set(full)
+    means = {f"validation/{name}" for name in (*d.MEANS, *d.ROBUST)}
+    assert set(short) < set(full) and {name for name in short if name.startswith("validation/")} == means
     assert short == pytest.approx({name: full[name] for name in short}, abs=1e-6)
     errors, init = d._errors(parts[3], 0, 24)[:, :14], d._errors(parts[2], 0, 24)[:, :14]
     margin = ((init[0] - errors[0]) - (init[1] - errors[1])).mean().item()
     assert short["validation/margin"] == pytest.approx(margin, abs=1e-6)
+
+
+def test_the_margins_error_is_that_of_a_mean_over_strata(parts):
+    d = diagnostics(parts, 1)
+    short, table = d(parts[3], full=False), d._table(parts[3], 0, 24)
+    by_bucket = [table["margin"][table["bucket"] == bucket] for bucket in range(10)]  # of 2 or 3 pairs
+    for bucket, values in enumerate(by_bucket):
+        assert short[f"validation_margin/t{100 * bucket:03d}-{100 * bucket + 99:03d}"] == pytest.approx(values.mean())
+    variance = sum(len(values) * values.var(ddof=1) for values in by_bucket) / 24**2
+    assert short["validation/margin_error"] == pytest.approx(variance**0.5)
+    assert short["validation/margin_median"] == pytest.approx(np.median(table["margin"]))
 
 
 def test_a_curve_is_over_all_pairs_where_there_are_fewer(parts):

@@ -45,7 +45,7 @@ def _report(tracker: tracking.Tracker, config: Config, steps: int, rng: np.rando
     """
     names = sorted(metric_names(config))
     last: dict[str, float] = {}
-    rare = [name for name in names if name.startswith(("validation/", "divergence/policy", "kl/policy"))]
+    rare = [name for name in names if name.startswith(("validation", "divergence/policy", "kl/policy"))]
     final = [name for name in names if name.startswith(("timestep_", "eval/", "divergence/reference_unseen"))]
     often = sorted({*names} - {*rare, *final})
     for step in range(1, steps + 1):

@@ -103,6 +103,10 @@ class BucketDiagnostics:
 
     #: Means over the curve's pairs, as `validation/NAME`.
     MEANS = ("margin", "accuracy", "reward", "loss", "divergence")
+    #: Beside them: the mean margin's standard error, and the median, which the heavy tail at low noise does not move.
+    ROBUST = ("margin_error", "margin_median")
+    #: The margin's mean over the curve's pairs of each bucket, as `CURVE/BUCKET`.
+    CURVE = "validation_margin"
     #: What a full pass measures by bucket, as `timestep_NAME/BUCKET`.
     BY_BUCKET = ("loss", "reward", "reward_size", "margin", "accuracy", "divergence", "count")
 
@@ -150,23 +154,33 @@ class BucketDiagnostics:
         return torch.cat(parts).T
 
     def __call__(self, policy: nn.Module, full: bool) -> dict[str, float]:
-        """Means over the curve's pairs, `validation/*`, and after a full pass `timestep_*/BUCKET`; counts are exact."""
+        """Measures of the curve's pairs, `validation*`, and after a full pass `timestep_*/BUCKET`; counts are exact."""
         if not full:
             return self._curve(self._table(policy, 0, self.curve))
         tables = [self._table(policy, draw, len(self.pairs)) for draw in range(self.draws)]
+        curve = self._curve({name: values[: self.curve] for name, values in tables[0].items()})
         table = {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}
-        bucket = table.pop("bucket")
-        count = np.bincount(bucket, minlength=self.buckets)
         metrics: dict[str, float] = {}
-        for place, name in enumerate(bucket_names(self.buckets, len(self.process))):
-            if count[place]:
-                means = {quantity: float(values[bucket == place].mean()) for quantity, values in table.items()}
-                means["count"] = int(count[place])
-                metrics |= {f"timestep_{quantity}/{name}": value for quantity, value in means.items()}
-        return metrics | self._curve({name: values[: self.curve] for name, values in tables[0].items()})
+        for name, inside in self._buckets(table.pop("bucket")):
+            means = {quantity: float(values[inside].mean()) for quantity, values in table.items()}
+            means["count"] = int(inside.sum())
+            metrics |= {f"timestep_{quantity}/{name}": value for quantity, value in means.items()}
+        return metrics | curve
 
     def _curve(self, table: dict[str, NDArray]) -> dict[str, float]:
-        return {f"validation/{name}": float(table[name].mean()) for name in self.MEANS}
+        margin, inside = table["margin"], [chosen for _, chosen in self._buckets(table["bucket"])]
+        metrics = {f"validation/{name}": float(table[name].mean()) for name in self.MEANS}
+        # Of a stratified mean: what differs between buckets is no error of it.
+        within = [margin[chosen].var(ddof=1) * chosen.sum() for chosen in inside if chosen.sum() > 1]
+        metrics["validation/margin_error"] = float(np.sqrt(np.sum(within)) / len(margin))
+        metrics["validation/margin_median"] = float(np.median(margin))
+        means = {name: float(margin[chosen].mean()) for name, chosen in self._buckets(table["bucket"])}
+        return metrics | {f"{self.CURVE}/{name}": mean for name, mean in means.items()}
+
+    def _buckets(self, bucket: NDArray) -> list[tuple[str, NDArray[np.bool_]]]:
+        """Names of the buckets in which draws lie, and which draws these are, (count,) each."""
+        names = enumerate(bucket_names(self.buckets, len(self.process)))
+        return [(name, bucket == place) for place, name in names if (bucket == place).any()]
 
     def _table(self, policy: nn.Module, draw: int, count: int) -> dict[str, NDArray]:
         """Each quantity of the first `count` pairs at one of their draws, float64, (count,), and the draws' buckets."""
