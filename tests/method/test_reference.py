@@ -118,3 +118,14 @@ def test_an_ema_goes_on_from_its_state_as_if_it_had_not_stopped():
         whole.after_step(step, model(step)), second.after_step(step, model(step))
     assert torch.equal(whole.model.weight, second.model.weight)
     assert whole.audit == second.audit and whole.updates == second.updates == 9
+
+
+def test_a_candidate_beyond_what_the_probe_can_hardly_see_is_refused():
+    r = reference(RULES["noise"](interval=1, sigmas=2.0))
+    r.measure = lambda m: Divergence(value(m), abs(value(m)), 0.2)
+    assert r.after_step(1, model(0.39)).decision == "update"
+    assert r.after_step(2, model(0.41)).decision == "freeze"
+    assert value(r.model) == value(model(0.39)) and r.frozen
+    mixed = reference(RULES["noise"](interval=1, rate=0.5, sigmas=2.0))
+    mixed.measure = r.measure
+    assert mixed.after_step(1, model(2.0)).decision == "freeze" and value(mixed.model) == 0  # its way back was kept

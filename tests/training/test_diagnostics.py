@@ -27,7 +27,7 @@ def parts(tiny_model, tiny_pairs, workplace):
 def test_the_pretrained_model_has_not_moved_from_itself(parts):
     backend, pairs, pretrained, _ = parts
     probe = Probe(backend.denoise, pretrained, pairs, backend.process, size=16, device=CPU)
-    assert probe(pretrained) == (0.0, 0.0)
+    assert probe(pretrained) == (0.0, 0.0, 0.0)
 
 
 def test_the_probe_is_eq_8_on_its_own_draws_whatever_the_batch(parts):
@@ -41,6 +41,8 @@ def test_the_probe_is_eq_8_on_its_own_draws_whatever_the_batch(parts):
     found = probe(moved)
     assert found.error_difference == pytest.approx((errors[0] - errors[1]).item(), abs=1e-5)
     assert found.kernel_kl > 0
+    every = squared_error(backend.denoise(moved, probe.x_t, probe.t, probe.condition), probe.target) - probe.error_init
+    assert found.error == pytest.approx((every.std() / 4).item(), rel=1e-3)  # 16 images
 
 
 def test_the_probe_is_stratified_over_timesteps(parts):

@@ -29,8 +29,9 @@ LABELS: dict[str, str] = {
     "tuned-frozen": "Diffusion-DPO, tuned",
     "tuned-threshold": "threshold, tuned",
     "tuned-ours": "ours, tuned",
-    "sdpo": "Diffusion-DPO + safeguard",
-    "linear-ema": "linear utility, EMA reference",
+    "sdpo": "Diffusion-SDPO",
+    "sdpo-threshold": "Diffusion-SDPO below delta",
+    "linear-ema": "Linear-DPO",
     "noise-delta": "delta from the probe's noise",
 }
 

@@ -26,6 +26,7 @@ class Rule:
         rate: how far towards the policy, 1 = hard copy.
         delta: largest divergence that the reference may reach.
         on_exceed: "freeze" for good, or "reinit" to the pretrained weights and go on.
+        sigmas: largest divergence that it may reach, in standard errors of the probe's estimate.
         measured: steps between candidates whose divergence is measured; the others are taken unseen.
     """
 
@@ -33,7 +34,18 @@ class Rule:
     rate: float = 1.0
     delta: float = math.inf
     on_exceed: str = "freeze"
+    sigmas: float = math.inf
     measured: int = 1
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether a candidate can be refused."""
+        return self.delta < math.inf or self.sigmas < math.inf
+
+    def refuses(self, candidate: "Divergence") -> bool:
+        """Whether a candidate has gone too far."""
+        beyond = candidate.error_difference
+        return beyond > self.delta or (self.sigmas < math.inf and beyond > self.sigmas * candidate.error)
 
 
 Interval = Annotated[int, Gt(0)]
@@ -71,6 +83,18 @@ def threshold(
     return Rule(interval, rate, delta, on_exceed)
 
 
+def noise(*, interval: Interval = 8, rate: Rate = 1.0, sigmas: Annotated[float, Gt(0)] = 3.0) -> Rule:
+    """As `threshold`, with the bound taken from the data: the reference may go as far as the probe can hardly see.
+
+    A candidate is refused for good once its divergence exceeds `sigmas` standard errors of its own estimate, that is
+    once it is certain to lie beyond the pretrained model. Ours, not the paper's, which sets delta by hand.
+
+    Args:
+        sigmas: standard errors; a larger probe sees smaller divergences, so the bound falls with its size's root.
+    """
+    return Rule(interval, rate, sigmas=sigmas)
+
+
 def ema(*, rate: Rate = 0.01, measured: Interval = 16) -> Rule:
     """The reference is an exponential moving average of the policy: it moves a little at every step, unhindered.
 
@@ -84,14 +108,27 @@ def ema(*, rate: Rate = 0.01, measured: Interval = 16) -> Rule:
     return Rule(interval=1, rate=rate, measured=measured)
 
 
-RULES: dict[str, Callable[..., Rule]] = {"frozen": frozen, "update": update, "threshold": threshold, "ema": ema}
+RULES: dict[str, Callable[..., Rule]] = {
+    "frozen": frozen,
+    "update": update,
+    "threshold": threshold,
+    "noise": noise,
+    "ema": ema,
+}
 
 
 class Divergence(NamedTuple):
-    """A model's distance from the pretrained one on the probe: paper's Eq. 8, and the kernel KL."""
+    """A model's distance from the pretrained one on the probe.
+
+    Attributes:
+        error_difference: paper's Eq. 8, the mean over the probe.
+        kernel_kl: mean square of the difference of the two predictions.
+        error: standard error of `error_difference`, over the probe's images.
+    """
 
     error_difference: float
     kernel_kl: float
+    error: float = 0.0
 
 
 class Decision(NamedTuple):
@@ -144,14 +181,14 @@ class Reference:
             return None
         candidate, undo = policy, dict[str, Tensor]()
         if self.rule.rate < 1:  # the candidate is a mixture: make it in place, keep the way back off the device
-            if self.rule.delta < math.inf:
+            if self.rule.is_bounded:
                 undo = {name: value.detach().cpu().clone() for name, value in self.model.named_parameters()}
             self._move(policy)
             candidate = self.model
         found = self.measure(candidate)
         if not math.isfinite(found.error_difference):
             raise FloatingPointError(f"step {step}: not finite (divergence = {found.error_difference})")
-        if found.error_difference <= self.rule.delta:
+        if not self.rule.refuses(found):
             if candidate is policy:
                 self._move(policy)
             self.divergence, self.updates, verdict = found, self.updates + 1, "update"

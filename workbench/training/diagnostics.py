@@ -84,7 +84,9 @@ class Probe:
         prediction = self._predict(model)
         difference = error_difference(squared_error(prediction, self.target), self.error_init)
         kl = kernel_kl(prediction, self.prediction_init)
-        return Divergence(*distributed.collect(torch.stack([difference, kl], dim=1), self.size).mean(0).tolist())
+        every = distributed.collect(torch.stack([difference, kl], dim=1), self.size)
+        error = every[:, 0].std() / self.size**0.5 if self.size > 1 else every.new_zeros(())
+        return Divergence(*every.mean(0).tolist(), error.item())
 
 
 class BucketDiagnostics:
