@@ -173,3 +173,27 @@ def test_settings_stored_before_one_was_added_get_its_default():
     before |= {"objective.loss": "dpo", "objective.beta": 7.0, "sweep.seeds": [1]}
     assert completed(before) == now | {"sweep.seeds": [1]}
     assert completed(before | {"train.gone": 1}) == before | {"train.gone": 1}
+
+
+def test_a_file_extends_another_from_its_own_folder(tmp_path):
+    (tmp_path / "base.toml").write_text("seed = 3\n[train]\nsteps = 7\nlr = 0.5\n[sweep]\ntrials = 2\nseeds = [1]\n")
+    (tmp_path / "more").mkdir()
+    longer = tmp_path / "more" / "longer.toml"
+    longer.write_text('extends = "../base.toml"\n[train]\nsteps = 9\n[sweep]\nseeds = [1, 2]\n')
+    assert read(longer) == {
+        "seed": 3, "train.steps": 9, "train.lr": 0.5, "sweep.trials": 2, "sweep.seeds": [1, 2],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "x.toml"', "extends itself"),
+        ("extends = 3", "extends = 3: expected the name of another"),
+        ('extends = "gone.toml"', "gone.toml: no such file"),
+    ],
+)
+def test_what_cannot_be_extended_is_named(text, message, tmp_path):
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "x.toml")

@@ -335,12 +335,18 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {**now, **stored}
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The settings of a TOML file by dotted name; paths in it are relative to it. The sweep stays one table.
 
+    `extends = "OTHER.toml"` puts them on top of another file's, a key of the sweep as a whole.
+
+    Args:
+        extended_by: files on top of this one.
     Raises:
-        UserError: the file is missing or not TOML.
+        UserError: the file is missing or not TOML, or extends itself.
     """
+    if path.resolve() in extended_by:
+        raise UserError(f"experiment {path}: extends itself")
     if not path.is_file():
         raise UserError(f"experiment {path}: no such file")
     try:
@@ -358,7 +364,12 @@ def read(path: Path) -> dict[str, Any]:
         place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")
         if place and place != "embedded" and is_place(place) and (path.parent / place).exists():
             flat[name] = f"{(path.parent / place).resolve()}{colon}{part}"
-    return flat
+    if "extends" not in flat:
+        return flat
+    base = flat.pop("extends")
+    if not isinstance(base, str):
+        raise UserError(f"experiment {path}: extends = {shown(base)}: expected the name of another experiment file")
+    return merge(read(path.parent / base, (*extended_by, path.resolve())), flat)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
