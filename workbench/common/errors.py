@@ -33,6 +33,22 @@ def on_one_line(text: str) -> str:
     return clean if len(clean) <= 1000 else f"{clean[:800]} ... {clean[-150:]}"
 
 
+def pass_on_interrupt(error: BaseException) -> None:
+    """Raise the interrupt that made a library fail, where it was one.
+
+    A KeyboardInterrupt that arrives while compiled code has called back into Python comes out as that library's own
+    error, such as the RuntimeError of torch's zip writer, with the interrupt as its context.
+
+    Raises:
+        KeyboardInterrupt: it was the cause, or another exception that is no error, such as SystemExit.
+    """
+    before: BaseException | None = error
+    while before is not None:
+        if not isinstance(before, Exception):
+            raise before.with_traceback(None) from None
+        before = before.__cause__ or before.__context__
+
+
 OUT_OF_MEMORY = (
     "out of memory. What to change, in this order: lower train.batch_size and raise train.accumulation by the same "
     "factor; lower diagnostics.batch_size and evaluation.batch_size (or --batch-size); train.checkpointing=true keeps "

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from workbench.common.errors import Failure, UserError, one_line
+from workbench.common.errors import Failure, UserError, one_line, pass_on_interrupt
 from workbench.common.files import partial_file, sync, sync_folder
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ class Snapshots:
                 os.replace(partial, self.folder / f"{step:08d}-{hashing.digest}{SUFFIX}")
                 sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
+            pass_on_interrupt(error)
             kept = self.steps()
             last = f"that of step {kept[0]} is untouched" if kept else "there is none before it"
             reason = met[0] if met else error
