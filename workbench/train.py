@@ -1,10 +1,11 @@
 """`python -m workbench.train`: one run, tracked or kept in a folder."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,8 @@ def main(
 
     Snapshots are taken every `snapshots.interval` steps, and when the run is stopped by Ctrl-C or SIGTERM. With
     --resume a run that was killed goes on from the last of them, to the same bits; give a batch job --name and
-    --resume, and it may be started again as often as it likes.
+    --resume, and it may be started again as often as it likes. A run that has ended is left as it is, unless
+    train.steps is larger now: then it goes on to that end.
 
     \b
     Examples:
@@ -57,6 +59,7 @@ def main(
       python -m workbench.train experiments/default.toml --set train.steps=256 --output trained/
       python -m workbench.train --set lora.rank=8 --set train.lr=3e-4 --output lora/
       python -m workbench.train --name first --resume
+      python -m workbench.train --name first --resume --set train.steps=512
       python -m workbench.train --no-tracking --output run/      (needs no MLflow, polars, Optuna or datasets)
       torchrun --nproc-per-node 2 -m workbench.train        (or: accelerate launch -m workbench.train)
     """
@@ -70,9 +73,6 @@ def main(
     study = study_name(study) if study is not None else None
     if no_tracking and (output is None or study is not None):
         raise UserError("--no-tracking: needs --output for the run's files, and belongs to no --study")
-    if output is not None and not (no_tracking and resume):  # else it holds the part of the run that goes on
-        _require_empty(output)
-
     from workbench.common import distributed, locks, paths
     from workbench.common.signals import PATIENCE, stop_on_signals
     from workbench.training.listener import NullListener
@@ -81,6 +81,7 @@ def main(
     from workbench.training.snapshots import Snapshots
 
     silence_transformers()
+    paths.require_places()
     # On several processes only runs with a name have snapshots: each would call itself by its own time.
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", experiment.stem)[:60] if experiment else "train"
     label = name or f"{stem}-{time.strftime('%m%d-%H%M%S')}"
@@ -91,17 +92,17 @@ def main(
         if distributed.is_main() and snapshots:
             if not stack.enter_context(locks.try_lock(snapshots.folder)):
                 raise UserError(f"--name {label}: a run of that name is at work")
-            if snapshots.steps() and not resume:
-                raise UserError(
-                    f"--name {label}: a run of that name was stopped after step {snapshots.steps()[0]}; go on with "
-                    "--resume, or choose another name"
-                )
+            if not resume:
+                _require_new(label, snapshots)
+        if resume and snapshots and _has_ended(label, snapshots, config, output):
+            return
+        if output is not None and distributed.is_main():  # better now than after the training
+            _require_own(output, label if no_tracking and resume else None)
         prepared = prepare(config)
         check(config, prepared)
         patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
         stopping = stack.enter_context(stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
-        save_to = output / "model" if output and no_tracking else output
-        run = _Run(config, prepared, label, snapshots, stopping, save_to)
+        run = _Run(config, prepared, label, snapshots, stopping, save_to=output, goes_on=bool(name))
         if not distributed.is_main():
             run.execute(NullListener())
         elif output and no_tracking:
@@ -112,7 +113,12 @@ def main(
 
 @dataclass(frozen=True)
 class _Run:
-    """What the run of this command is made of, whatever listens to it."""
+    """What the run of this command is made of, whatever listens to it.
+
+    Attributes:
+        save_to: folder for the trained model; None = it is not saved.
+        goes_on: whether the run may go on to a later end, since people know its name.
+    """
 
     config: "Config"
     prepared: "Prepared"
@@ -120,6 +126,7 @@ class _Run:
     snapshots: "Snapshots | None"
     stopping: Callable[[], bool]
     save_to: Path | None
+    goes_on: bool
 
     def execute(self, listener: "Listener", on_step: Callable = lambda step, metrics: None) -> dict[str, float]:
         from workbench.training.run import execute
@@ -135,23 +142,85 @@ class _Run:
         )
 
 
-def _require_empty(output: Path) -> None:
-    """Better now than after the training."""
+def _require_new(label: str, snapshots: "Snapshots") -> None:
+    """Refuse to begin a run anew that was stopped; what is kept of one that has ended is removed.
+
+    Raises:
+        UserError: a run of that name was stopped.
+    """
     from workbench.common.errors import UserError
 
-    if any(writable_folder("--output", output).iterdir()):
-        raise UserError(f"--output {output}: not an empty folder; choose a new one")
+    if snapshots.finished():
+        snapshots.discard()
+    elif snapshots.steps():
+        raise UserError(
+            f"--name {label}: a run of that name was stopped after step {snapshots.steps()[0]}; go on with "
+            "--resume, or choose another name"
+        )
+
+
+def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Path | None) -> bool:
+    """Whether a run has come to the end that it is to have, so that there is nothing to do; says so.
+
+    Raises:
+        UserError: it was made with other settings, is longer, or was not saved in `output`.
+    """
+    from workbench.common.errors import UserError
+    from workbench.training.snapshots import require_same
+
+    finished = snapshots.finished()
+    if finished is None:
+        return False
+    require_same(finished.settings, json.loads(json.dumps(config.flat())), str(snapshots.folder))
+    if config.train.steps > finished.steps:
+        return False
+    if config.train.steps < finished.steps:
+        raise UserError(
+            f"train.steps = {config.train.steps}: run {label} has ended after {finished.steps}; give more, or begin "
+            "anew under another name"
+        )
+    if output is not None and str(output.resolve()) != finished.output:
+        saved = f"its model is in {finished.output}" if finished.output else "its model was not saved"
+        raise UserError(f"--output {output}: run {label} has ended already, and {saved}; choose another --name")
+    click.echo(
+        f"Run {label} has ended after its {finished.steps} steps; there is nothing to do. To go on: raise train.steps"
+    )
+    return True
+
+
+def _require_own(output: Path, label: str | None) -> None:
+    """Refuse an output folder that holds something else.
+
+    Args:
+        label: the run whose earlier part the folder may hold; None = it must be empty.
+    Raises:
+        UserError: there is something else in it, or it cannot be written.
+    """
+    from workbench.common.errors import UserError
+    from workbench.training.run_folder import run_in
+
+    if any(writable_folder("--output", output).iterdir()) and (label is None or run_in(output) != label):
+        other = "not an empty folder" if label is None else f"neither empty nor the folder of run {label}"
+        raise UserError(f"--output {output}: {other}; choose a new one")
 
 
 def _in_folder(run: _Run, output: Path) -> None:
     """Train and keep the run in a folder."""
+    from workbench.common.files import partial_file, replace_folder
     from workbench.training.provenance import datasets, provenance
     from workbench.training.run_folder import RunFolder
 
     data = {split: {"digest": digest, **counts} for split, (digest, counts) in datasets(run.prepared).items()}
     about = {"name": run.label, "settings": run.config.flat(), "versions": provenance(), "data": data}
-    folder = RunFolder(output, about)
-    _train(run, folder, folder.close)
+    folder, model = RunFolder(output, about), output / "model"
+    with partial_file(model) as fresh:  # an earlier part of the run may have left its model there
+
+        def close(state: str, reason: str) -> bool:
+            if state == "complete":
+                replace_folder(fresh, model)
+            return folder.close(state, reason)
+
+        _train(replace(run, save_to=fresh), folder, close, output)
     click.echo(f"\n{output}")
 
 
@@ -180,16 +249,17 @@ def _tracked(run: _Run, study: str | None) -> None:
         about |= study_runs.membership(group)
     data = datasets(run.prepared)
     tracker = tracking.Tracker(client, run.label, params=run.config.flat(), tags=about, datasets=data)
-    if not _train(run, tracker, tracker.close):
+    if not _train(run, tracker, tracker.close, run.save_to):
         raise Failure(f"run {run.label} is trained, but the tracking store is away: python -m workbench.study doctor")
     click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client, study)}")
 
 
-def _train(run: _Run, listener: "Listener", close: Callable[[str, str], bool]) -> bool:
+def _train(run: _Run, listener: "Listener", close: Callable[[str, str], bool], output: Path | None) -> bool:
     """Train with a progress bar, and show the most important metrics at the end.
 
     Args:
         close: ends the listener's run in a state and for a reason, and says whether everything was delivered.
+        output: where the person finds the trained model.
     Returns:
         What `close` says.
     """
@@ -225,11 +295,22 @@ def _train(run: _Run, listener: "Listener", close: Callable[[str, str], bool]) -
         delivered = close(state, reason)
         # Last: a run whose end could not be stored can still be resumed, or made again, from its snapshots.
         if snapshots and state == "complete":
-            snapshots.discard()
+            _keep_end(run, snapshots, output)
     for metric in SHOWN:
         if metric in final:
             click.echo(f"{metric:22s} {final[metric]:.4f}")
     return delivered
+
+
+def _keep_end(run: _Run, snapshots: "Snapshots", output: Path | None) -> None:
+    """Keep of a run that has ended what a later end needs; nothing where nobody could name it."""
+    from workbench.training.snapshots import Finished
+
+    if run.goes_on:
+        place = str(output.resolve()) if output else ""
+        snapshots.finish(Finished(run.config.train.steps, run.config.flat(), place))
+    else:
+        snapshots.discard()
 
 
 main = command(main)

@@ -18,7 +18,7 @@ from tests.support.killed import MOMENTS, killed
 from tests.support.postgres import postgres  # noqa: F401
 from tests.support.studies import Events, made, steps_of
 from workbench.common import paths, processes
-from workbench.studies import recovery, trials, workers
+from workbench.studies import lifecycle, recovery, trials, workers
 from workbench.studies.attempt import Attempt
 from workbench.studies.storage import locked, open_storage
 from workbench.tracking import delivery, reconcile, store, study_runs, tags
@@ -73,6 +73,23 @@ def test_asked_to_stop_it_hands_the_trial_back_and_another_goes_on(declared):
     assert steps_of(client, study.get_trials()[2]) == list(range(1, 11))  # those before the stop too
     went_on = [value for kind, value in events.sent if kind == "step"]
     assert done in went_on and went_on.count(1) == 1  # the other arm's alone
+
+
+def test_a_second_ctrl_c_waits_until_trials_are_back_in_the_queue(declared, monkeypatch):
+    study, client, assignment = made(declared)
+    killed(assignment, "step")
+    hand_back = recovery.recover
+
+    def recover(study):
+        os.kill(os.getpid(), signal.SIGINT)
+        hand_back(study)
+
+    monkeypatch.setattr(lifecycle, "recover", recover)
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle.finish_study(study, client, assignment.parent, assignment.experiment)
+    first, *_, last = study.get_trials()
+    assert first.state == TrialState.FAIL and last.state == TrialState.WAITING
+    assert last.user_attrs["retry_of"] == first.number
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from workbench.common import cache
-from workbench.common.paths import PACKAGE, shipped
+from workbench.common.paths import PACKAGE, cache_folder, shipped
 
 EXPERIMENTS = shipped("experiments")
 
@@ -20,7 +20,7 @@ def databases(folder: Path) -> dict[str, str]:
         "WORKBENCH_STORAGE": f"sqlite:///{folder / 'optuna.db'}",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "WORKBENCH_STATE": str(folder / "state"),
-        "WORKBENCH_CACHE": str(cache.folder()),
+        "WORKBENCH_CACHE": str(cache_folder()),
     }
 
 
@@ -86,4 +86,4 @@ def sweep(folder: Path, study: str, file: str, workers: int, *settings: str) -> 
 
 def experiment_digest(file: str) -> str:
     """Short digest of an experiment file, for a study's folder: a study of another file is another study."""
-    return cache.digest((EXPERIMENTS / file).read_text())[:8]
+    return cache.digest((EXPERIMENTS / file).read_text("utf-8"))[:8]

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +11,10 @@ from torch import Tensor
 
 from workbench.common.distributed import agreed
 from workbench.common.errors import Failure
-from workbench.common.files import in_place
+from workbench.common.files import in_place, require_readable
+from workbench.common.paths import cache_folder
 
 log = logging.getLogger(__name__)
-
-
-def folder() -> Path:
-    """$WORKBENCH_CACHE, or .cache/workbench in the working folder."""
-    return Path(os.environ.get("WORKBENCH_CACHE", ".cache/workbench")).resolve()
 
 
 def digest(*recipe: object) -> str:
@@ -33,15 +28,17 @@ def cached(kind: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dic
     Args:
         kind: first part of the file's name.
         key: digest of everything the result depends on.
+    Raises:
+        Failure: the cache cannot be written, or this user may not read what is in it.
     """
-    path = folder() / f"{kind}-{key[:32]}.safetensors"
+    path = cache_folder() / f"{kind}-{key[:32]}.safetensors"
     found = _read(path)
     if agreed(found is not None):  # on several processes `compute` may need all of them
         assert found is not None
         return found
     tensors = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with in_place(path) as partial:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     except (OSError, SafetensorError) as error:
@@ -52,6 +49,7 @@ def cached(kind: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dic
 def _read(path: Path) -> dict[str, Tensor] | None:
     if not path.is_file():
         return None
+    require_readable(path, "set WORKBENCH_CACHE to another folder")
     try:
         return load_file(path)
     except (SafetensorError, OSError):

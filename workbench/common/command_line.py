@@ -15,8 +15,9 @@ from typing import Any
 import click
 
 from workbench.common.errors import Failure, UserError, memory_explained, on_one_line
-from workbench.common.paths import shipped
+from workbench.common.paths import places_explained, shipped
 from workbench.common.secrets import hide_passwords
+from workbench.common.streams import lost_output, make_sturdy
 
 
 def one_process() -> None:
@@ -41,13 +42,17 @@ def command(function: Callable, group: click.Group | None = None, name: str | No
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
+        make_sturdy()
         quiet()
         for name in ("SIGTERM", "SIGHUP"):  # schedulers and closed terminals stop jobs so
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _interrupt)
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup lets it be
+                signal.signal(number, _interrupt)
         try:
-            with memory_explained():
+            with memory_explained(), places_explained():
                 function(*args, **kwargs)
+            if error := lost_output():
+                raise Failure(f"standard output: not all could be written ({error.strerror})")
         except UserError as error:
             _complain(error)
             sys.exit(2)

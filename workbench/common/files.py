@@ -1,12 +1,15 @@
 """Files that are written whole or not at all, whatever ends the process."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
+
+from workbench.common.errors import Failure
 
 
 @contextmanager
@@ -26,12 +29,57 @@ def partial_file(path: Path) -> Iterator[Path]:
                 partial.unlink(missing_ok=True)
 
 
+def is_partial(path: Path) -> bool:
+    """Whether a file's name is one that `partial_file` gives."""
+    return re.fullmatch(r".+\.[0-9a-f]{32}\.partial", path.name) is not None
+
+
 @contextmanager
 def in_place(path: Path) -> Iterator[Path]:
-    """Where to write a file or a folder, which at the end takes its place at once; a folder there must be empty."""
+    """Where to write a file or a folder, which at the end takes its place at once; a folder there must be empty.
+
+    What is written may be read by whoever the umask allows it.
+    """
     with partial_file(path) as partial:
         yield partial
+        _follow_umask(partial)
         os.replace(partial, path)
+
+
+def _follow_umask(path: Path) -> None:
+    """Give a file, or the files of a folder, the mode of new files; safetensors makes them for their owner alone."""
+    files = (file for file in [path, *path.rglob("*")] if file.is_file() and not file.is_symlink())
+    private = [file for file in files if not file.stat().st_mode & 0o077]
+    if not private:
+        return
+    # Seen from a new file: the umask itself can only be read by changing it, for other threads too.
+    with partial_file(path) as new:
+        new.touch(0o666)
+        mode = new.stat().st_mode & 0o777
+    for file in private:
+        file.chmod(mode)
+
+
+def require_readable(path: Path, remedy: str) -> None:
+    """Make sure that a file which is there can be opened, so that nobody takes it for a damaged one.
+
+    Args:
+        remedy: what to do where the file's mode cannot be changed.
+    Raises:
+        Failure: it cannot; says why.
+    """
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise Failure(f"{path}: cannot be read ({error.strerror}); let this user read it, or {remedy}") from None
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Move a folder to where another may be, which is removed."""
+    with partial_file(path) as old:
+        with suppress(FileNotFoundError):
+            os.rename(path, old)
+        os.rename(new, path)
 
 
 def sync(stream: IO[bytes]) -> None:

@@ -2,9 +2,17 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from workbench.common.errors import Failure
 
 PACKAGE = Path(__file__).parent.parent
+#: Errors of the system that are about a place, not about the workbench.
+_ABOUT_PLACES = (EACCES, EPERM, EROFS, ENOSPC, EDQUOT)
 
 
 def checkout() -> Path | None:
@@ -37,6 +45,57 @@ def state_path(*parts: str) -> Path:
 def state_place() -> str:
     """Which state folder this process has, as a text that can be compared: HOST:PATH."""
     return f"{platform.node()}:{state_path()}"
+
+
+def cache_folder() -> Path:
+    """$WORKBENCH_CACHE, or .cache/workbench in the working folder."""
+    return Path(os.environ.get("WORKBENCH_CACHE", ".cache/workbench")).resolve()
+
+
+def require_places() -> None:
+    """Make sure that snapshots and encoded data can be written, before anything is trained that could not be kept.
+
+    Raises:
+        Failure: one of the folders cannot be written; names the variable that moves it.
+    """
+    for folder in (state_path(), cache_folder()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=folder, prefix=".probe-"):
+                pass
+        except OSError as error:
+            raise _unusable(folder, error) from None
+
+
+@contextmanager
+def places_explained() -> Iterator[None]:
+    """What the system says of a place that cannot be written or read becomes one line, with the variable that moves it.
+
+    Raises:
+        Failure: instead of an OSError about permissions, or about a disk that is read-only or full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ABOUT_PLACES or not isinstance(error.filename, str | Path):
+            raise
+        raise _unusable(Path(error.filename), error) from None
+
+
+def _unusable(path: Path, error: OSError) -> Failure:
+    """A line about a path that cannot be used, with the variable that moves it elsewhere, where there is one."""
+    home = Path(os.environ.get("HOME", "/"))
+    movable = {
+        "WORKBENCH_STATE": state_path(),
+        "WORKBENCH_CACHE": cache_folder(),
+        "HF_HOME": Path(os.environ.get("HF_HOME", home / ".cache/huggingface")),
+        "MPLCONFIGDIR": Path(os.environ.get("MPLCONFIGDIR", home / ".config/matplotlib")),
+        "HOME": home,
+        "TMPDIR": Path(os.environ.get("TMPDIR", "/tmp")),
+    }
+    variable = next((name for name, folder in movable.items() if path.absolute().is_relative_to(folder)), None)
+    remedy = f"set {variable} to another folder" if variable else "work in another folder"
+    return Failure(f"{path}: cannot be used ({error.strerror}); make it accessible, or {remedy}")
 
 
 def storage_url() -> str:

@@ -9,6 +9,34 @@ PATIENCE = 15.0  #: seconds until a stop is forced; schedulers kill a process so
 
 
 @contextmanager
+def held(*names: str) -> Iterator[None]:
+    """Inside, the first of these signals waits until the end, so that it does not cut something short; a second acts.
+
+    For work of moments that leaves something behind where it is not done, such as handing trials back. Signals that are
+    ignored, or that Python does not handle, stay as they are; only in the main thread.
+    """
+    waiting: list[int] = []
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        waiting.append(number)
+        if len(waiting) > 1:
+            handlers[number](number, frame)
+
+    for number in handlers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if len(waiting) == 1:
+        signal.raise_signal(waiting[0])
+
+
+@contextmanager
 def stop_on_signals(*names: str, patience: float = PATIENCE) -> Iterator[Callable[[], bool]]:
     """Inside, these signals only request a stop; yields a function that says whether one was requested.
 

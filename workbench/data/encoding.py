@@ -25,9 +25,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from workbench.common import distributed
-from workbench.common.cache import digest, folder
+from workbench.common.cache import digest
 from workbench.common.errors import Failure, UserError, one_line
-from workbench.common.files import in_place
+from workbench.common.files import in_place, is_partial, require_readable
+from workbench.common.paths import cache_folder
 from workbench.common.validation import is_place
 from workbench.data.pairs import EncodedPairs
 from workbench.data.rows import Pair, Rows, decode, kind_of, report
@@ -85,7 +86,7 @@ def encode(
     if into and not is_place(str(into)):
         raise UserError(f"{into}: no folder has such a name")
     key = key_of(rows, backend, encoding)
-    place = into or folder() / f"pairs-{key[:32]}"
+    place = into or cache_folder() / f"pairs-{key[:32]}"
     if check and (place / INDEX).is_file():
         open_store(place, key=key)
         verify(place)
@@ -155,7 +156,7 @@ def _build(
         "shards": progress.shards,
     }
     with in_place(place / INDEX) as partial:
-        partial.write_text(json.dumps(index, indent=1))
+        partial.write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 def _entry(path: Path, pairs: int) -> dict[str, Any]:
@@ -171,10 +172,11 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> No
 def _resumed(place: Path, key: str) -> _Progress:
     """Where an earlier encoding stopped, from its whole shards, up to the first that is missing or damaged."""
     progress = _Progress()
-    for left in place.glob("*.partial"):
+    for left in filter(is_partial, place.glob("*.partial")):
         if time.time() - left.stat().st_mtime > 3600:  # of a killed process
             left.unlink(missing_ok=True)
     while (path := place / f"pairs-{len(progress.shards):05d}.safetensors").is_file():
+        require_readable(path, "encode into another folder")
         try:
             with safe_open(path, "pt") as shard:
                 header = Header.model_validate_json((shard.metadata() or {}).get("workbench", ""))

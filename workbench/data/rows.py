@@ -23,6 +23,8 @@ from PIL import Image
 
 from workbench.common import cache
 from workbench.common.errors import Failure, UserError, one_line
+from workbench.common.files import in_place
+from workbench.common.paths import cache_folder
 from workbench.models import ASSETS, HUB_ID, digest_of
 
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
@@ -266,7 +268,7 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     name, _, revision = place.partition("@")
-    note = cache.folder() / f"hub-{cache.digest(place)[:32]}"
+    note = cache_folder() / f"hub-{cache.digest(place)[:32]}"
     try:
         commit = HfApi().dataset_info(name, revision=revision or None).sha or ""
         dataset = load_dataset(name, split=split, streaming=True, revision=commit)
@@ -286,9 +288,10 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
         )
         if not note.is_file():
             raise Failure(problem) from None
-        return StreamedRows(f"{name}@{note.read_text()}:{split}", key, 0, None, problem=problem)
+        return StreamedRows(f"{name}@{note.read_text(encoding='utf-8')}:{split}", key, 0, None, problem=problem)
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(commit)
+    with in_place(note) as partial:
+        partial.write_text(commit, encoding="utf-8")
     wanted = _wanted(list(features), key)
     dataset = dataset.select_columns(wanted).decode(False)  # which would open images by the paths that files name
     known = (dataset.info.splits or {}).get(split)

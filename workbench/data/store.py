@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from workbench.common.errors import UserError, shown
+from workbench.common.files import require_readable
 from workbench.common.validation import NotNegative, Positive
 from workbench.data.pairs import EncodedPairs
 from workbench.models import Backend
@@ -150,6 +151,7 @@ def _shard(place: Path, entry: Entry) -> dict[str, Tensor]:
     if not path.is_file() or path.stat().st_size != entry.bytes:
         have = f"{path.stat().st_size} of {entry.bytes} bytes" if path.is_file() else "missing"
         raise UserError(f"{path}: {have}; delete {INDEX} and run the encoding again: whole shards are kept")
+    require_readable(path, "encode into another folder")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from workbench import tracking
 from workbench.common.cache import digest
 from workbench.common.errors import Failure, UserError
-from workbench.common.paths import storage_place, storage_url
+from workbench.common.paths import require_places, storage_place, storage_url
+from workbench.common.signals import held
 from workbench.studies import tuning
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import StudyRecord, trial_attributes, write_study
@@ -196,6 +197,7 @@ def _run_study(experiment: Experiment, name: str, workers: int) -> Study:
     url, started = storage_url(), time.monotonic()
     if not experiment.trials:
         raise UserError("sweep.trials = 0: the study declares no arms; give a number of trials")
+    require_places()
     client = tracking.connect()
     with delivery.require_reachable():
         check_artifacts(client)  # before anything is trained that could not be kept
@@ -347,7 +349,7 @@ def finish_study(
 
     While the tracking store is away, that is left to `python -m workbench.study doctor`.
     """
-    with locked(storage_url(), PATIENCE):
+    with held("SIGINT", "SIGTERM", "SIGHUP"), locked(storage_url(), PATIENCE):
         recover(study)
         remove_unused_snapshots(study)
     if not delivery.wait_until_reachable(seconds=60):

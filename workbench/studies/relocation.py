@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from workbench.common.paths import state_path
 from workbench.studies.storage import locked, open_storage, own_studies
 from workbench.tracking import artifacts
-from workbench.training.snapshots import PATTERN, Snapshots
+from workbench.training.snapshots import PATTERN, Finished, Snapshots
 
 #: Tables of Optuna with JSON in which settings are stored, their key, and the attributes meant.
 SETTINGS = {
@@ -70,6 +70,9 @@ def _relocate_settings(connection: Connection, study: str, old: str, new: str) -
 def _relocate_snapshot(folder: Path, old: str, new: str) -> bool:
     """Write a run's newest snapshot anew with its settings' paths changed; whether there was something to change."""
     snapshots, before = Snapshots(folder), set(folder.glob(PATTERN))
+    finished = snapshots.finished()
+    if finished:
+        snapshots.finish(Finished(**moved_paths(finished._asdict(), old, new)))
     newest = snapshots.newest()
     if newest is None or (settings := moved_paths(dict(newest.settings), old, new)) == newest.settings:
         return False

@@ -47,7 +47,8 @@ def locked(url: str, patience: float = 0.0) -> Iterator[None]:
 
 
 def _unreachable(url: str, error: Exception) -> Failure:
-    return Failure(f"study storage {hide_passwords(url)} cannot be opened ({hide_passwords(one_line(error))})")
+    place, reason = hide_passwords(url), hide_passwords(one_line(error))
+    return Failure(f"study storage {place} cannot be opened ({reason}); WORKBENCH_STORAGE takes another")
 
 
 def open_storage(url: str) -> RDBStorage:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from workbench.common.command_line import print_uncaught, quiet, silence_transformers
 from workbench.common.errors import Failure, UserError
 from workbench.common.signals import stop_on_signals
+from workbench.common.streams import make_sturdy
 from workbench.studies.experiment import Experiment
 from workbench.studies.recovery import recover
 from workbench.studies.storage import PATIENCE, locked, open_storage
@@ -33,6 +34,8 @@ from workbench.tracking.study_runs import StudyId
 TASK_VARIABLES = ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES")
 #: Workers that may die one after the other, without a step in between, before the command gives up.
 MOST_DEATHS = 5
+#: Signals that a terminal sends to the command and its workers alike, and that the command alone reacts to.
+_PARENTS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,12 @@ def remaining(study: Study, trials: int, *, running: bool) -> int:
 def work(assignment: Assignment, events: Connection) -> None:
     """The body of a worker process: run trials until none is left that nobody runs.
 
-    Only the parent reacts to Ctrl-C. It stops its workers by SIGTERM, which takes effect between two batches, where a
-    snapshot can be taken and no database is in the middle of a write.
+    Only the parent reacts to Ctrl-C and to a closed terminal. It stops its workers by SIGTERM, which takes effect
+    between two batches, where a snapshot can be taken and no database is in the middle of a write.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    make_sturdy()
+    for number in _PARENTS:
+        signal.signal(number, signal.SIG_IGN)
     try:
         with stop_on_signals("SIGTERM") as stop_requested:
             run_trials(assignment, events, stop_requested)
@@ -183,10 +188,11 @@ class WorkerPool:
         """Start one more worker."""
         reader, writer = self._context.Pipe(duplex=False)
         process = self._context.Process(target=work, args=(replace(self.assignment, index=self.started), writer))
-        # The worker inherits that SIGINT is ignored, so that Ctrl-C reaches the parent alone even while it starts.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # The worker inherits that they are ignored, so that they reach the parent alone even while it starts.
+        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _PARENTS}
         process.start()
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         writer.close()
         self.started += 1
         self.workers[reader] = process

@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from workbench.common.cache import folder
 from workbench.common.errors import Failure, UserError
+from workbench.common.paths import cache_folder
 from workbench.tracking import tags
 from workbench.tracking.study_runs import children, require_study
 
@@ -31,7 +31,8 @@ def kept_model(client: MlflowClient, run_id: str) -> tuple[dict[str, str], Path]
     if not client.list_artifacts(run_id, MODEL):
         raise UserError(f"runs:/{run_id}: run {run.info.run_name!r} kept no weights (no artifact {MODEL}/)")
     uri = f"{run.info.artifact_uri}/{MODEL}"
-    place = None if uri.startswith("file:") else str(folder() / "runs" / run_id)  # a local store hands out its own
+    # A local store hands out its own files.
+    place = None if uri.startswith("file:") else str(cache_folder() / "runs" / run_id)
     try:
         if place:
             Path(place).mkdir(parents=True, exist_ok=True)

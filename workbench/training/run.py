@@ -176,7 +176,7 @@ def _newest(snapshots: Snapshots | None, config: Config, prepared: Prepared) -> 
     """The snapshot that the run resumes from, the same on every process.
 
     Raises:
-        UserError: the snapshot's run had other settings, data or weights.
+        UserError: the snapshot's run had other settings, data or weights, or more steps than this one is to have.
         Failure: processes find different ones.
     """
     snapshot = snapshots.newest() if snapshots else None
@@ -186,6 +186,11 @@ def _newest(snapshots: Snapshots | None, config: Config, prepared: Prepared) -> 
             raise Failure(f"{snapshots.folder}: not the same on all machines of the run; let WORKBENCH_STATE be shared")
     if snapshots and snapshot:
         require_same(completed(snapshot.settings), config.flat(), str(snapshots.folder))
+        if snapshot.step >= config.train.steps:
+            raise UserError(
+                f"train.steps = {config.train.steps}: the run has taken {snapshot.step} steps already; give more, or "
+                "begin anew under another name"
+            )
         if snapshot.data != prepared.data:
             raise UserError(f"{snapshots.folder}: the snapshot was made with other data or weights under these names")
     return snapshot

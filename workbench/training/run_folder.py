@@ -13,7 +13,15 @@ import numpy as np
 from workbench.common.errors import Failure
 from workbench.common.files import in_place
 
-HISTORY = "history.parquet"
+HISTORY, ABOUT = "history.parquet", "run.json"
+
+
+def run_in(folder: Path) -> str | None:
+    """The name of the run that a `RunFolder` keeps in a folder; None if it is no such folder."""
+    try:
+        return json.loads((folder / ABOUT).read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class RunFolder:
@@ -54,7 +62,7 @@ class RunFolder:
         """A table as JSON, in pandas' "split" form."""
         rows = list(zip(*columns.values(), strict=True))
         with self._file(file) as path:
-            path.write_text(json.dumps({"columns": list(columns), "data": rows}) + "\n")
+            path.write_text(json.dumps({"columns": list(columns), "data": rows}) + "\n", encoding="utf-8")
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A copy of a file or a folder, under `artifacts`."""
@@ -68,8 +76,9 @@ class RunFolder:
         return True
 
     def _describe(self, state: str, reason: str = "") -> None:
-        with self._file("run.json") as path:
-            path.write_text(json.dumps({"state": state, "reason": reason} | self.about, indent=1, default=str) + "\n")
+        with self._file(ABOUT) as path:
+            content = json.dumps({"state": state, "reason": reason} | self.about, indent=1, default=str)
+            path.write_text(f"{content}\n", encoding="utf-8")
 
     def _write_history(self) -> None:
         import pyarrow

@@ -6,10 +6,11 @@ pickle under a snapshot's name is never run.
 """
 
 import hashlib
+import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,11 +19,12 @@ from typing import IO, Any, NamedTuple
 import torch
 
 from workbench.common.errors import Failure, UserError, one_line, pass_on_interrupt
-from workbench.common.files import partial_file, sync, sync_folder
+from workbench.common.files import in_place, is_partial, partial_file, require_readable, sync, sync_folder
 
 log = logging.getLogger(__name__)
 SUFFIX = ".snapshot"
 PATTERN = "[0-9]" * 8 + f"-*{SUFFIX}"
+FINISHED = "finished.json"
 
 
 class Snapshot(NamedTuple):
@@ -41,6 +43,20 @@ class Snapshot(NamedTuple):
     events: Sequence[tuple] = ()
     settings: Mapping[str, Any] = {}
     data: Sequence[str] = ()
+
+
+class Finished(NamedTuple):
+    """How a run was made that has come to its end.
+
+    Attributes:
+        steps: how many it has.
+        settings: resolved, by dotted name, as JSON has them.
+        output: where its model was saved, an absolute path; empty if it was not.
+    """
+
+    steps: int
+    settings: Mapping[str, Any]
+    output: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,8 +109,13 @@ class Snapshots:
             path.unlink(missing_ok=True)
 
     def newest(self) -> Snapshot | None:
-        """The newest whole snapshot; damaged ones are passed over, with a warning, and removed."""
+        """The newest whole snapshot; damaged ones are passed over, with a warning, and removed.
+
+        Raises:
+            Failure: this user may not read one.
+        """
         for path in self._paths(*self.before):
+            require_readable(path, "set WORKBENCH_STATE to another folder to begin anew")
             try:
                 return _read(path)
             except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
@@ -109,12 +130,42 @@ class Snapshots:
     def discard(self) -> None:
         """Remove all snapshots, those of earlier attempts too: the run has come to its end."""
         for folder in (self.folder, *self.before):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_snapshots(folder)
+
+    def finish(self, finished: Finished) -> None:
+        """Note that the run has come to its end; its newest snapshot stays, to go on from to a later end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with in_place(self.folder / FINISHED) as partial:
+            partial.write_text(json.dumps(finished._asdict()) + "\n", encoding="utf-8")
+        for path in self._paths()[1:]:
+            path.unlink(missing_ok=True)
+
+    def finished(self) -> Finished | None:
+        """What `finish` has noted; None if the run has not come to its end, or has gone on since to a later one."""
+        try:
+            finished = Finished(**json.loads((self.folder / FINISHED).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+        steps = self.steps()
+        return None if steps and steps[0] >= finished.steps else finished
 
     def _paths(self, *others: Path) -> list[Path]:
         """The snapshot files of this folder and others, newest first."""
         paths = [path for folder in (self.folder, *others) for path in folder.glob(PATTERN)]
         return sorted(paths, key=lambda path: path.name, reverse=True)
+
+
+def remove_snapshots(folder: Path) -> None:
+    """Remove the snapshots of a folder, and the folder unless something else lies in it."""
+    for path in snapshot_files(folder):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def snapshot_files(folder: Path) -> list[Path]:
+    """The files in a folder that `Snapshots` has written, unfinished ones too."""
+    return [p for p in folder.glob("*") if p.match(PATTERN) or p.name == FINISHED or is_partial(p)]
 
 
 def step_of(path: Path) -> int:
@@ -123,9 +174,9 @@ def step_of(path: Path) -> int:
 
 
 def require_same(stored: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
-    """Raise UserError unless a snapshot's run had these settings, but for how snapshots are taken."""
-    names = sorted(stored.keys() | settings.keys())
-    differing = [n for n in names if not n.startswith("snapshots.") and stored.get(n) != settings.get(n)]
+    """Raise UserError unless a snapshot's run had these settings, but for its length and how snapshots are taken."""
+    names = sorted(name for name in stored.keys() | settings.keys() if not name.startswith("snapshots."))
+    differing = [name for name in names if name != "train.steps" and stored.get(name) != settings.get(name)]
     if differing:
         key = differing[0]
         raise UserError(
