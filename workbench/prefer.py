@@ -6,6 +6,8 @@ import click
 
 from workbench.common.command_line import command, silence_transformers
 
+PROMPTS = ("test", "validation", "unseen")
+
 
 @click.option("--out", type=click.Path(path_type=Path), default=Path("pretrain/assets/pairs"), show_default=True)
 @click.option(
@@ -69,9 +71,10 @@ def main(
     Writes train.parquet and validation.parquet with Pick-a-Pic v2's columns (AVIF images, and beside them each image's
     reward and its parts) and the prompts to draw, test_prompts.txt, validation_prompts.txt and unseen_prompts.txt; the
     sets share no prompt. workbench/models/small/reward.py documents the reward. About ten minutes on one core. To
-    replace the pairs that come with the workbench: --out workbench/models/small/assets/pairs.
+    replace the pairs that come with the workbench: remove them, then --out workbench/models/small/assets/pairs.
     """
     from workbench.common.distributed import pick_device
+    from workbench.common.outputs import output_file, require_own
     from workbench.models import ASSETS
     from workbench.models.small import pairs
     from workbench.models.small.prompts import split
@@ -81,14 +84,17 @@ def main(
     place = pick_device(device)
     backends, reward, sets = pairs.load_models(models, place), Reward(scorers or ASSETS, place), split()
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("test", "validation", "unseen"):
-        (out / f"{name}_prompts.txt").write_text("".join(f"{p}\n" for p in sets[name]))
+    require_own(out, *(f"{name}_prompts.txt" for name in PROMPTS), "train.parquet", "validation.parquet")
+    for name in PROMPTS:
+        with output_file(out / f"{name}_prompts.txt") as path:
+            path.write_text("".join(f"{p}\n" for p in sets[name]), encoding="utf-8")
     for part, (name, groups) in enumerate((("train", train_groups), ("validation", validation_groups))):
         captions = [str(p) for p in sets[name]][: prompts or None]
         drawings = pairs.plan(captions, groups, list(backends), steps=steps, guidance=guidance, seed=2 * seed + part)
         images = pairs.draw(drawings, backends, work / name)
         made = pairs.rows(drawings, images, reward, slope=slope, tie=tie, seed=2 * seed + part)
-        pairs.write(made, out / f"{name}.parquet")
+        with output_file(out / f"{name}.parquet") as path:
+            pairs.write(made, path)
         ties, right = pairs.agreement(made)
         click.echo(f"{name}: {len(made)} pairs, {ties} ties; {right:.1%} of the other labels favour the better image")
 

@@ -54,18 +54,20 @@ def main(
     from workbench.common.distributed import pick_device
     from workbench.common.errors import UserError
     from workbench.common.markdown import markdown_table
+    from workbench.common.outputs import output_file, require_own
     from workbench.models import SHAPES
 
     silence_transformers()
     if model != "embedded" and model not in SHAPES:
         raise UserError(f"--model {model}: expected embedded, {', '.join(SHAPES)}")
-    writable_folder("--out", out)
+    require_own(writable_folder("--out", out), "profile.md", "trace.json")
     place = pick_device(device)
     made = loop(*open_model(model, place, getattr(torch, dtype)), pairs=pairs, rank=rank)
     step, floor = 1e3 * np.median(in_turn(made.step, made.floor, repeats=steps, device=place), axis=1)
     ours, least = (operators(work, steps, place) for work in (made.step, made.floor))
     if traced:
-        trace(made.step, place, out / "trace.json")
+        with output_file(out / "trace.json") as path:
+            trace(made.step, place, path)
 
     def row(name: str, a: float, b: float, calls: object, of_floor: object) -> list[object]:
         return [name, f"{a:.2f}", f"{b:.2f}", f"{a - b:+.2f}", calls, of_floor]
@@ -81,7 +83,8 @@ def main(
         f"{model}, {variant}, {pairs} pairs, {dtype}, {place.type}: a step takes {step:.1f} ms, its floor "
         f"{floor:.1f} ms ({step / floor:.3f} x), without the profiler\n"
     )
-    (out / "profile.md").write_text("\n".join([title, markdown_table(head, [total, *table]), ""]))
+    with output_file(out / "profile.md") as path:
+        path.write_text("\n".join([title, markdown_table(head, [total, *table]), ""]), encoding="utf-8")
     click.echo(f"{title}\n{markdown_table(head, [total, *table[:rows]])}\n")
     line = f"; a step on a time line: {out / 'trace.json'}" if traced else ""
     click.echo(f"{len(table)} operators: {out / 'profile.md'}{line}")

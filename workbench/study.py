@@ -208,7 +208,7 @@ def export(name: str, out: Path | None) -> None:
     metrics of ended runs, `history.parquet` every metric at every step, `settings.json` what the study was made with.
     """
     from workbench import tracking
-    from workbench.common.files import in_place
+    from workbench.common.outputs import output_file, require_own
     from workbench.common.paths import storage_url
     from workbench.studies import lifecycle
     from workbench.studies.records import StudyRecord
@@ -220,15 +220,17 @@ def export(name: str, out: Path | None) -> None:
         if frame[column].map(lambda value: isinstance(value, dict | list)).any():
             frame[column] = frame[column].map(lambda v: json.dumps(v) if isinstance(v, dict | list) else v)
     runs = tracking.load_runs(name)
+    settings = json.dumps(StudyRecord.of(study).settings, indent=2)
     parts = {
-        "trials.csv": lambda path: frame.to_csv(path, index=False),
+        "trials.csv": lambda path: frame.to_csv(path, index=False, encoding="utf-8"),
         "trials.parquet": lambda path: frame.to_parquet(path, index=False),
         "runs.parquet": lambda path: runs.write_parquet(path),
         "history.parquet": lambda path: tracking.load_history(runs).sort("run_id", "step").write_parquet(path),
-        "settings.json": lambda path: path.write_text(json.dumps(StudyRecord.of(study).settings, indent=2)),
+        "settings.json": lambda path: path.write_text(settings, encoding="utf-8"),
     }
+    require_own(folder, *parts)
     for file, write in parts.items():
-        with in_place(folder / file) as partial:
+        with output_file(folder / file) as partial:
             write(partial)
         click.echo(f"Written: {folder / file}")
 

@@ -171,16 +171,19 @@ def _measured(
 def _print(rows: Iterator[dict[str, Any]], head: dict[str, str], place: Path) -> None:
     """Write every row as soon as it is there, so that what was measured stays."""
     from workbench.common.markdown import markdown_table
+    from workbench.common.outputs import output_file, require_own
 
     place.parent.mkdir(parents=True, exist_ok=True)
+    require_own(place.parent, f"{place.name}.md", f"{place.name}.json")
     kept: list[dict[str, Any]] = []
     for row in rows:
         kept.append(row)
         table = markdown_table(list(head.values()), [[r[key] for key in head] for r in kept])
         lines = table.splitlines()
         click.echo("\n".join(lines if len(kept) == 1 else lines[-1:]))
-        place.with_suffix(".md").write_text(f"{table}\n")
-        place.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
+        for suffix, text in ((".md", table), (".json", json.dumps(kept, indent=1))):
+            with output_file(place.with_suffix(suffix)) as path:
+                path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _number(value: float) -> str:

@@ -17,6 +17,8 @@ from tests.support.helpers import ROOT, workbench
 from workbench import tracking
 from workbench.analysis import report
 from workbench.common.errors import UserError
+from workbench.common.outputs import output_file
+from workbench.common.validation import writable_folder
 from workbench.tracking import study_runs
 
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -166,6 +168,38 @@ def test_a_notebook_that_is_asked_for_must_have_its_arms(workplace):
     assert asked.returncode == 2
     assert "arm 'kto': the study has no finished run of it, only of frozen, threshold" in asked.stderr
     assert not (workplace / "reports" / "s" / "methods.ipynb").exists()
+
+
+def test_a_page_that_somebody_else_wrote_stays(workplace):
+    invent("s", ["frozen"])
+    page = workplace / "reports" / "s" / "report.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("years of work")
+    done = invoke("report", "--study", "s")
+    assert done.returncode == 2 and "report.html: is there, and not among the files that the" in done.stderr
+    assert page.read_text() == "years of work"
+
+
+def test_a_study_may_be_named_with_its_token(workplace):
+    invent("s", ["frozen"])
+    invent("s-checks", ["frozen"])
+    client = tracking.connect()
+    run = study_runs.require_study(client, "s").info.run_id
+    for name in ("s", f"s@{run[:8]}"):
+        assert report._chosen_study(name) == name
+    for name, message in (("s@../../etc", "after the '@' comes a study's token"), ("../s@abc", "use up to 100 let")):
+        with pytest.raises(UserError, match=message):
+            report._chosen_study(name)
+
+
+def test_only_what_the_workbench_wrote_is_attached(workplace):
+    invent("s", ["frozen"])
+    folder = workplace / "reports" / "s"
+    with output_file(writable_folder("--out", folder) / "claims.md") as path:
+        path.write_text("| a |", encoding="utf-8")
+    (folder / "private.txt").write_text("years of work")
+    tracking.attach("s", folder)
+    assert attached("s") == {"claims.md"}
 
 
 def test_the_page_begins_with_the_claims_and_says_what_it_leaves_out():

@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from workbench import bench
-from workbench.benchmarks import groups, pruning, quality, sandbox, suite
+from workbench.benchmarks import groups, pruning, quality, sandbox, suite, workers
 from workbench.benchmarks.figure import Options, control, figure
 
 
@@ -66,6 +66,20 @@ def curve(*rewards):
 )
 def test_time_to_quality_is_the_first_step_that_is_good_enough(rewards, share):
     assert quality.time_to(curve(*rewards), -2.0) == share
+
+
+def test_sweeps_that_are_timed_have_new_folders_and_leave_others_alone(tmp_path, monkeypatch):
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "thesis.txt").write_text("years of work")
+    folders = []
+
+    def sweep(folder: Path, *_):
+        assert not any(folder.iterdir())
+        folders.append(folder)
+
+    monkeypatch.setattr(sandbox, "sweep", sweep)
+    list(workers.workers(options(tmp_path, sweeps=2)))
+    assert len(set(folders)) == 2 and (tmp_path / "workers" / "thesis.txt").exists()
 
 
 def test_pruning_counts_steps_and_compares_the_best(tmp_path, monkeypatch):

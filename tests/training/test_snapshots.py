@@ -140,6 +140,16 @@ def test_no_damage_goes_unnoticed(data, tmp_path):
     assert found.step == 1 and (found.state["weights"] == 1).all()
 
 
+def test_discarding_leaves_what_somebody_else_put_there(tmp_path):
+    ours, shared = Snapshots(tmp_path / "ours"), Snapshots(tmp_path / "shared", before=[tmp_path / "ours"])
+    for snapshots in (ours, shared):
+        snapshots.save(Snapshot(1, {"weights": torch.zeros(2)}))
+    for name in ("notes.txt", "film.mkv.partial"):
+        (tmp_path / "shared" / name).write_text("years of work")
+    shared.discard()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["film.mkv.partial", "notes.txt", "shared"]
+
+
 def test_a_pickle_under_a_snapshots_name_is_not_run(tmp_path):
     import hashlib
     import pickle

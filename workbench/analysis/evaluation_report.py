@@ -9,6 +9,7 @@ import polars as pl
 from workbench import tracking
 from workbench.analysis import paper, sample_sheet, tables, win_rates
 from workbench.common.cache import digest
+from workbench.common.files import in_place
 from workbench.evaluation import REWARD_MODELS, Job, PromptSet, Request, complete, prepare, read_images, read_scores
 from workbench.tracking import tags, ui
 from workbench.training.provenance import provenance
@@ -69,9 +70,12 @@ def write(job: Job, printed: str | None = None, grid: int = 0) -> tuple[dict[str
         table, heading = PAPERS.get(printed or "", ("", ""))
         layouts["win-rates"] = win_rates.win_table(rates, headings, getattr(paper, table, {}), heading)
     for name, layout in layouts.items():
-        numbers[name].write_csv(job.output / f"{name}.csv")
-        tables.save(layout, job.output.resolve(), name)
-    scores.write_parquet(job.output / "scores.parquet")
+        with in_place(job.output / f"{name}.csv") as path:
+            numbers[name].write_csv(path)
+        with in_place(job.output / f"{name}.md") as path:
+            path.write_text(tables.markdown(layout), encoding="utf-8")
+    with in_place(job.output / "scores.parquet") as path:
+        scores.write_parquet(path)
     for prompt_set in job.prompts.values():
         _write_sheet(job, prompt_set, grid)
     parts = [f"{TITLES[name].format(ours=job.ours)}\n\n{tables.markdown(layout)}" for name, layout in layouts.items()]
@@ -109,7 +113,7 @@ def track(
     # A digest of the store's address, not the address: it may hold a password.
     now = {"digest": result, "store": digest(tracking.tracking_uri())}
     record = job.output / TRACKED
-    before = json.loads(record.read_text()) if record.is_file() else {}
+    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if now.items() <= before.items():
         return before["run"], False
     datasets = {f"prompts {one.name}": (one.digest, {"prompts": len(one.prompts)}) for one in job.prompts.values()}
@@ -128,7 +132,8 @@ def track(
         raise
     finally:
         tracker.close(state)
-    record.write_text(json.dumps(now | {"run": tracker.run_id}))  # last: a run that did not end is tracked again
+    with in_place(record) as path:  # last: a run that did not end is tracked again
+        path.write_text(json.dumps(now | {"run": tracker.run_id}), encoding="utf-8")
     return tracker.run_id, True
 
 

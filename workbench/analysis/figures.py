@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from workbench.analysis import tables
 from workbench.analysis.tables import PROMPT_SETS, label
 from workbench.common.errors import UserError
+from workbench.common.outputs import output_file
 from workbench.models.small.prompts import parse
 
 mpl.rcParams["svg.hashsalt"] = "workbench"  # the same figure gives the same file
@@ -41,7 +42,8 @@ def save(figure: Figure, folder: Path | str, name: str, formats: str = "png,svg"
             raise UserError(f"formats = {formats!r}: {kind!r} is not one of png, svg, pdf, ...")
         metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
         paths.append(folder / f"{name}.{kind}")
-        figure.savefig(paths[-1], dpi=150, bbox_inches="tight", metadata=metadata)
+        with output_file(paths[-1]) as path:
+            figure.savefig(path, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
     return paths
 
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nbconvert import HTMLExporter
@@ -13,8 +15,9 @@ from papermill.exceptions import PapermillExecutionError
 
 from workbench import tracking
 from workbench.common.errors import Failure, UserError
+from workbench.common.outputs import output_file, require_own
 from workbench.common.paths import shipped
-from workbench.common.validation import study_name, writable_folder
+from workbench.common.validation import study_address, writable_folder
 from workbench.tracking import study_runs
 from workbench.training.config import parse_override
 
@@ -50,13 +53,14 @@ def make_report(
     values = _chosen_parameters(notebooks, parameters)
     study = _chosen_study(study)
     folder = writable_folder("--out", out / study)
+    require_own(folder, "report.html", *(f"{name}.ipynb" for name in notebooks))
     executed: dict[str, NotebookNode] = {}
     skipped: dict[str, str] = {}
     for name, path in notebooks.items():
         say(f"{name}: executing ...")
         try:
-            target = folder / f"{name}.ipynb"
-            executed[name] = execute(path, target, values[name] | {"study": study, "out": str(folder.resolve())})
+            own = {"study": study, "out": str(folder.resolve())}
+            executed[name] = execute(path, folder / f"{name}.ipynb", values[name] | own)
         except UserError as error:
             if only:
                 raise
@@ -65,8 +69,9 @@ def make_report(
     if not executed:
         raise UserError(f"study {study!r} lacks runs that the notebooks need")
     claims = folder / "claims.md"
-    head = heading(study, executed, skipped, claims.read_text() if claims.exists() else "")
-    (folder / "report.html").write_text(page(head, executed))
+    head = heading(study, executed, skipped, claims.read_text(encoding="utf-8") if claims.exists() else "")
+    with output_file(folder / "report.html") as partial:
+        partial.write_text(page(head, executed), encoding="utf-8")
     tracking.attach(study, folder)
     return study, folder / "report.html"
 
@@ -115,7 +120,7 @@ def _chosen_study(study: str | None) -> str:
     if study is None and not studies:
         raise UserError("no study yet; run python -m workbench.sweep first")
     study = study or next((name for name in studies if not HELPER_STUDIES.fullmatch(name)), studies[0])
-    study_runs.require_study(client, study_name(study))
+    study_runs.require_study(client, study_address(study))
     return study
 
 
@@ -129,15 +134,21 @@ def execute(path: Path, target: Path, parameters: Mapping[str, Any]) -> Notebook
         Failure: a cell failed; names the error and where the notebook with its traceback lies.
     """
     quiet = ["--IPKernelApp.log_level=ERROR"]  # it warns that this machine's own traffic is not encrypted
-    try:
-        return execute_notebook(
-            str(path), str(target), dict(parameters), progress_bar=False, log_output=False, extra_arguments=quiet
-        )
-    except PapermillExecutionError as error:
-        if error.ename == "UserError":
-            target.unlink()
-            raise UserError(error.evalue) from None
-        raise Failure(f"notebook {path.stem}: {error.ename}: {error.evalue} (see {target})") from None
+    with TemporaryDirectory() as place:
+        executed = Path(place) / target.name  # papermill writes it anew after each cell
+        try:
+            notebook = execute_notebook(
+                str(path), str(executed), dict(parameters), progress_bar=False, log_output=False, extra_arguments=quiet
+            )
+        except PapermillExecutionError as error:
+            if error.ename == "UserError":
+                raise UserError(error.evalue) from None
+            with output_file(target) as partial:
+                copyfile(executed, partial)
+            raise Failure(f"notebook {path.stem}: {error.ename}: {error.evalue} (see {target})") from None
+        with output_file(target) as partial:
+            copyfile(executed, partial)
+    return notebook
 
 
 def heading(study: str, executed: Mapping[str, NotebookNode], skipped: Mapping[str, str], claims: str) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from workbench.common.files import in_place
+
 CELL, CAPTION = 1.6, 2.3  # inches
 
 
@@ -44,5 +46,6 @@ def sheet(images: Mapping[str, Sequence[NDArray[np.uint8]]], prompts: Sequence[s
 
 def save(figure: Figure, path: Path) -> None:
     """Write a sheet as PNG; the same sheet gives the same file."""
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    with in_place(path) as partial:
+        figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
     plt.close(figure)

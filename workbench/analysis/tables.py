@@ -18,6 +18,7 @@ from workbench.analysis.intervals import seed_interval
 from workbench.analysis.paper import LABELS, SCORERS, SOURCE, TABLE_1, TUNED, Scores
 from workbench.common.errors import UserError
 from workbench.common.markdown import markdown_table
+from workbench.common.outputs import output_file
 from workbench.common.stats import wins
 from workbench.models.small.prompts import STYLES, parse
 
@@ -450,7 +451,8 @@ def show(table: pl.DataFrame) -> Any:
 def save(table: pl.DataFrame, folder: Path | str, name: str) -> Path:
     """Write a table as Markdown, into a folder as `report_folder` reads it."""
     path = report_folder(folder) / f"{name}.md"
-    path.write_text(markdown(table))
+    with output_file(path) as partial:
+        partial.write_text(markdown(table), encoding="utf-8")
     return path
 
 

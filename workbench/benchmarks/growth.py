@@ -190,5 +190,4 @@ def draw(shown: Sequence[Series], path: Path) -> None:
         axes.set(title=one.name, xlabel=one.x_name, ylabel=one.unit)
         axes.title.set_size("medium")
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")

@@ -84,7 +84,7 @@ def _resident(name: str) -> int:
 
     Not `resource.getrusage`, whose peak begins with that of the process that started this one.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from workbench.benchmarks.sandbox import EXPERIMENTS, databases, run_command
 from workbench.common.markdown import markdown_table
+from workbench.common.outputs import output_file, require_own
 from workbench.studies.synthetic import TrialTimes, trial_times
 
 EXPERIMENT = EXPERIMENTS / "scale.toml"
@@ -29,6 +30,8 @@ def measure_scale(trials: int, alone: int, workers: int, out: Path) -> str:
         The table, in Markdown.
     """
     measured: dict[str, Any] = {"trials": trials, "workers": workers, "cores": len(os.sched_getaffinity(0))}
+    out.mkdir(parents=True, exist_ok=True)
+    require_own(out, "scale.md", "scale.json")
     with TemporaryDirectory() as name:
         folder = Path(name)
         environment = databases(folder) | {k: v for k, v in os.environ.items() if k in databases(folder)}
@@ -42,13 +45,14 @@ def measure_scale(trials: int, alone: int, workers: int, out: Path) -> str:
         measured["report_seconds"] = time.monotonic() - begin
     _write(out, measured)
     table = markdown_table(("measured", "value"), [(k.replace("_", " "), _plain(v)) for k, v in measured.items()])
-    (out / "scale.md").write_text(table + "\n")
+    with output_file(out / "scale.md") as path:
+        path.write_text(table + "\n", encoding="utf-8")
     return table
 
 
 def _write(out: Path, measured: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "scale.json").write_text(json.dumps(measured, indent=2) + "\n")
+    with output_file(out / "scale.json") as path:
+        path.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
 def _run(folder: Path, environment: dict[str, str], study: str, trials: int, workers: int) -> list[TrialTimes]:

@@ -9,6 +9,9 @@ from workbench.benchmarks import growth, table
 from workbench.benchmarks.figure import Figure, Options
 from workbench.benchmarks.groups import GROUPS
 from workbench.common.distributed import pick_device
+from workbench.common.outputs import output_file, require_own
+
+FILES = ("bench.md", "bench.json", "bench.png", "growth.json", "growth.png")
 
 
 def run_suite(
@@ -29,6 +32,7 @@ def run_suite(
         folder: of the table and of what is made on the way.
         say: is given a line at a time.
     """
+    require_own(folder, *FILES)
     options = Options(repeats, pick_device(device), (folder / "work").resolve(), sweeps)
     options.folder.mkdir(exist_ok=True)
     figures = table.load(folder)
@@ -44,5 +48,7 @@ def run_suite(
         table.write(figures, folder, options)
     if with_growth:
         series = growth.growth(options)
-        growth.draw(series, folder / "growth.png")
-        (folder / "growth.json").write_text(json.dumps([one.as_dict() for one in series], indent=1) + "\n")
+        with output_file(folder / "growth.png") as path:
+            growth.draw(series, path)
+        with output_file(folder / "growth.json") as path:
+            path.write_text(json.dumps([one.as_dict() for one in series], indent=1) + "\n", encoding="utf-8")

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from workbench.benchmarks.figure import Figure, Options
-from workbench.common.files import in_place
 from workbench.common.markdown import markdown_table
+from workbench.common.outputs import output_file
 
 LEAST = 0.03  # that the figure shows, of a goal
 HEAD = f"{'figure':62s} {'median':>9s}  {'10 % to 90 %':>19s}  {'goal':>9s}"
@@ -30,7 +30,7 @@ def machine(options: Options) -> str:
 
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
+    return path.read_text("utf-8").splitlines() if path.is_file() else []
 
 
 def line(figure: Figure) -> str:
@@ -56,13 +56,13 @@ def _number(value: float) -> str:
 def load(folder: Path) -> list[Figure]:
     """What an earlier call has measured."""
     path = folder / "bench.json"
-    return [Figure(**one) for one in json.loads(path.read_text())] if path.is_file() else []
+    return [Figure(**one) for one in json.loads(path.read_text("utf-8"))] if path.is_file() else []
 
 
 def write(figures: Sequence[Figure], folder: Path, options: Options) -> None:
     """bench.json, bench.md and bench.png."""
-    with in_place(folder / "bench.json") as path:
-        path.write_text(json.dumps([figure.as_dict() for figure in figures], indent=1) + "\n")
+    with output_file(folder / "bench.json") as path:
+        path.write_text(json.dumps([figure.as_dict() for figure in figures], indent=1) + "\n", encoding="utf-8")
     rows = [
         (
             f.name,
@@ -75,9 +75,9 @@ def write(figures: Sequence[Figure], folder: Path, options: Options) -> None:
         for f in figures
     ]
     text = markdown_table(("figure", "median", "10 % to 90 %", "goal", "met", ""), rows)
-    with in_place(folder / "bench.md") as path:
-        path.write_text(f"{machine(options)}\n\n{text}\n")
-    with in_place(folder / "bench.png") as path:
+    with output_file(folder / "bench.md") as path:
+        path.write_text(f"{machine(options)}\n\n{text}\n", encoding="utf-8")
+    with output_file(folder / "bench.png") as path:
         draw(figures, path)
 
 

@@ -66,7 +66,8 @@ class TrackingServer:
         while wait and not self.answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError(f"the tracking server does not start: {output.read_text()[-2000:]}")
+                said = output.read_text("utf-8", "replace")[-2000:]
+                raise RuntimeError(f"the tracking server does not start: {said}")
             time.sleep(0.2)
 
     def answers(self) -> bool:

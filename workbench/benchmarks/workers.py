@@ -1,6 +1,5 @@
 """How workers share a sweep."""
 
-import shutil
 from collections.abc import Iterator
 from functools import partial
 
@@ -17,10 +16,9 @@ def workers(options: Options) -> Iterator[Figure]:
     for _ in range(max(1, options.sweeps // 2)):
         took = []
         for number in (1, 2):
-            folder = options.folder / "workers"
-            shutil.rmtree(folder, ignore_errors=True)  # a finished sweep would not run again
-            run = partial(sandbox.sweep, folder, f"{number}-workers", "default.toml", number, TRIALS)
-            took.append(seconds(run))
+            with sandbox.temporary_folder(options.folder) as folder:  # a finished sweep would not run again
+                run = partial(sandbox.sweep, folder, f"{number}-workers", "default.toml", number, TRIALS)
+                took.append(seconds(run))
         ratios.append(took[0] / took[1])
         alone.append(took[0])
     yield figure("workers", "default sweep, its four arms: throughput of 2 workers over 1", ratios, 1.85, at_least=True)

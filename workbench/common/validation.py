@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Any
 
 import click
@@ -25,6 +26,19 @@ def study_name(text: str) -> str:
         UserError: it could not be a folder's name.
     """
     return checked_name("--study", text)
+
+
+def study_address(text: str) -> str:
+    """A study's name, or NAME@TOKEN where several have that name, checked.
+
+    Raises:
+        UserError: it could not be a folder's name.
+    """
+    name, at, token = text.partition("@")
+    study_name(name)
+    if at and not re.fullmatch(r"[0-9a-f]{1,32}", token):
+        raise UserError(f"--study {shown(text)}: after the '@' comes a study's token, digits and letters from a to f")
+    return text
 
 
 def checked_name(option: str, text: str) -> str:
@@ -66,8 +80,8 @@ def writable_folder(option: str, folder: Path) -> Path:
         raise UserError(f"{option} {shown(str(folder))}: no folder has such a name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".probe").touch()
-        (folder / ".probe").unlink()
+        with NamedTemporaryFile(dir=folder, prefix=".probe-"):
+            pass
     except OSError as error:
         raise UserError(f"{option} {folder}: cannot be written ({error.strerror})") from None
     return folder

@@ -5,7 +5,6 @@ before it. So a worker that was taken for dead, but only stood still, cannot wri
 hold the study's lock (`storage.locked`), so that one process at a time looks and acts.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from workbench.common.paths import state_path
 from workbench.common.processes import is_gone
 from workbench.studies.records import StudyRecord, TrialRecord, trial_attributes
 from workbench.studies.trials import counts, crashes
+from workbench.training.snapshots import remove_snapshots, snapshot_files
 
 
 def lost_worker(trial: FrozenTrial) -> bool:
@@ -102,11 +102,12 @@ def unused_snapshots(study: Study) -> list[Path]:
     trials = study.get_trials(deepcopy=False)
     # An open trial needs the snapshots of all its attempts, since the newest of them may be damaged.
     used = {attempt for last in _open(trials) for attempt in attempts(trials, last.number)}
-    folders = (path for path in snapshot_folder(study, 0).parent.glob("*") if path.name.isdigit())
-    return sorted(path for path in folders if int(path.name) in range(len(trials)) and int(path.name) not in used)
+    every = (path for path in snapshot_folder(study, 0).parent.glob("*") if path.name.isdigit())
+    unused = (path for path in every if int(path.name) in range(len(trials)) and int(path.name) not in used)
+    return sorted(path for path in unused if snapshot_files(path) or not any(path.iterdir()))
 
 
 def remove_unused_snapshots(study: Study) -> None:
-    """Remove the folders of snapshots from which no attempt will resume."""
+    """Remove the snapshots from which no attempt will resume, and their folders."""
     for path in unused_snapshots(study):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_snapshots(path)

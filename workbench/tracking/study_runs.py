@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag, ViewType
 
 from workbench.common.errors import Failure, UserError
+from workbench.common.outputs import written_in
 from workbench.common.paths import storage_place
 from workbench.tracking import tags
 from workbench.tracking.artifacts import check_artifacts
@@ -349,7 +350,7 @@ def _is_of_this_database(parent: Run) -> bool:
 
 
 def attach(study: str, path: Path, folder: str = "figures") -> bool:
-    """Attach a file, or all files of a folder, to a study's parent run, under an artifact folder.
+    """Attach a file, or those that the workbench wrote in a folder, to a study's parent run, under an artifact folder.
 
     Returns:
         False, with a warning, for a study of another study database: its owner's files would be overwritten.
@@ -360,6 +361,6 @@ def attach(study: str, path: Path, folder: str = "figures") -> bool:
         log.warning("not attached: study %r has its trials in %s, so its run is left as it is", study, _owner(parent))
         return False
     check_artifacts(client)
-    log_files = client.log_artifacts if path.is_dir() else client.log_artifact
-    log_files(parent.info.run_id, str(path), folder)
+    for file in written_in(path) if path.is_dir() else [path]:
+        client.log_artifact(parent.info.run_id, str(file), folder)
     return True

@@ -10,7 +10,7 @@ from workbench import tracking
 from workbench.analysis.claims import checks, regime, rules, table
 from workbench.analysis.claims.evidence import Evidence
 from workbench.common.command_line import default_workers
-from workbench.common.files import in_place
+from workbench.common.outputs import output_file, require_own
 from workbench.common.paths import shipped
 from workbench.common.validation import study_name, writable_folder
 from workbench.studies import lifecycle, tuning
@@ -75,6 +75,7 @@ def check_claims(
     """
     name = study_name(study or ("claims-quick" if quick else "claims"))
     folder = writable_folder("--out", out / name)
+    require_own(folder, "claims.md", "claims.json", "regime.json")
     declared = _declared(experiment or DEFAULT, overrides, quick)
     candidates, arms = len(tuning.candidates(declared)), len(declared.sweep.arms)
     say(f"{candidates} runs to tune the arms, then {len(declared.arms)} runs of {arms} arms; progress below.")
@@ -134,8 +135,9 @@ def _write(
         folder / "claims.json": json.dumps(rows, indent=2, allow_nan=False) + "\n",
         folder / "regime.json": json.dumps(numbers, indent=2, allow_nan=False) + "\n",
     }
-    changed = {path: text for path, text in contents.items() if not path.is_file() or path.read_text() != text}
+    before = {path: path.read_text(encoding="utf-8") for path in contents if path.is_file()}
+    changed = {path: text for path, text in contents.items() if before.get(path) != text}
     for path, text in changed.items():
-        with in_place(path) as partial:
-            partial.write_text(text)
+        with output_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     return tuple(contents), bool(changed)
