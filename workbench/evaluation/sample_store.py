@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from workbench.common.errors import UserError
-from workbench.common.files import in_place
+from workbench.common.files import in_place, require_readable
 from workbench.evaluation.prompt_sets import PromptSet
 
 log = logging.getLogger(__name__)
@@ -86,9 +86,14 @@ def shards(folder: Path, model: str, prompts: PromptSet, seeds: int) -> list[Sha
 
 
 def columns(path: Path) -> set[str]:
-    """The columns that a shard has; none where it is not there, or damaged."""
+    """The columns that a shard has; none where it is not there, or damaged.
+
+    Raises:
+        Failure: this user may not read it.
+    """
     if not path.is_file():
         return set()
+    require_readable(path, "choose another --output")
     try:
         return set(pq.read_schema(path).names)
     except (pa.ArrowInvalid, OSError):
@@ -169,7 +174,7 @@ def read_settings(folder: Path, sampling: Mapping[str, Any]) -> Settings:
             raise UserError(f"--output {folder}: neither empty nor an evaluation's folder (no {SETTINGS} in it)")
         return {kind: {} for kind in KINDS}
     try:
-        settings: Settings = json.loads(path.read_text())
+        settings: Settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         settings = {}
     if not _is_valid(settings, sampling):
@@ -231,5 +236,5 @@ def write_settings(folder: Path, before: Settings, wanted: Settings) -> Settings
     settings = {kind: before[kind] | wanted[kind] for kind in KINDS}
     folder.mkdir(parents=True, exist_ok=True)
     with in_place(folder / SETTINGS) as partial:
-        partial.write_text(json.dumps(settings, indent=2) + "\n")
+        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return settings

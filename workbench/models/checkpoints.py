@@ -152,7 +152,8 @@ def declare_float32(config: Path) -> None:
     transformers loads weights in the dtype that the config names, diffusers the denoiser in float32; a plain
     `from_pretrained` of the saved pipeline would mix the two and fail.
     """
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    content = json.loads(config.read_text("utf-8")) | {"dtype": "float32"}
+    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:

@@ -200,10 +200,10 @@ def random_backend(shape: Shape, device: torch.device, dtype: torch.dtype = torc
     folder = Path(temporary.name)
     for part in (family.DENOISER, "vae", "scheduler", *family.ENCODERS):
         (folder / part).mkdir()
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": family.PIPELINE}))
-    (folder / family.DENOISER / "config.json").write_text(json.dumps(dict(shape.denoiser)))
-    (folder / "vae" / "config.json").write_text(json.dumps(dict(shape.vae)))
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(shape.scheduler)))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": family.PIPELINE}), "utf-8")
+    (folder / family.DENOISER / "config.json").write_text(json.dumps(dict(shape.denoiser)), "utf-8")
+    (folder / "vae" / "config.json").write_text(json.dumps(dict(shape.vae)), "utf-8")
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(shape.scheduler)), "utf-8")
     backend = Random(fetch(temporary.name), device, dtype)
     backend.temporary = temporary  # type: ignore[attr-defined]  # the configs are there as long as the backend is
     return backend

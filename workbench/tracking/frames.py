@@ -99,7 +99,7 @@ def load_samples(runs: pl.DataFrame) -> pl.DataFrame:
             path = _artifact(row, SAMPLES, folder)
             if path is None:
                 continue
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text("utf-8"))
             about = [pl.lit(row[key]).alias(key) for key in ("run_id", "name", "arm")]
             table = pl.DataFrame(content["data"], schema=content["columns"], orient="row", infer_schema_length=None)
             scores = pl.exclude("caption", "seed").cast(pl.Float64)

@@ -14,7 +14,6 @@ One folder a run, under `outbox` in the state folder:
 import json
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,10 +21,12 @@ from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from workbench.common.errors import Failure
+from workbench.common.files import in_place
 from workbench.common.paths import state_path
 
 Record = dict[str, Any]  # "kind", "time" in milliseconds, and the fields of that kind
@@ -98,7 +99,8 @@ class Outbox:
             Failure: the disk is full or not writable.
         """
         with self._disk_errors():
-            path = Path(tempfile.mkdtemp(dir=self._files)) / name
+            path = self._files / uuid4().hex / name
+            path.parent.mkdir()
             yield path
         # After the file: a kill in between leaves a file that no record names, which goes with the folder. A record
         # without its file could never be delivered.
@@ -121,7 +123,7 @@ class Outbox:
     @property
     def accepted(self) -> int:
         """Bytes of the journal that the store has accepted."""
-        return int(self._accepted.read_text()) if self._accepted.exists() else 0
+        return int(self._accepted.read_text("utf-8")) if self._accepted.exists() else 0
 
     @property
     def waiting(self) -> bool:
@@ -159,13 +161,12 @@ class Outbox:
         refused = [record for record in batch if "refused" in record]
         if refused:
             self.refused = self.refused or refused[0]["refused"]
-            with self._rejects.open("a") as stream:
+            with self._rejects.open("a", encoding="utf-8") as stream:
                 stream.writelines(_encode(record) + "\n" for record in refused)
         # First the mark that the batch is accepted, then its files go: a kill in between leaves files that nobody
         # needs. In the other order, a record could be delivered again after its file is gone.
-        partial = self._accepted.with_suffix(".partial")
-        partial.write_text(str(end))
-        os.replace(partial, self._accepted)
+        with in_place(self._accepted) as partial:
+            partial.write_text(str(end), encoding="utf-8")
         for record in batch:
             if "file" in record and "refused" not in record:
                 shutil.rmtree(self.path(record).parent, ignore_errors=True)

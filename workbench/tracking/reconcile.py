@@ -15,6 +15,7 @@ from typing import NamedTuple
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag
 
+from workbench.common.files import in_place
 from workbench.common.paths import state_place
 from workbench.common.processes import is_gone
 from workbench.tracking import tags
@@ -188,6 +189,6 @@ def restore_history(client: MlflowClient, run: Run) -> None:
         for point in client.get_metric_history(run.info.run_id, name):
             rows.setdefault(point.step, {})[name] = point.value
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / HISTORY
-        history(rows).write_parquet(path)
-        client.log_artifact(run.info.run_id, str(path))
+        with in_place(Path(folder) / HISTORY) as path:
+            history(rows).write_parquet(path)
+        client.log_artifact(run.info.run_id, f"{folder}/{HISTORY}")

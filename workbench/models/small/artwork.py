@@ -83,10 +83,10 @@ def fetch(style: str, folder: Path) -> dict:
                 assert member is not None
                 (target / name).write_bytes(member.read())
         archive.unlink()
-    licence = json.loads((target / "info.json").read_text())["license"]["spdx"]
+    licence = json.loads((target / "info.json").read_text("utf-8"))["license"]["spdx"]
     if licence != package.licence:
         raise UserError(f"artwork {package.name}: licence is now {licence}, expected {package.licence}")
-    return json.loads((target / "icons.json").read_text())
+    return json.loads((target / "icons.json").read_text("utf-8"))
 
 
 class Pose(NamedTuple):

@@ -365,8 +365,8 @@ def new_text_encoder(folder: Path):
     bpe.train_from_iterator(itertools.chain(captions(), *probes().values()), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     bpe.model.save(str(folder))
-    merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
-    vocab = json.loads((folder / "vocab.json").read_text())
+    merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text("utf-8").splitlines()[1:]]
+    vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=16)  # type: ignore[arg-type]
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),

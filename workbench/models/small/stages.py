@@ -98,7 +98,8 @@ def verdicts(
         found[name], images = build.verdict(folder, captions, steps=steps, guidance=guidance, device=device)
         if name == "test":
             Image.fromarray(contact_sheet(images, columns=16, zoom=2)).save(folder / "samples.png", optimize=True)
-    (folder / "verdict.json").write_text(json.dumps({"steps": steps, "guidance": guidance} | found, indent=1) + "\n")
+    verdict = json.dumps({"steps": steps, "guidance": guidance} | found, indent=1)
+    (folder / "verdict.json").write_text(f"{verdict}\n", encoding="utf-8")
     captions = [c for each in probes().values() for c in each][:limit]
     images = build.draw(folder / "model", captions, steps=steps, guidance=guidance, device=device)
     Image.fromarray(contact_sheet(images, columns=12, zoom=2)).save(folder / "probes.png", optimize=True)

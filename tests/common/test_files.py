@@ -1,0 +1,164 @@
+"""Files as the umask says, and no file that cannot be read taken for a damaged one."""
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import workbench
+from workbench.common import cache
+from workbench.common.errors import Failure
+from workbench.common.files import in_place, require_readable
+from workbench.common.paths import places_explained, require_places
+from workbench.training.snapshots import Snapshot, Snapshots
+
+PACKAGE = Path(workbench.__file__).parent
+
+
+@pytest.fixture
+def umask():
+    """Set the umask for this test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_follow_the_umask(mask, mode, umask, tmp_path, monkeypatch):
+    umask(mask)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    cache.cached("kind", "key", lambda: {"x": torch.zeros(2)})
+    with in_place(tmp_path / "model") as partial:
+        (partial / "unet").mkdir(parents=True)
+        save_file({"x": torch.zeros(2)}, partial / "unet" / "weights.safetensors")
+        (partial / "config.json").write_text("{}")
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 3 and {path.stat().st_mode & 0o777 for path in written} == {mode}
+
+
+@pytest.fixture
+def somebody_else(tmp_path):
+    """Go on as a user who owns nothing here."""
+    if os.geteuid():
+        pytest.skip("another user can only be played by root")
+    for folder in [tmp_path, *tmp_path.parents][:3]:
+        folder.chmod(0o755)
+
+    def become():
+        os.seteuid(65534)
+
+    yield become
+    os.seteuid(0)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, somebody_else):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    snapshots = Snapshots(tmp_path / "run")
+    snapshots.save(Snapshot(1, {"weights": torch.zeros(2)}))
+    cache.cached("kind", "key", lambda: {"x": torch.zeros(2)})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    for file in files:
+        file.chmod(0o600)
+        file.parent.chmod(0o777)
+    somebody_else()
+    with pytest.raises(Failure, match=r"\.snapshot: cannot be read \(Permission denied\); let this user read it, or"):
+        snapshots.newest()
+    with pytest.raises(Failure, match=r"\.safetensors: cannot be read \(Permission denied\).*set WORKBENCH_CACHE"):
+        cache.cached("kind", "key", dict)
+    with pytest.raises(Failure, match=r"cannot be read \(Permission denied\); let this user read it, or ask"):
+        require_readable(files[0], "ask")
+    assert all(file.exists() for file in files)
+
+
+@pytest.mark.parametrize("variable", ["WORKBENCH_STATE", "WORKBENCH_CACHE"])
+def test_a_place_that_cannot_be_written_is_found_first_and_names_its_variable(variable, workplace, monkeypatch):
+    require_places()
+    monkeypatch.setenv(variable, "/proc/nowhere")
+    with pytest.raises(Failure, match=rf"/proc/nowhere: cannot be used .* or set {variable} to another folder"):
+        require_places()
+
+
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, somebody_else):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HOME", raising=False)
+    (tmp_path / ".cache").mkdir(mode=0o755)
+    somebody_else()
+    line = r"huggingface: cannot be used \(Permission denied\); .* set HF_HOME to another folder"
+    with pytest.raises(Failure, match=line), places_explained():
+        (tmp_path / ".cache" / "huggingface").mkdir()
+
+
+# --- how the code itself writes files -------------------------------------------------------------------------
+
+
+def trees():
+    """Every file of the package, and its syntax."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def calls(tree):
+    """Every call of a function or method by its name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            yield node
+
+
+def test_every_text_file_is_opened_with_its_encoding():
+    """Ruff's rule of this sees only what it knows to be a path."""
+    bare = []
+    for path, tree in trees():
+        for node in calls(tree):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            before = {"read_text": 0, "write_text": 1}.get(name)  # arguments before the encoding
+            if before is not None and len(node.args) <= before and "encoding" not in {k.arg for k in node.keywords}:
+                bare.append(f"{path}:{node.lineno}")
+    assert not bare
+
+
+#: What writes a file, by its name: the place of the path among the arguments; None = it is called on the path.
+WRITERS = {
+    "write_text": None, "write_bytes": None, "savefig": 0, "write_csv": 0, "write_parquet": 0, "to_csv": 0,
+    "to_parquet": 0, "write_table": 1, "save_file": 1,
+}  # fmt: skip
+#: What hands out a path whose file is moved into place, or goes with its folder.
+HANDED_OUT_BY = {"in_place", "partial_file", "output_file", "file", "_file", "TemporaryDirectory", "temporary_folder"}
+#: Where files are written otherwise: only whoever builds the small model anew, or makes a checkpoint of random numbers,
+#: writes them, and a kill there is seen.
+ELSEWHERE = ("models/small/", "models/random_weights.py")
+
+
+def written_at(node):
+    """The expression of the path that a call writes to; None where it writes none."""
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+    if name not in WRITERS:
+        return None
+    if WRITERS[name] is None:
+        return node.func.value
+    return node.args[WRITERS[name]] if len(node.args) > WRITERS[name] else None
+
+
+def handed_out(tree):
+    """Names of paths that may be written to: those that a context manager made, and parameters of functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With):
+            for item in node.items:
+                called = getattr(item.context_expr, "func", None)
+                if getattr(called, "attr", getattr(called, "id", "")) in HANDED_OUT_BY and item.optional_vars:
+                    yield ast.unparse(item.optional_vars)
+        elif isinstance(node, ast.FunctionDef | ast.Lambda):
+            yield from (argument.arg for argument in node.args.args)
+
+
+def test_every_file_is_written_beside_its_place_and_moved_there():
+    elsewhere = []
+    for path, tree in trees():
+        names = set(handed_out(tree))
+        for node in calls(tree):
+            place = written_at(node)
+            if place is not None and ast.unparse(place) not in names and not path.startswith(ELSEWHERE):
+                elsewhere.append(f"{path}:{node.lineno}: {ast.unparse(place)}")
+    assert not elsewhere
