@@ -166,12 +166,14 @@ def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Pat
         UserError: it was made with other settings, is longer, or was not saved in `output`.
     """
     from workbench.common.errors import UserError
+    from workbench.training.config import completed
     from workbench.training.snapshots import require_same
 
     finished = snapshots.finished()
     if finished is None:
         return False
-    require_same(finished.settings, json.loads(json.dumps(config.flat())), str(snapshots.folder))
+    stored, now = (json.loads(json.dumps(each)) for each in (completed(finished.settings), config.flat()))
+    require_same(stored, now, str(snapshots.folder))
     if config.train.steps > finished.steps:
         return False
     if config.train.steps < finished.steps:

@@ -332,14 +332,15 @@ def _check(experiment: Experiment, prepared: bool) -> None:
     from workbench.training.run import check
 
     config = experiment.config
-    if prepared:
-        tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
-        check(config, prepare(config))
     logged = metric_names(config)
     for key, metric in experiment.sweep.metrics:
         if metric not in logged:
-            close = difflib.get_close_matches(metric, logged, 3) or ["eval/win_rate", "eval/reward"]
+            usual = sorted(logged & {"eval/win_rate", "eval/reward", "validation/margin"})
+            close = difflib.get_close_matches(metric, logged, 3) or usual
             raise UserError(f"sweep.{key} = {metric!r}: runs log no such metric (try {', '.join(close)})")
+    if prepared:  # last, since it may take long
+        tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
+        check(config, prepare(config))
 
 
 def finish_study(
