@@ -12,7 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tests.support.commands import invoke
+from tests.support.commands import invoke, signal_handlers_kept
 from tests.support.helpers import ROOT, overrides, workbench
 from tests.support.killed import MOMENTS, killed
 from tests.support.postgres import postgres  # noqa: F401
@@ -85,7 +85,8 @@ def test_a_second_ctrl_c_waits_until_trials_are_back_in_the_queue(declared, monk
         hand_back(study)
 
     monkeypatch.setattr(lifecycle, "recover", recover)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), signal_handlers_kept():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job does not have
         lifecycle.finish_study(study, client, assignment.parent, assignment.experiment)
     first, *_, last = study.get_trials()
     assert first.state == TrialState.FAIL and last.state == TrialState.WAITING

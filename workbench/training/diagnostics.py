@@ -86,7 +86,8 @@ class Probe:
         kl = kernel_kl(prediction, self.prediction_init)
         every = distributed.collect(torch.stack([difference, kl], dim=1), self.size)
         error = every[:, 0].std() / self.size**0.5 if self.size > 1 else every.new_zeros(())
-        return Divergence(*every.mean(0).tolist(), error.item())
+        mean_difference, mean_kl = every.mean(0).tolist()
+        return Divergence(mean_difference, mean_kl, error.item())
 
 
 class BucketDiagnostics:
