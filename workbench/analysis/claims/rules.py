@@ -160,16 +160,9 @@ def stays_below(e: Evidence) -> list[Effect]:
 
 #: Arms that differ in how far their reference may go and in nothing else, from not at all to without bound.
 RANGE = (
-    "frozen",
-    "range-low",
-    "threshold",
-    "range-double",
-    "range-high",
-    "range-higher",
-    "update-double",
-    "update",
+    "frozen", "range-low", "threshold", "range-double", "range-high", "range-higher", "update-double", "update",
     "update-half",
-)
+)  # fmt: skip
 
 
 @claim(5, "True reward against divergence rises to an optimum, then falls", "Fig. 1c", *RANGE)
