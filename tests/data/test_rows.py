@@ -3,6 +3,8 @@ from collections import Counter
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from PIL import Image
@@ -141,6 +143,62 @@ def test_images_are_fitted_to_a_square_and_the_crop_is_known():
     pair = decode(pair_rows(1)[0] | {"jpg_0": stream.getvalue()}, 32)
     assert pair.w.shape == pair.l.shape == (32, 32, 3)
     assert pair.size == (50, 100) and pair.corner == (0, 16)
+
+
+def test_images_are_turned_upright():
+    exif, flat, turned = Image.Exif(), io.BytesIO(), io.BytesIO()
+    exif[0x0112] = 6  # the camera's right side is up: a viewer turns the picture clockwise
+    image = Image.open(io.BytesIO(pair_rows(1)[0]["jpg_0"])).convert("RGB").crop((0, 0, 32, 20))
+    image.save(turned, "PNG", exif=exif)
+    image.transpose(Image.Transpose.ROTATE_270).save(flat, "PNG")
+    upright, expected = (decode(pair_rows(1)[0] | {"jpg_0": s.getvalue()}, 16) for s in (turned, flat))
+    assert upright.size == (32, 20) and (upright.l == expected.l).all() and (upright.w == expected.w).all()
+
+
+def test_an_image_with_broken_exif_is_one():
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(stream, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode(pair_rows(1)[0] | {"jpg_0": stream.getvalue()}, 16) is not None
+
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"label_0": pa.array([0, 1]), "label_1": pa.array([1, 0], pa.uint8()), "has_label": pa.array([1, 1])},
+        {"jpg_0": lambda column: pa.array([{"bytes": data, "path": None} for data in column], IMAGE)},
+        {"caption": lambda column: pa.array(column).dictionary_encode()},
+        {"caption": lambda text: pa.array(text, pa.large_string()), "jpg_1": lambda b: pa.array(b, pa.large_binary())},
+    ],
+    ids=["labels", "images", "a dictionary of captions", "large types"],
+)  # fmt: skip
+def test_files_of_differing_types_are_one_data_set(tmp_path, other, streamed):
+    plain = {name: [row[name] for row in pair_rows(2)] for name in pair_rows(1)[0]}
+    changed = {name: value(plain[name]) if callable(value) else value for name, value in other.items()}
+    pq.write_table(pa.table(plain | changed), tmp_path / "0.parquet")
+    pq.write_table(pa.table(plain), tmp_path / "1.parquet")
+    rows = open_rows(str(tmp_path), "train")
+    found = [row for chunk, _ in (rows.stream() if streamed else rows).chunks(3) for row in chunk]
+    pairs = [decode(row, 32) for row in found]
+    assert [kind_of(row) for row in found] == ["used"] * 4
+    assert all((pairs[i].w == pairs[i + 2].w).all() and pairs[i].caption == pairs[i + 2].caption for i in (0, 1))
+
+
+def test_a_column_that_cannot_be_one_is_refused_before_anything_is_read(tmp_path):
+    rows = pair_rows(2)
+    write(tmp_path, rows, "0.parquet"), write(tmp_path, [row | {"label_0": "1"} for row in rows], "1.parquet")
+    with pytest.raises(UserError, match=r"label_0 holds double in .*0\.parquet and .*string in .*1\.parquet; write"):
+        open_rows(str(tmp_path), "train")
+
+
+def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = write(tmp_path, pair_rows(1))
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may read everything
+    with pytest.raises(UserError, match=r"pairs\.parquet is not readable \(Permission denied\)"):
+        open_rows(path, "train")
 
 
 def test_an_image_that_cannot_be_decoded_is_no_pair():

@@ -9,6 +9,8 @@ import time
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -186,6 +188,27 @@ def test_a_damaged_shard_is_drawn_again(place):
     (place / "out" / "data" / "mine" / "ours-00001.parquet").write_bytes(b"PAR1 and then nothing")
     evaluate(*BOTH, "--output", "out")
     assert contents(place / "out").equals(whole)
+
+
+def test_what_is_not_as_it_was_written_is_refused_and_kept(place):
+    evaluate("--model", "pretrained=tiny", "--output", "out")
+    shard, whole = place / "out" / "data" / "mine" / "pretrained-00001.parquet", place / "whole"
+    shard.rename(whole)
+    table = pq.read_table(whole)
+    numbers = pa.array([2**60 + 1] * len(table))  # beyond what a float holds
+    for make, says in (
+        (lambda: shard.mkdir(), "is a folder, not a file"),
+        (lambda: os.mkfifo(shard), "is a named pipe, not a file"),
+        (lambda: pq.write_table(table.append_column("reward", table["reward"]), shard), "reward is there twice"),
+        (lambda: pq.write_table(table.set_column(7, "reward", numbers), shard), "reward is of another type"),
+        (lambda: pq.write_table(table.slice(1), shard), "is not as it was written (2 rows)"),
+    ):
+        make()
+        assert "mine/pretrained-00001.parquet" in (text := evaluate("--output", "out", code=2)) and says in text
+        shard.rmdir() if shard.is_dir() else shard.unlink()
+    whole.rename(shard)
+    shutil.rmtree(place / "out" / "data"), (place / "out" / "data").write_text("years of work")
+    assert "out/data/mine: cannot be written" in evaluate("--model", "pretrained=tiny", "--output", "out", code=2)
 
 
 def test_a_scorer_added_later_uses_the_images_that_are_there(place, tiny_clip, monkeypatch):

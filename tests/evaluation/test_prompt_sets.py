@@ -47,6 +47,24 @@ def test_hpd_lists_in_one_file_or_four(tmp_path):
     assert prompt_sets.read(str(tmp_path / "photo.json")).prompts == ["photo 0", "the same"]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_files_are_read_alike_whatever_editor_wrote_them(tmp_path, end, mark):
+    for name, lines in {
+        "p.txt": ["a fox", "a dog"],
+        "p.tsv": ["Prompt\tCategory", "a fox\tArts", "a dog\tArts"],
+        "p.json": ['["a fox",', '"a dog"]'],
+    }.items():
+        (tmp_path / name).write_bytes(mark + (end.join(lines) + end).encode())
+        assert prompt_sets.read(str(tmp_path / name)).prompts == ["a fox", "a dog"]
+
+
+def test_only_line_ends_part_prompts(tmp_path):
+    (tmp_path / "p.txt").write_text("a fox\u2028with a\x0chat\x85\na dog\n", encoding="utf-8")
+    assert prompt_sets.read(str(tmp_path / "p.txt")).prompts == ["a fox\u2028with a\x0chat", "a dog"]
+    assert read_prompts(str(tmp_path / "p.txt")) == ["a fox\u2028with a\x0chat", "a dog"]
+
+
 def test_the_first_ones_and_the_digest():
     whole = prompt_sets.read("embedded")
     assert whole.head(0) == whole and whole.head(3).prompts == whole.prompts[:3] and len(whole.head(3).categories) == 3
@@ -63,6 +81,8 @@ def test_mistakes_name_the_option_the_value_and_what_is_accepted(tmp_path):
     (tmp_path / "half" / "anime.json").write_text("[]")
     (tmp_path / "none").mkdir()
     (tmp_path / "broken.parquet").write_bytes(b"no")
+    (tmp_path / "utf-16.txt").write_text("a fox", "utf-16")
+    (tmp_path / "half-a-character.json").write_text('["\\ud800"]')
     pl.DataFrame({"text": ["a"]}).write_parquet(tmp_path / "c.parquet")
     for file, message in {
         "nowhere.txt": "no such file or folder; expected 'embedded'",
@@ -73,7 +93,9 @@ def test_mistakes_name_the_option_the_value_and_what_is_accepted(tmp_path):
         "other.tsv": "no column Prompt, Category (PartiPrompts has",
         "half": "no concept-art.json, paintings.json, photo.json beside anime.json",
         "none": "neither .parquet files nor HPDv2's .json files",
-        "broken.parquet": "cannot be read",
+        "broken.parquet": "broken.parquet is not a whole parquet file",
+        "utf-16.txt": "not a text file in UTF-8",
+        "half-a-character.json": "cannot be read",
         "c.parquet": "no column 'caption' (Pick-a-Pic's), only text",
     }.items():
         with pytest.raises(UserError) as caught:

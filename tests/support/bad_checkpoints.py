@@ -1,6 +1,7 @@
 """Checkpoints that are broken, whose parts do not fit, or that somebody made to do harm."""
 
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -180,10 +181,26 @@ def _link(name: str, target: str) -> Callable[[Path], Any]:
     return change
 
 
+def _piped(file: str) -> Callable[[Path], Any]:
+    """A named pipe in a file's place, which whoever opens it waits for."""
+
+    def change(model: Path) -> None:
+        gone(file)(model)
+        os.mkfifo(model / file)
+
+    return change
+
+
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 HUGE = 10**9
 MODELS: dict[str, tuple[Callable[[Place], list[str]], str]] = {
+    "a pipe for weights": (_model(_piped(UNET)), "unet: diffusion_pytorch_model.safetensors is a named pipe"),
+    "a pipe for a config": (_model(_piped("vae/config.json")), "vae: config.json is a named pipe, not a file"),
+    "a pipe for a vocabulary": (
+        _model(_piped("tokenizer/tokenizer.json")),
+        "tokenizer: tokenizer.json is a named pipe, not a file",
+    ),
     "no index": (_model(gone(INDEX)), "no model_index.json in model"),
     "an index that is no JSON": (_model(cut(INDEX, 30)), "model_index.json cannot be read"),
     "an index in UTF-16": (_model(written(INDEX, "{}".encode("utf-16"))), "model_index.json cannot be read"),

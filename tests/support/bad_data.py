@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ def _mixed(place: Place) -> list[str]:
     return _encode(place, "pairs")
 
 
+def _kinds(**columns: Any):
+    """Two files of pairs, whose columns differ in type."""
+
+    def make(place: Place) -> list[str]:
+        _columns(**columns)(place)
+        (place.folder / "pairs").mkdir()
+        (place.folder / "x.parquet").rename(place.folder / "pairs" / "0.parquet")
+        pl.DataFrame(pair_rows(4)).write_parquet(place.folder / "pairs" / "1.parquet")
+        return _encode(place, "pairs")
+
+    return make
+
+
 def _not_empty(place: Place) -> list[str]:
     """A folder with somebody's files in it, and data of which nothing can be written there."""
     (place.folder / "out" / "train").mkdir(parents=True)
@@ -146,6 +160,9 @@ PARQUET: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "other columns": (_rows(lambda row: {"a": 1}), "no column caption, jpg_0, jpg_1, label_0, label_1"),
     "a column twice": (_twice, "jpg_0 is there twice"),
     "has_label in some files": (_mixed, "has_label is a column of some of its files"),
+    "words and numbers for labels": (_kinds(label_0=pa.array(["1"] * 4)), "label_0 holds string in "),
+    "bytes and texts for captions": (_kinds(caption=pa.array([b"a"] * 4)), "caption holds binary in "),
+    "lists and numbers for labels": (_kinds(label_1=pa.array([[1.0]] * 4)), "label_1 holds list<"),
     "all ties": (_rows(lambda row: row | {"label_0": 0.5, "label_1": 0.5}), "0 used, 8 ties"),
     "all ties, somebody's folder": (_not_empty, "0 used, 8 ties"),
     "no labels": (_rows(lambda row: row | {"has_label": False}), "0 used, 0 ties, 8 unlabelled"),
@@ -273,6 +290,19 @@ def _set(name: str, content: bytes | None):
     return make
 
 
+def _pipe(command: str, key: str = "") -> Callable[[Place], list[str]]:
+    """A named pipe in the place of prompts, which whoever opens it waits for."""
+
+    def make(place: Place) -> list[str]:
+        os.mkfifo(place.folder / "p.txt")
+        if key:
+            return [command, *place.given(**{key: "p.txt"})]
+        model = place.settings["model.path"]
+        return [command, "--model", f"a={model}", "--prompts", "p.txt", "--output", "out"]
+
+    return make
+
+
 def _frame(**columns: list) -> bytes:
     stream = io.BytesIO()
     pl.DataFrame(columns).write_parquet(stream)
@@ -286,7 +316,10 @@ PROMPTS: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "a folder": (_prompts(None), "data.prompts = 'p.txt': no such file"),
     "not of the grammar": (_prompts(b"a \x1b[2Jfox\n"), "the ground-truth reward cannot judge this prompt"),
     "one of a million letters": (_prompts(b"x" * 10**6), "the ground-truth reward cannot judge this prompt"),
-    "set: binary": (_set("p.txt", bytes(range(128, 256))), "--prompts p.txt: cannot be read"),
+    "a pipe": (_pipe("train", "data_prompts"), "data.prompts = 'p.txt': no such file"),
+    "set: a pipe": (_pipe("evaluate"), "--prompts p.txt: p.txt is a named pipe, not a file"),
+    "set: a folder by a text's name": (_set("p.txt", None), "--prompts p.txt: neither"),
+    "set: binary": (_set("p.txt", bytes(range(128, 256))), "--prompts p.txt: not a text file in UTF-8"),
     "set: empty": (_set("p.txt", b""), "--prompts p.txt: no prompt in it"),
     "set: an unknown ending": (_set("p.exe", b"MZ"), "--prompts p.exe: unknown ending"),
     "set: an empty folder": (_set("p", None), "--prompts p: neither"),
@@ -297,7 +330,7 @@ PROMPTS: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "set: a table without columns": (_set("p.tsv", b"a\tb\n1\t2\n"), "--prompts p.tsv: no column Prompt, Category"),
     "set: a table without end": (_set("p.tsv", b"\0" * 1000), "--prompts p.tsv: "),
     "set: a table of nothing": (_set("p.tsv", b""), "--prompts p.tsv: cannot be read"),
-    "set: half a parquet": (_set("p.parquet", _frame(caption=["a"])[:-20]), "--prompts p.parquet: cannot be read"),
+    "set: half a parquet": (_set("p.parquet", _frame(caption=["a"])[:-20]), f"--prompts p.parquet: p.parquet {WHOLE}"),
     "set: no captions": (_set("p.parquet", _frame(text=["a"])), "--prompts p.parquet: no column 'caption'"),
     "set: numbers for captions": (_set("p.parquet", _frame(caption=[1, 2])), "--prompts p.parquet: "),
     "set: lists for captions": (_set("p.parquet", _frame(caption=[["a"], ["b"]])), "--prompts p.parquet: "),

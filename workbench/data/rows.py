@@ -13,18 +13,21 @@ import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from workbench.common import cache
 from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.files import in_place
 from workbench.common.paths import cache_folder
+from workbench.common.reading import read_lines
+from workbench.data.parquet import is_image, open_parquet, require_columns, unified
 from workbench.models import ASSETS, HUB_ID, digest_of
 
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
@@ -104,17 +107,12 @@ class ParquetRows(Rows):
     def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
         """As `Rows` says."""
         rows = self._after(done)
-        try:
-            while chunk := list(islice(rows, size)):
-                yield chunk, None
-        except Exception as error:  # pyarrow raises many kinds
-            raise UserError(f"{self.key}: damaged ({one_line(error)})") from None
+        while chunk := list(islice(rows, size)):
+            yield chunk, None
 
     def _after(self, skip: int) -> Iterator[dict[str, Any]]:
-        import pyarrow.parquet
-
         for path in self.files:
-            with pyarrow.parquet.ParquetFile(path) as file:
+            with open_parquet(path, self.key) as file:
                 for group in range(file.num_row_groups):
                     count = file.metadata.row_group(group).num_rows
                     if skip >= count:
@@ -128,11 +126,13 @@ class ParquetRows(Rows):
     def stream(self) -> "StreamedRows":
         """As `Rows` says."""
         try:
-            from datasets import Features, load_dataset
+            from datasets import Features, Image, load_dataset
         except ImportError:
             raise UserError("data.cache = false: needs the package datasets; install it, or leave it at true") from None
         try:  # the columns' plain types: what a file says of itself could make datasets open images by their paths
             features = Features.from_arrow_schema(self.schema)
+            images = [field.name for field in self.schema if is_image(field.type)]
+            features |= dict.fromkeys(images, Image(decode=False))  # which takes bare bytes from other files too
         except (ValueError, NotImplementedError) as error:
             raise UserError(f"{self.key}: columns of a type that is not read ({one_line(error)})") from None
         files = [glob.escape(str(path)) for path in self.files]  # datasets would take them for patterns
@@ -171,7 +171,7 @@ class StreamedRows(Rows):
             if self.remote:
                 again = "run it again, encoding goes on where it was"
                 raise Failure(f"{self.key}: reading stopped ({one_line(error)}); {again}") from None
-            raise UserError(f"{self.key}: damaged ({one_line(error)})") from None
+            raise UserError(f"{self.key}: cannot be read ({one_line(error)})") from None
 
     def stream(self) -> "StreamedRows":
         """As `Rows` says."""
@@ -225,33 +225,23 @@ def _shards(path: Path, split: str, required: bool) -> list[Path]:
 def _check_shards(shards: Sequence[Path], key: str) -> tuple[Any, int]:
     """The columns to read, as a pyarrow schema, and the number of rows; reads only the files' footers."""
     import pyarrow
-    import pyarrow.parquet
 
-    found = []
+    found: dict[str, Any] = {}
     total = 0
     for shard in shards:
-        try:
-            footer = pyarrow.parquet.read_metadata(shard)
-            schema = footer.schema.to_arrow_schema()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{key}: {shard.name} is not a whole parquet file ({one_line(error)})") from None
-        wanted = _wanted(schema.names, f"{key}: {shard.name}")
-        found.append(pyarrow.schema([schema.field(name) for name in wanted]))
-        total += footer.num_rows
-    first, *others = found
-    if any(schema.names != first.names for schema in others):
+        with open_parquet(shard, key) as file:
+            wanted = _wanted(file.schema_arrow.names, f"{key}: {shard.name}")
+            found[str(shard)] = pyarrow.schema([file.schema_arrow.field(name) for name in wanted])
+            total += file.metadata.num_rows
+    if len({len(schema) for schema in found.values()}) > 1:
         raise UserError(f"{key}: has_label is a column of some of its files and not of others")
-    return first, total
+    return unified(found, key), total
 
 
 def _wanted(names: list[str], key: str) -> list[str]:
-    twice = [column for column in COLUMNS if names.count(column) > 1]
-    if twice:
-        raise UserError(f"{key}: {twice[0]} is there twice")
-    missing = [column for column in COLUMNS if column not in names]
-    if missing:
-        raise UserError(f"{key}: no column {', '.join(missing)} (expected Pick-a-Pic's: {', '.join(COLUMNS)})")
-    return [*COLUMNS, *(["has_label"] if "has_label" in names else [])]
+    optional = [column for column in ("has_label",) if column in names]
+    require_columns(names, [*COLUMNS, *optional], key, f" (expected Pick-a-Pic's: {', '.join(COLUMNS)})")
+    return [*COLUMNS, *optional]
 
 
 def _from_hub(place: str, split: str, key: str) -> Rows:
@@ -344,6 +334,8 @@ def fit(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
 def _open(data: bytes | Mapping[str, Any]) -> Image.Image:
     image = Image.open(io.BytesIO(data if isinstance(data, bytes) else data["bytes"]), formats=FORMATS)
     image.load()
+    with suppress(Exception):  # Pillow raises many kinds for EXIF that is none; the picture can be whole
+        ImageOps.exif_transpose(image, in_place=True)  # cameras store how they were held, and viewers turn pictures
     if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off above 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -367,12 +359,7 @@ def read_prompts(source: str) -> Sequence[str]:
     path = ASSETS / "pairs" / shipped[source] if source in shipped else Path(source)
     if not path.is_file():
         raise UserError(f"data.prompts = {source!r}: no such file")
-    try:
-        prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise UserError(f"data.prompts = {source!r}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"data.prompts = {source!r}: cannot be read ({error.strerror})") from None
+    prompts = [line.strip() for line in read_lines(path, f"data.prompts = {source!r}") if line.strip()]
     if not prompts:
         raise UserError(f"data.prompts = {source!r}: no prompt in it")
     return prompts

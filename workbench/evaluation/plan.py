@@ -130,6 +130,8 @@ def prepare(client: Client, request: Request) -> Job:
         "models": {name: model_sources.describe(one, device, request.sampling) for name, one in sources.items()},
         "scorers": {n: {"source": scorers[n], "digest": reward_models.digest(paths)} for n, paths in files.items()},
     }
+    for name in prompts:
+        writable_folder("--output", output / "data" / name)
     settings = sample_store.write_settings(writable_folder("--output", output), before, wanted)
     return Job(output, device, settings, sources, prompts, files, request.batch_size, ours)
 
@@ -187,6 +189,6 @@ def _lacking(shards: Iterable[Shard], columns: Sequence[str]) -> dict[str, set[s
     """Column -> the models that have a shard without it."""
     lacking: dict[str, set[str]] = {column: set() for column in columns}
     for shard in shards:
-        for column in set(columns) - sample_store.columns(shard.path):
+        for column in set(columns) - sample_store.columns(shard.path, len(shard.rows)):
             lacking[column].add(shard.model)
     return lacking

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workbench.common.cache import digest
 from workbench.common.errors import UserError, one_line
+from workbench.common.reading import read_lines, read_text
 from workbench.common.validation import is_place
+from workbench.data.parquet import is_text, open_parquet, require_columns
 from workbench.data.rows import read_prompts
 
 #: HPDv2's benchmark files, in the order in which its package reads them.
@@ -76,60 +76,65 @@ def read(source: str, name: str = "") -> PromptSet:
     if reader is None or not path.exists():
         reason = "no such file or folder" if not path.exists() else f"unknown ending {path.suffix!r}"
         raise UserError(f"--prompts {source}: {reason}; expected {ACCEPTED}")
+    what = f"--prompts {source}"
     try:
-        rows = [(prompt.strip(), category) for prompt, category in reader(path) if prompt and prompt.strip()]
-    except UserError as error:
-        raise UserError(f"--prompts {source}: {error}") from None
-    except (OSError, ValueError, RecursionError, pa.ArrowException, pl.exceptions.PolarsError) as error:
-        raise UserError(f"--prompts {source}: cannot be read ({one_line(error)})") from None
+        rows = [(prompt.strip(), category) for prompt, category in reader(path, what) if prompt and prompt.strip()]
+        for prompt, _ in rows:
+            prompt.encode()  # JSON can hold half a character, which is no text
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{what}: cannot be read ({one_line(error)})") from None
     if not rows:
         raise UserError(f"--prompts {source}: no prompt in it")
     return PromptSet(name or path.stem, source, [p for p, _ in rows], [c for _, c in rows])
 
 
-def _text(path: Path) -> Rows:
-    return [(line, "") for line in path.read_text(encoding="utf-8").splitlines()]
+def _text(path: Path, what: str) -> Rows:
+    return [(line, "") for line in read_lines(path, what)]
 
 
-def _pick_a_pic(path: Path) -> Rows:
+def _pick_a_pic(path: Path, what: str) -> Rows:
     captions: dict[str, str] = {}
     for shard in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
-        with pq.ParquetFile(shard) as file:  # where polars would panic over a damaged one, pyarrow raises
+        with open_parquet(shard, what) as file:
             names = file.schema_arrow.names
             if "caption" not in names:
-                raise UserError(f"no column 'caption' (Pick-a-Pic's), only {', '.join(names)}")
-            column = file.read(["caption"])["caption"]
-        if column.type not in (pa.string(), pa.large_string()):
-            raise UserError(f"its column 'caption' holds {column.type}, not texts")
-        captions |= dict.fromkeys(column.to_pylist(), "")
+                raise UserError(f"{what}: no column 'caption' (Pick-a-Pic's), only {', '.join(names)}")
+            require_columns(names, ["caption"], what)
+            if not is_text(kind := file.schema_arrow.field("caption").type):
+                raise UserError(f"{what}: its column 'caption' holds {kind}, not texts")
+            captions |= dict.fromkeys(file.read(["caption"])["caption"].to_pylist(), "")
     return list(captions.items())
 
 
-def _parti(path: Path) -> Rows:
-    table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+def _parti(path: Path, what: str) -> Rows:
+    text = read_text(path, what)
+    table = pl.read_csv(text.encode(), separator="\t", quote_char=None, infer_schema=False)
     missing = [column for column in ("Prompt", "Category") if column not in table.columns]
     if missing:
-        raise UserError(f"no column {', '.join(missing)} (PartiPrompts has Prompt, Category, Challenge)")
+        raise UserError(f"{what}: no column {', '.join(missing)} (PartiPrompts has Prompt, Category, Challenge)")
     return table.select("Prompt", pl.col("Category").fill_null("")).rows()
 
 
-def _hpd_file(path: Path) -> Rows:
-    prompts = json.loads(path.read_text(encoding="utf-8"))
+def _hpd_file(path: Path, what: str) -> Rows:
+    prompts = json.loads(read_text(path, what))
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise UserError(f"{path.name} is not a list of prompts, as HPDv2's benchmark files are")
+        raise UserError(f"{what}: {path.name} is not a list of prompts, as HPDv2's benchmark files are")
     return [(prompt, path.stem) for prompt in prompts]
 
 
-def _folder(path: Path) -> Rows:
+def _folder(path: Path, what: str) -> Rows:
     files = [path / f"{style}.json" for style in HPD_STYLES]
     there = [file.name for file in files if file.is_file()]
     if len(there) == len(files):
-        return [row for file in files for row in _hpd_file(file)]
+        return [row for file in files for row in _hpd_file(file, what)]
     if there:
-        raise UserError(f"no {', '.join(file.name for file in files if file.name not in there)} beside {there[0]}")
+        lacking = ", ".join(file.name for file in files if file.name not in there)
+        raise UserError(f"{what}: no {lacking} beside {there[0]}")
     if any(path.rglob("*.parquet")):
-        return _pick_a_pic(path)
-    raise UserError(f"neither .parquet files nor HPDv2's .json files in it; expected {ACCEPTED}")
+        return _pick_a_pic(path, what)
+    raise UserError(f"{what}: neither .parquet files nor HPDv2's .json files in it; expected {ACCEPTED}")
 
 
 READERS = {".txt": _text, ".parquet": _pick_a_pic, ".tsv": _parti, ".json": _hpd_file, "folder": _folder}

@@ -244,7 +244,7 @@ class Part(NamedTuple):
     def used(self, folder: Path) -> list[Path]:
         """The folder's files that the first alternative it satisfies names; none where it satisfies none."""
         for patterns in self.accepted:
-            matches = [sorted(folder.glob(pattern)) for pattern in patterns]
+            matches = [sorted(path for path in folder.glob(pattern) if path.is_file()) for pattern in patterns]
             if all(matches):
                 return [path for paths in matches for path in paths]
         return []

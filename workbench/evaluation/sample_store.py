@@ -23,7 +23,10 @@ from PIL import Image
 
 from workbench.common.errors import UserError
 from workbench.common.files import in_place, require_readable
+from workbench.common.reading import require_regular
+from workbench.data.parquet import is_image, is_text, open_parquet, read_table
 from workbench.evaluation.prompt_sets import PromptSet
+from workbench.models.safe_loading import read_json
 
 log = logging.getLogger(__name__)
 
@@ -85,20 +88,44 @@ def shards(folder: Path, model: str, prompts: PromptSet, seeds: int) -> list[Sha
 # --- shards on disk -------------------------------------------------------------------------------------------
 
 
-def columns(path: Path) -> set[str]:
-    """The columns that a shard has; none where it is not there, or damaged.
+def columns(path: Path, rows: int = 0) -> set[str]:
+    """The columns that a shard has; none where it is not there, or damaged, so that it is drawn again.
 
+    Args:
+        rows: how many it must have; 0 = any number.
     Raises:
+        UserError: there is something else in its place, which is not drawn over.
         Failure: this user may not read it.
     """
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         return set()
-    require_readable(path, "choose another --output")
+    if path.is_file():
+        require_readable(path, "choose another --output")
+    what = f"{path.parent.name}/{path.name} in the evaluation's folder"
+    require_regular(path, f"{what} (move it, or choose another --output)")
     try:
-        return set(pq.read_schema(path).names)
-    except (pa.ArrowInvalid, OSError):
+        with open_parquet(path, what) as file:
+            schema, count = file.schema_arrow, file.metadata.num_rows
+    except UserError:
         log.warning("%s is damaged: drawing it again", path)
         return set()
+    other = [name for name in schema.names if not _is_column(name, schema.field(schema.names.index(name)).type)]
+    twice = [name for name in schema.names if schema.names.count(name) > 1]
+    if other or twice or rows not in (0, count):
+        problem = (
+            f"{twice[0]} is there twice" if twice else f"{other[0]} is of another type" if other else f"{count} rows"
+        )
+        raise UserError(f"{what}: is not as it was written ({problem}); remove it, and it is drawn again")
+    return set(schema.names)
+
+
+def _is_column(name: str, kind: pa.DataType) -> bool:
+    """Whether a column has the type in which it is written; what is not named here is a scorer's."""
+    if name in TEXT:
+        return is_text(kind)
+    if name == "image":
+        return is_image(kind)
+    return kind == (pa.int64() if name in ("row", "seed") else pa.float64())
 
 
 def write_images(shard: Shard, images: NDArray[np.uint8]) -> None:
@@ -119,22 +146,21 @@ def write_images(shard: Shard, images: NDArray[np.uint8]) -> None:
 
 def add_scores(shard: Shard, scorer: str, scores: NDArray[np.float64]) -> None:
     """Write a scorer's column into a shard."""
-    table = pq.read_table(shard.path)
+    table = read_table(shard.path, str(shard.path))
     _write(shard.path, table.append_column(scorer, pa.array(scores, pa.float64())))
 
 
 def read_images(path: Path, where: pl.Expr | None = None) -> list[NDArray[np.uint8]]:
     """A shard's images, or those of the rows that fit a condition, each (H, W, 3)."""
-    scan = pl.scan_parquet(path)
-    chosen = scan if where is None else scan.filter(where)
-    encoded = chosen.select(pl.col("image").struct.field("bytes")).collect()["bytes"]
-    return [np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in encoded]
+    table = pl.DataFrame(read_table(path, str(path), ["row", "seed", "image"]))
+    chosen = table if where is None else table.filter(where)
+    return [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in chosen["image"]]
 
 
 def read_scores(paths: Sequence[Path], scorers: Sequence[str]) -> pl.DataFrame:
     """All columns but the images, of all shards, in their order."""
     wanted = ["model", "prompts", "row", "prompt", "category", "seed", *scorers]
-    return pl.concat([pl.read_parquet(path, columns=wanted).select(wanted) for path in paths])
+    return pl.concat([pl.DataFrame(read_table(path, str(path), wanted)) for path in paths])
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
@@ -174,8 +200,8 @@ def read_settings(folder: Path, sampling: Mapping[str, Any]) -> Settings:
             raise UserError(f"--output {folder}: neither empty nor an evaluation's folder (no {SETTINGS} in it)")
         return {kind: {} for kind in KINDS}
     try:
-        settings: Settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        settings: Settings = read_json(path, f"--output {folder}", longest=2**30)
+    except UserError:
         settings = {}
     if not _is_valid(settings, sampling):
         raise UserError(f"--output {folder}: its {SETTINGS} is damaged; choose another folder")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.common.errors import Failure, UserError, one_line, shown
+from workbench.common.reading import require_regular
 from workbench.common.validation import is_place
 from workbench.models.safe_loading import check_weights, load_network, read_json
 
@@ -188,6 +189,10 @@ def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
                 f"model.path = {shown(source)}: {shown(part)} = {shown(entry)} in model_index.json, expected a part's "
                 "name, library and class"
             )
+        if isinstance(entry, list) and (folder / part).is_dir():
+            for file in (folder / part).iterdir():
+                if file.exists() and not file.is_dir():  # libraries open whatever has a known name
+                    require_regular(file, f"model.path = {shown(source)}: {part}")
     return Checkpoint(source, folder, index, variant)
 
 
@@ -248,6 +253,7 @@ def digest_of(paths: Sequence[Path]) -> str:
     """
     digest = hashlib.sha256()
     for path in paths:
+        require_regular(path, str(path.parent))
         if path.name == "config.json":
             content = read_json(path, str(path.parent))
             kept = {k: v for k, v in content.items() if k not in PROVENANCE}

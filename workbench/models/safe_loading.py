@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import safe_open
 
 from workbench.common.errors import Failure, UserError, one_line, shown
+from workbench.common.reading import require_regular
 
 #: Bytes that a JSON file may have; real configs take a few kilobytes.
 LONGEST_JSON = 2**20
@@ -45,12 +46,13 @@ def read_json(path: Path, what: str, longest: int = LONGEST_JSON) -> dict[str, A
         what: the thing that the file describes, for messages.
         longest: bytes that such a file may have.
     Raises:
-        UserError: the file is missing, too long, or holds something else than an object.
+        UserError: the file is missing, no regular one, too long, or holds something else than an object.
     """
+    require_regular(path, what)
     try:
         if path.stat().st_size > longest:
             raise UserError(f"{what}: {path.name} is too long to be what it should be")
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8-sig"))
     except UserError:
         raise
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
@@ -122,6 +124,7 @@ def read_shapes(files: Sequence[Path], what: str) -> dict[str, list[int]]:
     """
     shapes: dict[str, list[int]] = {}
     for path in files:
+        require_regular(path, what)
         with explained(f"{what}: {path.name}"), safe_open(path, "pt") as stream:
             for name in stream.keys():  # noqa: SIM118 (no mapping)
                 tensor = stream.get_slice(name)
