@@ -1,7 +1,9 @@
 """The notebooks on a study of invented runs, and the page that gathers them."""
 
 import ast
+import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from tests.support.commands import invoke
 from tests.support.helpers import ROOT, workbench
 from workbench import tracking
 from workbench.analysis import report
-from workbench.common.errors import UserError
+from workbench.common.errors import Failure, UserError
 from workbench.common.outputs import output_file
 from workbench.common.validation import writable_folder
 from workbench.tracking import study_runs
@@ -53,6 +55,23 @@ def test_a_parameter_must_belong_to_a_notebook():
     assert "smoothing" in known["divergence"] and "smoothing" not in known["imbalance"]
     with pytest.raises(UserError, match="--parameter smooting: no notebook has it; divergence, imbalance have study, "):
         report.declared_parameters(plan, {"smooting": 3})
+
+
+@pytest.mark.slow
+def test_notebooks_are_executed_by_this_interpreter(tmp_path, monkeypatch):
+    other = tmp_path / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [nbformat.v4.new_code_cell("import sys; print(sys.executable)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "n.ipynb")
+    done = report.execute(tmp_path / "n.ipynb", tmp_path / "done.ipynb", {})
+    assert done.cells[-1].outputs[0].text.strip() == sys.executable
+    monkeypatch.setattr(report, "make_ipkernel_cmd", lambda: spec["argv"])
+    with pytest.raises(Failure, match="notebook n: Kernel died"):
+        report.execute(tmp_path / "n.ipynb", tmp_path / "done.ipynb", {})
 
 
 def invent(study: str, arms: list[str]) -> None:

@@ -1,12 +1,16 @@
 """The report of a study: the notebooks executed on it, gathered on one page, attached to its run in MLflow."""
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ipykernel.kernelspec import make_ipkernel_cmd
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
@@ -14,7 +18,7 @@ from papermill import execute_notebook, inspect_notebook
 from papermill.exceptions import PapermillExecutionError
 
 from workbench import tracking
-from workbench.common.errors import Failure, UserError
+from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.outputs import output_file, require_own
 from workbench.common.paths import shipped
 from workbench.common.validation import study_address, writable_folder
@@ -124,6 +128,19 @@ def _chosen_study(study: str | None) -> str:
     return study
 
 
+class OwnKernels(AsyncKernelManager):
+    """Starts kernels of the interpreter that runs now.
+
+    A notebook names its kernel, `python3`, and so does every other environment's: the first one on Jupyter's path may
+    be of an interpreter that has no workbench.
+    """
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """How such a kernel is started."""
+        return KernelSpec(argv=make_ipkernel_cmd(), display_name="Python 3 (ipykernel)", language="python")
+
+
 def execute(path: Path, target: Path, parameters: Mapping[str, Any]) -> NotebookNode:
     """Execute one notebook in a process of its own and keep the executed one.
 
@@ -131,14 +148,20 @@ def execute(path: Path, target: Path, parameters: Mapping[str, Any]) -> Notebook
         target: where the executed notebook is written; relative paths in it are of the working folder.
     Raises:
         UserError: the study lacks what the notebook needs, or a parameter is wrong; nothing is kept.
-        Failure: a cell failed; names the error and where the notebook with its traceback lies.
+        Failure: a cell failed, or the kernel; names the error and where the notebook with its traceback lies.
     """
     quiet = ["--IPKernelApp.log_level=ERROR"]  # it warns that this machine's own traffic is not encrypted
     with TemporaryDirectory() as place:
         executed = Path(place) / target.name  # papermill writes it anew after each cell
         try:
             notebook = execute_notebook(
-                str(path), str(executed), dict(parameters), progress_bar=False, log_output=False, extra_arguments=quiet
+                str(path),
+                str(executed),
+                dict(parameters),
+                progress_bar=False,
+                log_output=False,
+                extra_arguments=quiet,
+                kernel_manager_class=OwnKernels,
             )
         except PapermillExecutionError as error:
             if error.ename == "UserError":
@@ -146,6 +169,10 @@ def execute(path: Path, target: Path, parameters: Mapping[str, Any]) -> Notebook
             with output_file(target) as partial:
                 copyfile(executed, partial)
             raise Failure(f"notebook {path.stem}: {error.ename}: {error.evalue} (see {target})") from None
+        except RuntimeError as error:  # the kernel did not start, or died: nbclient and jupyter_client raise this alone
+            raise Failure(
+                f"notebook {path.stem}: {one_line(error)}; does `{shlex.join(make_ipkernel_cmd()[:3])} --version` work?"
+            ) from None
         with output_file(target) as partial:
             copyfile(executed, partial)
     return notebook
