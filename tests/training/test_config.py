@@ -53,6 +53,13 @@ def test_choosing_another_function_drops_only_the_arguments_it_does_not_take():
     }
 
 
+def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = resolve({"data.train": "~/pairs:validation", "data.prompts": "~/p.txt", "model.path": "embedded"})
+    assert config.data.train == "/home/ada/pairs:validation" and config.data.prompts == "/home/ada/p.txt"
+    assert config.model.path == "embedded"
+
+
 def test_an_override_is_read_as_toml_or_else_as_text():
     assert parse_override("reference.interval=16") == ("reference.interval", 16)
     assert parse_override("train.betas=[0.9, 0.95]") == ("train.betas", [0.9, 0.95])

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from workbench.analysis import tables
+from workbench.analysis import fonts, tables
 from workbench.analysis.tables import PROMPT_SETS, label
 from workbench.common.errors import UserError
 from workbench.common.outputs import output_file
@@ -23,6 +23,7 @@ from workbench.models.small.prompts import parse
 
 mpl.rcParams["svg.hashsalt"] = "workbench"  # the same figure gives the same file
 sns.set_theme(context="notebook", style="ticks", palette="colorblind")
+fonts.use()
 
 MARKERS = "osD^vPX<>*"
 
@@ -42,7 +43,7 @@ def save(figure: Figure, folder: Path | str, name: str, formats: str = "png,svg"
             raise UserError(f"formats = {formats!r}: {kind!r} is not one of png, svg, pdf, ...")
         metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
         paths.append(folder / f"{name}.{kind}")
-        with output_file(paths[-1]) as path:
+        with output_file(paths[-1]) as path, fonts.lacking_named():
             figure.savefig(path, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
     return paths
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from workbench.analysis import fonts
 from workbench.common.files import in_place
 
 CELL, CAPTION = 1.6, 2.3  # inches
@@ -26,6 +27,7 @@ def sheet(images: Mapping[str, Sequence[NDArray[np.uint8]]], prompts: Sequence[s
         images: model -> one image a prompt, each (H, W, 3).
         prompts: one a row.
     """
+    fonts.use()
     size = (CAPTION + CELL * len(images), CELL * len(prompts) + 0.4)
     figure, cells = plt.subplots(len(prompts), len(images), figsize=size, squeeze=False)
     for column, (model, samples) in enumerate(images.items()):
@@ -46,6 +48,6 @@ def sheet(images: Mapping[str, Sequence[NDArray[np.uint8]]], prompts: Sequence[s
 
 def save(figure: Figure, path: Path) -> None:
     """Write a sheet as PNG; the same sheet gives the same file."""
-    with in_place(path) as partial:
+    with in_place(path) as partial, fonts.lacking_named():
         figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
     plt.close(figure)

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -14,10 +15,11 @@ from typing import Any
 
 import click
 
-from workbench.common.errors import Failure, UserError, memory_explained, on_one_line
+from workbench.common.errors import Failure, UserError, memory_explained, on_one_line, shown
 from workbench.common.paths import places_explained, shipped
 from workbench.common.secrets import hide_passwords
 from workbench.common.streams import lost_output, make_sturdy
+from workbench.common.validation import whole_number
 
 
 def one_process() -> None:
@@ -26,7 +28,7 @@ def one_process() -> None:
     Raises:
         UserError: a launcher of distributed runs has started it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if whole_number("WORLD_SIZE", 1, least=1) > 1:
         raise UserError(
             "started on several processes (WORLD_SIZE): torchrun and accelerate launch share one run, python -m "
             "workbench.train; a study's workers are processes of their own: start the same command on each machine"
@@ -49,6 +51,7 @@ def command(function: Callable, group: click.Group | None = None, name: str | No
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup lets it be
                 signal.signal(number, _interrupt)
         try:
+            _check_variables()
             with memory_explained(), places_explained():
                 function(*args, **kwargs)
             if error := lost_output():
@@ -65,6 +68,19 @@ def command(function: Callable, group: click.Group | None = None, name: str | No
 
     make = group.command if group else click.command
     return make(name, context_settings={"max_content_width": 100})(guarded)
+
+
+def _check_variables() -> None:
+    """Check the environment variables that libraries read as numbers, over which they would end in a traceback.
+
+    Raises:
+        UserError: one is no number.
+    """
+    for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL", "TQDM_MINITERS", "TQDM_SMOOTHING", "TQDM_DELAY", "TQDM_NCOLS"):
+        try:
+            float(os.environ.get(name) or 0)
+        except ValueError:
+            raise UserError(f"{name} = {shown(os.environ[name])}: expected a number") from None
 
 
 def _complain(error: BaseException) -> None:
@@ -160,6 +176,6 @@ def default_workers(device: str) -> int:
 
 
 def this_python() -> str:
-    """How the user can call the interpreter that runs now."""
+    """How the user can call the interpreter that runs now, quoted for a shell."""
     relative = os.path.relpath(sys.executable)
-    return "python" if relative.startswith("..") else relative
+    return "python" if relative.startswith("..") else shlex.quote(relative)

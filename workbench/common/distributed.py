@@ -5,7 +5,6 @@ B is the run on one process with batches of R B, to rounding. Work over many sam
 collected again on all. With one process nothing here does anything.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from workbench.common.errors import UserError
+from workbench.common.validation import whole_number
 
 
 @lru_cache(maxsize=1)
 def _state() -> Any:
     """accelerate's PartialState, which joins the process group; None with one process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if whole_number("WORLD_SIZE", 1, least=1) == 1:
         return None
+    for variable in ("RANK", "LOCAL_RANK"):
+        whole_number(variable, 0, least=0)
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
@@ -35,7 +36,8 @@ def exclusive(url: str, purpose: str = "", patience: float = 0.0) -> Iterator[No
             yield
         return
     if url.startswith("sqlite:///"):
-        path = Path(".".join(filter(None, (url.removeprefix("sqlite:///"), purpose, "lock"))))
+        database = unquote(url.removeprefix("sqlite:///").partition("?")[0])
+        path = Path(".".join(filter(None, (database, purpose, "lock"))))
     else:
         path = state_path("locks", hashlib.sha256(f"{url} {purpose}".encode()).hexdigest()[:16])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from urllib.parse import quote, unquote
 
-from workbench.common.errors import Failure
+from workbench.common.errors import Failure, UserError
 
 PACKAGE = Path(__file__).parent.parent
+PLAIN = " +/"  #: what SQLAlchemy leaves as it is in a database's path, beside letters, digits and _.-~
 #: Errors of the system that are about a place, not about the workbench.
 _ABOUT_PLACES = (EACCES, EPERM, EROFS, ENOSPC, EDQUOT)
 
@@ -39,7 +41,7 @@ def state_path(*parts: str) -> Path:
     Snapshots of unfinished runs lie there, and outboxes with what a tracking store has not accepted yet. Workers on
     several machines that continue each other's trials have to share it.
     """
-    return Path(os.environ.get("WORKBENCH_STATE", ".workbench")).resolve().joinpath(*parts)
+    return folder_from("WORKBENCH_STATE", ".workbench").joinpath(*parts)
 
 
 def state_place() -> str:
@@ -49,7 +51,7 @@ def state_place() -> str:
 
 def cache_folder() -> Path:
     """$WORKBENCH_CACHE, or .cache/workbench in the working folder."""
-    return Path(os.environ.get("WORKBENCH_CACHE", ".cache/workbench")).resolve()
+    return folder_from("WORKBENCH_CACHE", ".cache/workbench")
 
 
 def require_places() -> None:
@@ -100,7 +102,39 @@ def _unusable(path: Path, error: OSError) -> Failure:
 
 def storage_url() -> str:
     """Address of the study database: $WORKBENCH_STORAGE, or optuna.db in the working folder."""
-    return os.environ.get("WORKBENCH_STORAGE") or f"sqlite:///{Path('optuna.db').resolve()}"
+    return database_url("WORKBENCH_STORAGE", "optuna.db")
+
+
+def folder_from(variable: str, default: str) -> Path:
+    """The folder that an environment variable names, absolute; `~` is the home folder."""
+    return Path(os.environ.get(variable) or default).expanduser().resolve()
+
+
+def database_url(variable: str, default: str) -> str:
+    """The database that an environment variable names, or an sqlite file in the working folder.
+
+    Args:
+        default: the file's name.
+    Raises:
+        UserError: an address whose path would end at a question mark.
+    """
+    text = os.environ.get(variable)
+    if not text:
+        return sqlite_url(Path(default).resolve())
+    scheme, slashes, rest = text.partition(":///")
+    if not scheme.startswith("sqlite") or not slashes:
+        return text
+    path, mark, options = rest.partition("?")
+    if "/" in options:  # SQLAlchemy would take what follows for options, and open a file of another name
+        raise UserError(f"{variable} = {text!r}: a question mark in a path is written %3F")
+    if path.startswith("~"):
+        path = quote(str(Path(unquote(path)).expanduser()), safe=PLAIN)
+    return f"{scheme}{slashes}{path}{mark}{options}"
+
+
+def sqlite_url(path: Path) -> str:
+    """The address of an sqlite file, whatever characters are in its path."""
+    return f"sqlite:///{quote(str(path), safe=PLAIN)}"
 
 
 def storage_place(url: str | None = None) -> str:

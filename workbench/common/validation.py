@@ -1,6 +1,7 @@
 """Names, numbers and folders that a user gives, checked."""
 
 import math
+import os
 import re
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -85,6 +86,18 @@ def writable_folder(option: str, folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"{option} {folder}: cannot be written ({error.strerror})") from None
     return folder
+
+
+def whole_number(variable: str, default: int, least: int) -> int:
+    """The whole number that an environment variable has.
+
+    Raises:
+        UserError: it has something else, or a smaller one.
+    """
+    text = os.environ.get(variable) or str(default)
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or int(text) < least:
+        raise UserError(f"{variable} = {shown(text)}: expected a whole number, at least {least}")
+    return int(text)
 
 
 class Finite(click.FloatRange):

@@ -1,7 +1,6 @@
 """The study database: Optuna's own, on sqlite for one machine or PostgreSQL for many."""
 
 import json
-import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.locks import exclusive, retry_connections
 from workbench.common.paths import storage_place
 from workbench.common.secrets import hide_passwords
+from workbench.common.validation import whole_number
 from workbench.studies.records import StudyRecord
 from workbench.training.sections import Direction
 
@@ -27,8 +27,12 @@ PATIENCE = 600.0  #: seconds to wait for a database that was reachable before
 
 
 def grace() -> int:
-    """Seconds without a heartbeat after which a worker is taken for dead: $WORKBENCH_GRACE, or 60."""
-    return int(os.environ.get("WORKBENCH_GRACE", "60"))
+    """Seconds without a heartbeat after which a worker is taken for dead: $WORKBENCH_GRACE, or 60.
+
+    Raises:
+        UserError: the variable has no such number.
+    """
+    return whole_number("WORKBENCH_GRACE", 60, least=1)
 
 
 @contextmanager
@@ -62,8 +66,11 @@ def open_storage(url: str) -> RDBStorage:
     """
     sqlite = url.startswith("sqlite")
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
+    patience = grace()
     try:
-        storage = RDBStorage(url, engine_kwargs=options, heartbeat_interval=max(1, grace() // 4), grace_period=grace())
+        storage = RDBStorage(
+            url, engine_kwargs=options, heartbeat_interval=max(1, patience // 4), grace_period=patience
+        )
     except Exception as error:  # whatever the database's driver raises
         raise _unreachable(url, error) from None
     if sqlite:

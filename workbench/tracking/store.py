@@ -6,6 +6,7 @@ import re
 import shlex
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -15,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from workbench.common.command_line import this_python
 from workbench.common.errors import Failure
 from workbench.common.locks import exclusive
+from workbench.common.paths import database_url
 from workbench.common.secrets import hide_passwords
 from workbench.tracking import tags
 
@@ -38,9 +40,12 @@ CLIENT_ENVIRONMENT = {
 }
 
 
+PROXIES = [name for kind in ("HTTP", "HTTPS", "ALL") for name in (f"{kind}_PROXY", f"{kind.lower()}_proxy")]
+
+
 def tracking_uri() -> str:
     """$MLFLOW_TRACKING_URI, or mlflow.db in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+    return database_url("MLFLOW_TRACKING_URI", "mlflow.db")
 
 
 def connect() -> MlflowClient:
@@ -53,15 +58,7 @@ def connect() -> MlflowClient:
         os.environ.setdefault(name, value)
     uri, ready = tracking_uri(), True
     if uri.startswith("http"):  # one plain request: the client would retry for minutes
-        import requests
-
-        try:
-            requests.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
-        except requests.RequestException as error:
-            raise Failure(
-                f"tracking server {hide_passwords(uri)} cannot be reached ({type(error).__name__}); start it, "
-                "or unset MLFLOW_TRACKING_URI to use sqlite here"
-            ) from None
+        _require_server(uri)
     else:
         ready = _require_database(uri)
     try:
@@ -73,6 +70,29 @@ def connect() -> MlflowClient:
         return client
     except Exception as error:  # whatever the store's driver raises
         raise Failure(f"tracking store {hide_passwords(uri)} cannot be opened ({in_short(error)})") from None
+
+
+def _require_server(uri: str) -> None:
+    """Check that a tracking server answers; one on this machine is called without a proxy.
+
+    Raises:
+        Failure: it does not.
+    """
+    import requests
+
+    host = urlsplit(uri).hostname or ""
+    if host in ("localhost", "127.0.0.1", "::1"):
+        exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (exempt, host)))
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
+    except requests.RequestException as error:
+        proxies = [name for name in PROXIES if os.environ.get(name)] if requests.utils.get_environ_proxies(uri) else []
+        hint = f" ({', '.join(proxies)} is set; if it is not behind that, add {host} to NO_PROXY)" if proxies else ""
+        raise Failure(
+            f"tracking server {hide_passwords(uri)} cannot be reached ({type(error).__name__}); start it{hint}, "
+            "or unset MLFLOW_TRACKING_URI to use sqlite here"
+        ) from None
 
 
 def in_short(error: BaseException) -> str:
@@ -136,6 +156,33 @@ def database_path() -> Path | None:
     return Path(make_url(uri).database or "").resolve()
 
 
+def _require_version(uri: str, version: str) -> None:
+    """Refuse tables of another MLflow, which this one would change, or fail over, without a question.
+
+    Raises:
+        Failure: they are older or newer; names the remedy.
+    """
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+
+    script = ScriptDirectory.from_config(_get_alembic_config(""))
+    if version in script.get_heads():
+        return
+    store = f"tracking store {hide_passwords(uri)}"
+    if version not in {revision.revision for revision in script.walk_revisions()}:
+        raise Failure(
+            f"{store}: its tables are of a newer MLflow than {mlflow.__version__}, which is installed here; install "
+            "that, or name another store with MLFLOW_TRACKING_URI"
+        )
+    path = database_path()
+    backup = f"cp {shlex.quote(str(path))} {shlex.quote(f'{path}.backup')}" if path else "a backup"
+    upgrade = f"{this_python()} -m mlflow db upgrade {shlex.quote(hide_passwords(uri))}"
+    raise Failure(
+        f"{store}: its tables are of an older MLflow than {mlflow.__version__}; they have to be changed, for good: "
+        f"first {backup}, then {upgrade}"
+    )
+
+
 def _require_database(uri: str) -> bool:
     """Whether MLflow's tables are in the database. Connects once, where MLflow would retry for minutes.
 
@@ -147,9 +194,14 @@ def _require_database(uri: str) -> bool:
     try:
         with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect() as connection:
             try:  # a row that MLflow adds after everything else
-                return connection.execute(sqlalchemy.text("SELECT 1 FROM experiments")).first() is not None
+                ready = connection.execute(sqlalchemy.text("SELECT 1 FROM experiments")).first() is not None
+                version = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar()
             except sqlalchemy.exc.SQLAlchemyError:
                 return False
+        _require_version(uri, str(version))
+        return ready
+    except Failure:
+        raise
     except Exception as error:  # whatever its driver raises
         raise Failure(
             f"tracking store {hide_passwords(uri)} cannot be opened ({in_short(error)}); MLFLOW_TRACKING_URI takes "

@@ -1,5 +1,6 @@
 """Commands and links that open the MLflow UI."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote, urlencode
 
@@ -20,7 +21,8 @@ def ui_command() -> str:
     uri = tracking_uri()
     if uri.startswith("http"):
         return "(your tracking server)"
-    return f"{this_python()} -m mlflow ui --backend-store-uri {hide_passwords(uri)} --host 127.0.0.1 --workers 1"
+    store = shlex.quote(hide_passwords(uri))
+    return f"{this_python()} -m mlflow ui --backend-store-uri {store} --host 127.0.0.1 --workers 1"
 
 
 def ui_link(client: MlflowClient, study: str | None = None) -> str:

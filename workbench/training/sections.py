@@ -1,5 +1,6 @@
 """What a table of settings is, and the table of a study; `config` has the others and puts them together."""
 
+import os
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -81,7 +82,7 @@ def _texts(value: Any) -> Any:
 def _place(text: str) -> str:
     if not is_place(text):
         raise ValueError("no file or folder has such a name")
-    return text
+    return os.path.expanduser(text)
 
 
 def _run_name(text: str) -> str:
