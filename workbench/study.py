@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group(context_settings={"max_content_width": 100})
 def main() -> None:
-    """Look after studies: `status`, `resume`, `doctor`, `relocate`, `export`.
+    """Look after studies: `status`, `resume`, `doctor`, `relocate`, `export`, `rename`, `forget`, `delete`.
 
     Studies lie in $WORKBENCH_STORAGE (default: optuna.db here), their runs in $MLFLOW_TRACKING_URI (default: mlflow.db
     here), snapshots of unfinished trials in $WORKBENCH_STATE (default: .workbench here).
@@ -235,7 +235,80 @@ def export(name: str, out: Path | None) -> None:
         click.echo(f"Written: {folder / file}")
 
 
-for each in (status, resume, doctor, relocate, export):
+yes_option = click.option("--yes", is_flag=True, help="Do it without a question.")
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Ask before something is lost.
+
+    Raises:
+        UserError: the answer is no, or there is nobody to answer.
+    """
+    from workbench.common.errors import UserError
+
+    try:
+        if yes or click.confirm(question):
+            return
+    except click.Abort:
+        click.echo()
+    raise UserError("nothing was changed; --yes answers the question")
+
+
+@name_argument
+@yes_option
+def delete(name: str, yes: bool) -> None:
+    """Delete a study: its trials and snapshots for good, its runs into MLflow's trash.
+
+    MLflow's runs can be brought back until `mlflow gc` empties the trash. Other studies of that name, in other study
+    databases, are left alone.
+    """
+    from workbench import tracking
+    from workbench.common.paths import storage_place, storage_url
+    from workbench.studies import alterations
+
+    client, url = tracking.connect(), storage_url()
+    trials, runs, snapshots = alterations.contents(client, study_name(name), url)
+    what = f"{trials} trials, {runs} runs in MLflow and the snapshots of {snapshots} trials"
+    _confirm(f"Delete study {name!r} of {storage_place(url)}, with {what}?", yes)
+    alterations.delete(client, name, url)
+    click.echo(f"Deleted study {name}. Its runs are in MLflow's trash; its reports, if any, are left.")
+
+
+@name_argument
+@click.argument("new", metavar="NEW")
+@yes_option
+def rename(name: str, new: str, yes: bool) -> None:
+    """Give a study another name, in Optuna, in MLflow and among the snapshots; studies beside it follow."""
+    from workbench import tracking
+    from workbench.common.paths import storage_url
+    from workbench.common.validation import checked_name
+    from workbench.studies import alterations
+
+    checked_name("NEW", new)
+    _confirm(f"Rename study {study_name(name)!r} to {new!r}?", yes)
+    for changed in alterations.rename(tracking.connect(), name, new, storage_url()):
+        click.echo(f"Renamed: study {changed}")
+
+
+@name_argument
+@click.argument("trial", type=click.IntRange(0))
+@yes_option
+def forget(name: str, trial: int, yes: bool) -> None:
+    """Let a trial no longer count: its result and snapshots are gone, its run goes into MLflow's trash.
+
+    All attempts at the trial go with it, and trials that copied its result. An arm is queued again, and `study resume`
+    runs it; of what the sampler chose, another trial takes the place.
+    """
+    from workbench import tracking
+    from workbench.common.paths import storage_url
+    from workbench.studies import alterations
+
+    _confirm(f"Forget trial {trial} of study {study_name(name)!r}?", yes)
+    numbers = alterations.forget(tracking.connect(), name, trial, storage_url())
+    click.echo(f"Forgotten: trial {', '.join(map(str, numbers))}")
+
+
+for each in (status, resume, doctor, relocate, export, rename, forget, delete):
     command(each, main)
 
 if __name__ == "__main__":

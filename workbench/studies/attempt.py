@@ -13,7 +13,7 @@ from typing import Any
 
 from optuna import Study, Trial, TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from workbench import tracking
 from workbench.common.errors import Failure
@@ -84,7 +84,9 @@ class Attempt:
         try:
             self._claim(trial)
             self.on_claimed()
-            return self._run(trial)
+            config = self.experiment.trial_config(trial)
+            twin = self._twin(trial, config)
+            return self._run(trial, config) if twin is None else self._copied(trial, twin)
         except BaseException as error:
             self.error = error
             self.reason = hide_passwords(str(error))
@@ -106,8 +108,26 @@ class Attempt:
             with suppress(UpdateFinishedTrialError):
                 records.write(trial, **{fields[type(error)]: self.reason or True})
 
-    def _run(self, trial: Trial) -> float | tuple[float, ...]:
-        config = self.experiment.trial_config(trial)
+    def _twin(self, trial: Trial, config: Config) -> FrozenTrial | None:
+        """A complete trial with the settings that the sampler has chosen once more; None where there is none.
+
+        Equal settings, the seed among them, train to the same result. An arm is always run: tables compare arms.
+        """
+        if TrialRecord.of(trial).overrides is not None:
+            return None
+        for other in self.study.get_trials(deepcopy=False):
+            if other.state == TrialState.COMPLETE and self.experiment.settings_of(other) == config.flat():
+                return other
+        return None
+
+    def _copied(self, trial: Trial, twin: FrozenTrial) -> float | tuple[float, ...]:
+        """Give a trial the result of another; it has no run of its own."""
+        records.write(trial, copied_from=twin.number, metrics=dict(TrialRecord.of(twin).metrics))
+        for name, excess in twin.constraints.items():
+            trial.set_constraint(name, excess)
+        return tuple(twin.values) if len(twin.values) > 1 else twin.values[0]
+
+    def _run(self, trial: Trial, config: Config) -> float | tuple[float, ...]:
         prepared = self.prepare(config)
         trials = self.study.get_trials(deepcopy=False)
         numbers = [*recovery.attempts(trials, trial.number)]

@@ -12,6 +12,7 @@ from typing import Any
 from optuna import Trial
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 
 from workbench.common.errors import UserError
 from workbench.studies.records import TrialRecord
@@ -129,6 +130,11 @@ class Experiment:
             if dimension.name in resolve(settings).flat():
                 settings = merge(settings, {dimension.name: dimension.suggest(trial)})
         return resolve(settings)
+
+    def settings_of(self, trial: FrozenTrial) -> dict[str, Any]:
+        """The dotted settings with which a trial was run, resolved: its arm's, or what the sampler chose."""
+        overrides = TrialRecord.of(trial).overrides
+        return resolve(merge(dict(self.settings), trial.params if overrides is None else overrides)).flat()
 
     def definition(self) -> dict[str, Any]:
         """What makes a study what it is, as JSON has it. How long, and how safely, it runs may be changed later."""

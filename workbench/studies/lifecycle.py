@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import optuna
 import polars as pl
 from optuna import Study
 from optuna.trial import TrialState
@@ -24,7 +25,7 @@ from workbench.common.cache import digest
 from workbench.common.errors import Failure, UserError
 from workbench.common.paths import require_places, storage_place, storage_url
 from workbench.common.signals import held
-from workbench.studies import tuning
+from workbench.studies import extension, tuning
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import StudyRecord, trial_attributes, write_study
 from workbench.studies.recovery import recover, remove_unused_snapshots, snapshot_folder
@@ -72,6 +73,8 @@ def study_id(study: Study, url: str) -> StudyId:
 def open_study(experiment: Experiment, name: str, url: str) -> Study:
     """The study of that name, ready for workers: created with its arms in the queue, or recovered from what was killed.
 
+    Arms, seeds and dimensions that the experiment declares more than the study has are added to it.
+
     Hold the storage's lock.
 
     Raises:
@@ -92,9 +95,14 @@ def open_study(experiment: Experiment, name: str, url: str) -> Study:
     record = StudyRecord.of(study)
     _require_same(name, record.definition or {}, definition)
     if not record.token:
-        _give_token(study)
-    write_study(study, **_resumable(experiment))
+        give_token(study)
     recover(study)
+    added = [*extension.extend(study, experiment, url)]
+    for what in added:
+        tqdm.write(f"Study {name}: {what} added.")
+    if added:  # Optuna keeps what it has once read of trials that have ended
+        study = optuna.load_study(study_name=name, storage=open_storage(url))
+    write_study(study, **_resumable(experiment))
     return study
 
 
@@ -102,7 +110,7 @@ def _new_token(name: str) -> str:
     return digest(name, time.time_ns(), os.urandom(8))[:12]
 
 
-def _give_token(study: Study) -> None:
+def give_token(study: Study) -> None:
     """Give a study that was made before there were tokens one. Its snapshots, whose path has the token, follow."""
     before = snapshot_folder(study, 0).parent
     write_study(study, token=_new_token(study.study_name))
@@ -118,6 +126,7 @@ def _resumable(experiment: Experiment) -> dict[str, Any]:
 def _require_same(name: str, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     stored = json.loads(json.dumps(completed(stored)))
     differing = sorted(key for key in stored.keys() | now.keys() if stored.get(key) != now.get(key))
+    differing = [key for key in differing if not extension.is_extension(stored, now, key)]
     if differing:
         key = differing[0]
         raise UserError(
@@ -296,7 +305,7 @@ def _open_parent(client: tracking.Client, study: Study, own: StudyId) -> str:
     trials = statuses(study)
     found = reconcile.adopt(client, own, trials)
     if found is not None:
-        _require_original(found, own)
+        require_original(found, own)
     elif any(trial.run_id for trial in trials.values()):
         raise UserError(
             f"study {own.name!r}: {own.storage} has its trials, but this tracking store does not have their runs; set "
@@ -306,7 +315,7 @@ def _open_parent(client: tracking.Client, study: Study, own: StudyId) -> str:
     return study_runs.open_study(client, own, f"Study **{own.name}**, running.")
 
 
-def _require_original(parent: tracking.Run, own: StudyId) -> None:
+def require_original(parent: tracking.Run, own: StudyId) -> None:
     """Refuse to work on a copy of a study database: both would write into the same runs.
 
     Raises:

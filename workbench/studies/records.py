@@ -43,6 +43,8 @@ class TrialRecord:
         interrupted: why the attempt was stopped in an orderly way; empty if it was not.
         failed: which numbers were not finite; empty if all were.
         pruned: why the trial was pruned; empty if it was not.
+        copied_from: number of the trial with the same settings whose result this one has.
+        forgotten: whether the user has taken its result away; such a trial counts for nothing.
         metrics: final metrics by name.
     """
 
@@ -58,6 +60,8 @@ class TrialRecord:
     interrupted: str = ""
     failed: str = ""
     pruned: str = ""
+    copied_from: int | None = None
+    forgotten: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod

@@ -7,6 +7,7 @@ hold the study's lock (`storage.locked`), so that one process at a time looks an
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna import Study
@@ -61,7 +62,8 @@ def recover(study: Study) -> None:
 def _open(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The last attempt at every trial that does not count yet."""
     retried = {TrialRecord.of(t).retry_of for t in trials}
-    return [t for t in trials if not counts(t) and t.number not in retried]
+    ended = [counts(t) or TrialRecord.of(t).forgotten for t in trials]
+    return [t for t, over in zip(trials, ended, strict=True) if not over and t.number not in retried]
 
 
 def _interrupted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -70,13 +72,22 @@ def _interrupted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _requeue(study: Study, trial: FrozenTrial) -> None:
+    queue_again(study, trial, retry_of=trial.number, crashes=crashes(trial))
+
+
+def queue_again(study: Study, trial: FrozenTrial, **attributes: Any) -> None:
+    """Queue a trial with the settings of another.
+
+    Args:
+        attributes: further fields of its `TrialRecord`.
+    """
     record = TrialRecord.of(trial)
     kept = {"arm": record.arm, "name": record.name, "overrides": record.overrides}
     kept = {name: value for name, value in kept.items() if value is not None}
     # Parameters that the trial had are fixed, so that the sampler does not choose others for the retry.
     study.enqueue_trial(
         {**trial.system_attrs.get("fixed_params", {}), **trial.params},
-        user_attrs=trial_attributes(**kept, retry_of=trial.number, crashes=crashes(trial)),
+        user_attrs=trial_attributes(**kept, **attributes),
     )
 
 

@@ -38,20 +38,26 @@ def counts(trial: FrozenTrial) -> bool:
     """Whether a trial is one of those that the study is to have: it ended, and is not tried again."""
     if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
         return True
-    return trial.state == TrialState.FAIL and (bool(TrialRecord.of(trial).failed) or crashes(trial) >= MOST_CRASHES)
+    record = TrialRecord.of(trial)
+    if trial.state != TrialState.FAIL or record.forgotten:
+        return False
+    return bool(record.failed) or crashes(trial) >= MOST_CRASHES
 
 
 def state_of(trial: FrozenTrial) -> str:
     """A trial's state, in the words that runs have: a failed trial that is tried again is "interrupted"."""
+    if TrialRecord.of(trial).forgotten:
+        return "forgotten"
     return "interrupted" if trial.state == TrialState.FAIL and not counts(trial) else STATES[trial.state]
 
 
 def statuses(study: Study) -> dict[int, TrialStatus]:
-    """Every trial by its number, as its run has to be."""
+    """Every trial by its number, as its run has to be; forgotten trials have no runs."""
     found = {}
     for trial in study.get_trials(deepcopy=False):
         record = TrialRecord.of(trial)
-        found[trial.number] = TrialStatus(state_of(trial), record.run_id, record.process)
+        if not record.forgotten:
+            found[trial.number] = TrialStatus(state_of(trial), record.run_id, record.process)
     return found
 
 
@@ -85,6 +91,8 @@ def line_of(trial: FrozenTrial) -> str:
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
     record = TrialRecord.of(trial)
     why = record.failed or record.pruned
+    if record.copied_from is not None:
+        why = f"as trial {record.copied_from}, which has these settings"
     if trial.state == TrialState.COMPLETE and not feasible(trial):
         why = BEYOND
     head = f"trial {trial.number:3d}  {state_of(trial):11s} {values:>8s}  {seconds:5.0f} s"
@@ -99,7 +107,7 @@ def summary(study: Study, config: Config) -> str:
     intervals = "eval/win_rate" in sweep.objectives
     rows = []
     for trial in study.get_trials(deepcopy=False):
-        if not trial.state.is_finished():
+        if not trial.state.is_finished() or TrialRecord.of(trial).forgotten:
             continue
         complete, values = trial.state == TrialState.COMPLETE, measured(trial, sweep)
         cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in shown]
@@ -121,7 +129,7 @@ def summary(study: Study, config: Config) -> str:
 def summary_metrics(study: Study) -> dict[str, float]:
     """Metrics of the study's run: trials by state and within constraints, the best value or the size of the front."""
     trials, best = study.get_trials(deepcopy=False), study.best_trials
-    states = [state_of(t) for t in trials if t.state.is_finished()]
+    states = [state_of(t) for t in trials if t.state.is_finished() and not TrialRecord.of(t).forgotten]
     metrics = {f"study/{state}": float(states.count(state)) for state in set(states)}
     if any(t.constraints for t in trials):
         metrics["study/feasible"] = float(sum(map(feasible, trials)))

@@ -154,6 +154,35 @@ def namesakes(client: MlflowClient, study: StudyId) -> list[Run]:
     return [run for run in parents(client, study.name) if run.data.tags.get(tags.TOKEN) != study.token]
 
 
+def is_of(parent: Run, study: StudyId) -> bool:
+    """Whether a parent run belongs to a study; that of its checks, `NAME-checks`, does too."""
+    return parent.data.tags.get(tags.TOKEN) == study.token
+
+
+def own_parents(client: MlflowClient, study: StudyId, *, deleted: bool = False) -> list[Run]:
+    """The parent runs with a study's token: the study's and that of its checks.
+
+    Args:
+        deleted: those in the trash too.
+    """
+    query = f"tags.`{tags.TOKEN}` = '{study.token}' AND tags.`{tags.KIND}` = 'study'"
+    return _search(client, query, ViewType.ALL if deleted else ViewType.ACTIVE_ONLY)
+
+
+def all_runs(client: MlflowClient, study: StudyId) -> list[Run]:
+    """Every run with a study's token, parents last. Those in the trash are left out."""
+    runs = _search(client, f"tags.`{tags.TOKEN}` = '{study.token}'")
+    return sorted(runs, key=lambda run: run.data.tags.get(tags.KIND) == "study")
+
+
+def rename_study(client: MlflowClient, study: StudyId, name: str) -> None:
+    """Give a study's runs another name for it, and those of its checks; a study set aside keeps that name's end."""
+    for parent in own_parents(client, study):
+        before = parent.data.tags[tags.STUDY]
+        if before.startswith(study.name):  # else a kill cut this short after this parent
+            _rename(client, parent, name + before.removeprefix(study.name), study.storage)
+
+
 def is_complete(client: MlflowClient, study: StudyId) -> bool:
     """Whether a study's parent run says that the study is complete."""
     run = find_study(client, study)

@@ -1,0 +1,191 @@
+"""Deleting and renaming studies and forgetting trials, in Optuna, in MLflow and among the snapshots together.
+
+Each change may be cut short by a kill, and is then done again from its beginning: Optuna, by which a study is found,
+always comes last. Only what has the study's token is touched, and nothing while a worker runs one of its trials.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import optuna
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
+
+from workbench import tracking
+from workbench.common.errors import UserError
+from workbench.common.paths import state_path
+from workbench.studies import lifecycle, recovery
+from workbench.studies.records import StudyRecord, TrialRecord
+from workbench.studies.storage import find_study, locked, open_storage
+from workbench.studies.trials import statuses
+from workbench.tracking import delivery, reconcile, study_runs
+from workbench.tracking.study_runs import StudyId
+
+
+class Contents(NamedTuple):
+    """What a study consists of.
+
+    Attributes:
+        trials: attempts at trials in Optuna.
+        runs: in MLflow, the study's own included.
+        snapshots: trials that have some.
+    """
+
+    trials: int
+    runs: int
+    snapshots: int
+
+
+def contents(client: tracking.Client, name: str, url: str) -> Contents:
+    """What deleting a study would remove.
+
+    Raises:
+        UserError: there is no such study, a worker runs one of its trials, or its runs belong to another database.
+    """
+    with _idle(client, name, url) as (study, own):
+        runs = study_runs.all_runs(client, own)
+        folders = [*recovery.snapshot_folder(study, 0).parent.glob("*")]
+        return Contents(len(study.get_trials(deepcopy=False)), len(runs), len(folders))
+
+
+def delete(client: tracking.Client, name: str, url: str) -> None:
+    """Delete a study: its trials and snapshots for good, its runs into MLflow's trash.
+
+    Raises:
+        UserError: as `contents`.
+    """
+    with _idle(client, name, url) as (study, own):
+        for run in study_runs.all_runs(client, own):
+            client.delete_run(run.info.run_id)
+        shutil.rmtree(recovery.snapshot_folder(study, 0).parent, ignore_errors=True)
+        optuna.delete_study(study_name=name, storage=study._storage)
+
+
+def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
+    """Give a study another name, and with it the studies of its checks and of its arms' tuning.
+
+    Returns:
+        The studies of this database that have a new name.
+    Raises:
+        UserError: there is no such study, a worker runs one of its trials, or the new name is taken.
+        Failure: its run is in MLflow's trash.
+    """
+    with locked(url):
+        there = optuna.get_all_study_names(open_storage(url))
+    names = {old: new + old.removeprefix(name) for old in (name, f"{name}-tuning") if old in there or old == name}
+    for old, changed in names.items():
+        with _idle(client, old, url) as (study, own):
+            study_runs.find_study(client, own)  # in the trash it could not get another name
+            _require_free(client, own, changed, there)
+    for old, changed in reversed(names.items()):  # the study itself comes last, so that a repetition finds it
+        with _idle(client, old, url) as (study, own):
+            study_runs.rename_study(client, own, changed)
+            snapshots = recovery.snapshot_folder(study, 0).parent
+            if snapshots.is_dir():
+                snapshots.rename(state_path("studies", f"{changed}-{own.token}"))
+            with open_storage(url).engine.begin() as connection:
+                query = text("UPDATE studies SET study_name = :new WHERE study_name = :old")
+                connection.execute(query, {"old": old, "new": changed})
+    return [*names.values()]
+
+
+def _require_free(client: tracking.Client, own: StudyId, name: str, there: Sequence[str]) -> None:
+    """Refuse a name that a study of this database, or of the tracking store, has already.
+
+    Raises:
+        UserError: it is taken.
+    """
+    others = [run for run in study_runs.parents(client, name) if not study_runs.is_of(run, own)]
+    if name in there or others:
+        where = "this study database" if name in there else "the tracking store"
+        raise UserError(f"study {name!r}: {where} has one already; choose another name")
+
+
+def forget(client: tracking.Client, name: str, number: int, url: str) -> list[int]:
+    """Let a trial no longer count: it loses its result, its run goes into MLflow's trash, its snapshots are removed.
+
+    Every attempt at the trial goes with it, and every trial whose result was copied from it. Its number stays, since
+    Optuna counts its trials. An arm is queued again; what the sampler chose may be chosen again.
+
+    Returns:
+        The numbers of all that are forgotten.
+    Raises:
+        UserError: as `contents`, or there is no such trial, or it has not ended.
+    """
+    with _idle(client, name, url) as (study, own):
+        trials = study.get_trials(deepcopy=False)
+        if number not in range(len(trials)):
+            raise UserError(f"study {name!r}: no trial {number}; it has {len(trials)}, counted from 0")
+        chosen = [trials[each] for each in _belonging(trials, number)]
+        waiting = [trial.number for trial in chosen if not trial.state.is_finished()]
+        if waiting:
+            raise UserError(f"study {name!r}: trial {number} has not ended, trial {waiting[0]} waits to go on with it")
+        ids = {TrialRecord.of(trial).run_id for trial in chosen}
+        for run in study_runs.all_runs(client, own):
+            if run.info.run_id in ids:
+                client.delete_run(run.info.run_id)
+        for trial in chosen:
+            shutil.rmtree(recovery.snapshot_folder(study, trial.number), ignore_errors=True)
+        _mark_forgotten(url, chosen)
+        _queue_arm(study, chosen)
+        return sorted(trial.number for trial in chosen)
+
+
+def _belonging(trials: Sequence[FrozenTrial], number: int) -> set[int]:
+    """Numbers of all attempts at the trial of which one has this number, and of trials that copied its result."""
+    first = [*recovery.attempts(trials, number)][-1]
+    same = {t.number for t in trials if [*recovery.attempts(trials, t.number)][-1] == first}
+    return same | {t.number for t in trials if TrialRecord.of(t).copied_from in same}
+
+
+def _mark_forgotten(url: str, trials: Sequence[FrozenTrial]) -> None:
+    """Take the results from trials that have ended, which Optuna's interface refuses to change."""
+    with open_storage(url).engine.begin() as connection:
+        for trial in trials:
+            if TrialRecord.of(trial).forgotten:
+                continue
+            which = {"id": trial._trial_id}
+            connection.execute(text("UPDATE trials SET state = 'FAIL' WHERE trial_id = :id"), which)
+            connection.execute(text("DELETE FROM trial_values WHERE trial_id = :id"), which)
+            insert = "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:id, 'forgotten', :value)"
+            connection.execute(text(insert), which | {"value": json.dumps(True)})
+
+
+def _queue_arm(study: Study, forgotten: Sequence[FrozenTrial]) -> None:
+    """Queue an arm again, unless another trial of it is there, which a repetition of `forget` may have queued."""
+    arm = TrialRecord.of(forgotten[0]).overrides
+    numbers = {trial.number for trial in forgotten}
+    others = [TrialRecord.of(t) for t in study.get_trials(deepcopy=False) if t.number not in numbers]
+    if arm is not None and not any(other.overrides == arm and not other.forgotten for other in others):
+        recovery.queue_again(study, forgotten[0])
+
+
+@contextmanager
+def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study, StudyId]]:
+    """A study of this database on which nobody works; the database's lock is held meanwhile.
+
+    Raises:
+        UserError: there is no such study, a worker runs one of its trials, or its runs belong to another database.
+    """
+    lifecycle.require_study(name, url)
+    with locked(url), delivery.require_reachable():
+        study = find_study(name, open_storage(url))
+        assert study is not None
+        if not StudyRecord.of(study).token:
+            lifecycle.give_token(study)
+        recovery.recover(study)
+        running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        if running:
+            process = TrialRecord.of(running[0]).process or ""
+            host, pid = process.partition("/")[0], process.split("|")[1] if "|" in process else "?"
+            raise UserError(f"study {name!r}: process {pid} on {host} runs trial {running[0].number}; stop it first")
+        own = lifecycle.study_id(study, url)
+        if not study_runs.own_parents(client, own, deleted=True):
+            reconcile.adopt(client, own, statuses(study))  # of a study made before there were tokens
+        for parent in study_runs.own_parents(client, own, deleted=True):
+            lifecycle.require_original(parent, own)
+        yield study, own
