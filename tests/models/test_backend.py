@@ -1,11 +1,13 @@
 import json
 import shutil
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from tests.support import families
 from workbench.common.distributed import pick_device
 from workbench.common.errors import UserError
 from workbench.models import load
@@ -31,6 +33,27 @@ def test_images_do_not_depend_on_the_batch_they_are_drawn_in(tiny_model):
         backend.denoiser(), captions, [1, 2, 3], steps=2, guidance=1.0, batch_size=size
     )
     assert np.abs(draw(3).astype(int) - draw(1).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DDIMScheduler", "none of its keys"])
+def test_sdxl_samples_are_not_clipped_whatever_scheduler_its_config_is_of(tmp_path, scheduler):
+    families.sdxl().save_pretrained(tmp_path / "right")
+    config = json.loads((tmp_path / "right" / "scheduler" / "scheduler_config.json").read_text())
+    published = {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": config["steps_offset"]}
+    shutil.copytree(tmp_path / "right", tmp_path / "fresh")
+    file = tmp_path / "fresh" / "scheduler" / "scheduler_config.json"
+    if scheduler == "none of its keys":
+        file.write_text(json.dumps({key: config[key] for key in families.SCHEDULE}))
+        published["steps_offset"] = 1
+    else:  # as diffusers saves a new one of its class
+        getattr(diffusers, scheduler)(**families.SCHEDULE).save_pretrained(tmp_path / "fresh" / "scheduler")
+    saved = {key: config[key] for key in families.SCHEDULE}
+    (tmp_path / "right" / "scheduler" / "scheduler_config.json").write_text(json.dumps(saved | published))
+    right, fresh = (load(str(tmp_path / name), CPU) for name in ("right", "fresh"))
+    draw = [b.sample(b.denoiser(), ["a fox"], [3], steps=2, guidance=2.0, batch_size=1) for b in (right, fresh)]
+    assert fresh.scheduler.config.clip_sample is False and np.array_equal(*draw)
+    assert "-clip_sample=False" in fresh.digest("scheduler") and "clip" not in right.digest("scheduler")
+    assert fresh.digest("vae") == right.digest("vae")
 
 
 def test_missing_parts_are_named(tiny_model, tmp_path):

@@ -77,7 +77,8 @@ class Backend(ABC):
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.folder = checkpoint.folder
         self._require_parts()
-        self.scheduler = checks.load_scheduler(checkpoint, getattr(diffusers, self.SCHEDULER))
+        self._corrected = self._corrections()
+        self.scheduler = checks.load_scheduler(checkpoint, getattr(diffusers, self.SCHEDULER), self._corrected)
         self.sampler = self.SCHEDULER
         checks.require_sizes(checkpoint, self.DENOISER, self._vae_channels, self.PACKING)
         self._shapes_tried: set[tuple] = set()  # those that `require_fit` found to be taken
@@ -105,6 +106,10 @@ class Backend(ABC):
 
     def _require_parts(self) -> None:
         self.checkpoint.require(self.DENOISER, "vae", *self.ENCODERS, "scheduler")
+
+    def _corrections(self) -> dict[str, Any]:
+        """Settings of the scheduler in which the checkpoint's config is not followed; by default none."""
+        return {}
 
     def _process(self) -> ForwardProcess:
         """Forward process and target on the axis t = 0..T-1, noise growing with t; by default that of diffusion."""
@@ -477,4 +482,5 @@ class Backend(ABC):
     def digest(self, *parts: str) -> str:
         """Digest of the files of some parts and of how they are used: precision, variant and resolution."""
         files = sorted(f for part in parts for f in (self.folder / part).rglob("*") if f.is_file())
-        return f"{self.dtype}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}"
+        corrected = "".join(f"-{k}={v}" for k, v in self._corrected.items()) if "scheduler" in parts else ""
+        return f"{self.dtype}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}{corrected}"

@@ -15,17 +15,20 @@ from workbench.models.checkpoints import Checkpoint
 from workbench.models.safe_loading import explained
 
 
-def load_scheduler(checkpoint: Checkpoint, kind: Any) -> Any:
+def load_scheduler(checkpoint: Checkpoint, kind: Any, corrected: Mapping[str, Any] | None = None) -> Any:
     """A checkpoint's scheduler.
 
     Args:
-        kind: diffusers class that it is read as.
+        kind: diffusers class that it is read as; what its config lacks, because it was written by another class, has
+            that class's defaults.
+        corrected: values that the family's models need, whatever the config says.
     Raises:
         UserError: its config holds what that class cannot work with.
     """
     checkpoint.number("scheduler", "num_train_timesteps", 1000, 2, 100_000, "scheduler_config.json")
     with explained(f"{checkpoint.name}: scheduler"):
         scheduler = kind.from_pretrained(checkpoint.folder, subfolder="scheduler", local_files_only=True)
+        scheduler.register_to_config(**corrected or {})
         shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}  # diffusers insists on it
         copy.deepcopy(scheduler).set_timesteps(2, **shift)  # reads the settings that the constructor only stores
     return scheduler

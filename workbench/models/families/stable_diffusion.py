@@ -1,5 +1,7 @@
 """Stability's families: SD1.x and SD2.x, SDXL, SD3 and SD3.5."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,16 @@ class StableDiffusionXL(Backend):
 
     PIPELINE = "StableDiffusionXLPipeline"
     ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+    def _corrections(self) -> dict[str, Any]:
+        """What the pipeline of SD1.x corrects in a scheduler's config, and SDXL's does not.
+
+        A config that another scheduler has written, such as Euler's, lacks these keys. DDIM's defaults for them are
+        those of models of pixels: predicted images, here latents, would be cut off at -1 and 1.
+        """
+        config = self.checkpoint.config("scheduler", "scheduler_config.json")
+        clips = {"clip_sample": False} if config.get("clip_sample", True) is not False else {}
+        return clips | ({} if "steps_offset" in config else {"steps_offset": 1})
 
     def _predict(self, denoiser: nn.Module, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         added = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
