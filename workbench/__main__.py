@@ -13,7 +13,7 @@ from workbench import __version__
 #: What the list of commands shows, in this order. Every module beside this one is in it.
 SECTIONS = {
     "Train and compare": ("sweep", "train", "claims", "report", "study"),
-    "Real models and data": ("encode", "evaluate", "throughput"),
+    "Real models and data": ("encode", "evaluate", "export_lora", "throughput"),
     "The workbench itself": ("bench", "profile", "scale", "pretrain", "prefer"),
 }
 
@@ -27,7 +27,9 @@ class Commands(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The command of that name, or nothing where there is none."""
-        return import_module(f"workbench.{name}").main if name in self.list_commands(context) else None
+        return (
+            import_module(f"workbench.{name.replace('-', '_')}").main if name in self.list_commands(context) else None
+        )
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, each with the first sentence of its help."""
