@@ -18,7 +18,11 @@ FROM_0, FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
 @click.option("--prompts", multiple=True, metavar="[NAME=]SOURCE", help="A prompt set. Repeatable. Default: embedded.")
 @click.option("--limit", type=FROM_0, default=0, metavar="N", help="Only the first N prompts of each set; 0 = all.")
 @click.option(
-    "--scorer", "scorers", multiple=True, metavar="NAME[=SOURCE]", help="A reward model. Repeatable. Default: reward."
+    "--scorer",
+    "scorers",
+    multiple=True,
+    metavar="NAME[=SOURCE]",
+    help="A reward model. Repeatable. Default: reward, or with --paper its five.",
 )
 @click.option("--seeds", type=FROM_1, default=2, show_default=True, help="Images a prompt; the paper draws 5.")
 @click.option(
@@ -44,7 +48,11 @@ FROM_0, FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
 )  # fmt: skip
 @click.option("--variant", default="", metavar="NAME", help="Weight files of hub models, such as fp16.")
 @click.option("--ours", default="", metavar="NAME", help="The model whose wins are counted. Default: the first.")
-@click.option("--paper", type=click.Choice(["sd15", "sdxl"]), help="Show the averages of its Table 1 or 2 beside ours.")
+@click.option(
+    "--paper",
+    type=click.Choice(["sd15", "sdxl"]),
+    help="Show the averages of its Table 1 or 2 beside ours; its five scorers are then the default.",
+)
 @click.option(
     "--grid", type=FROM_0, default=6, show_default=True, help="Prompts in the sheet of samples; 0 = no sheet."
 )
@@ -60,8 +68,9 @@ def main(**options: Any) -> None:
 
     A prompt set is "embedded" or "validation" (the small model's), a text file, Pick-a-Pic's parquet files,
     PartiPrompts' TSV, HPDv2's JSON lists or a folder of them. Prompts and scorers must fit: "reward" judges only what
-    the small model draws; pickscore, hpsv2, clip, aesthetic and imagereward judge anything. These fetch their weights
-    from the hub unless told a folder: NAME=FOLDER.
+    the small model draws; pickscore, hpsv2, clip (OpenAI's ViT-L/14), clip-h (OpenCLIP's ViT-H/14, probably the
+    paper's CLIP score), aesthetic and imagereward judge anything. These fetch their weights from the hub unless told a
+    folder: NAME=FOLDER.
 
     OUTPUT/data holds images and scores as parquet files that Hugging Face's datasets read, OUTPUT the win rates
     (Tables 1 and 2), mean scores (as in Table 3) and a sheet of samples; all goes to MLflow as a run. Stop it whenever
@@ -75,7 +84,6 @@ def main(**options: Any) -> None:
       python -m workbench.evaluate --model ours=runs:/RUN_ID
          --model pretrained=stable-diffusion-v1-5/stable-diffusion-v1-5
          --prompts "Pick-a-Pic v2=pickapic/test_unique.parquet" --prompts PartiPrompts=PartiPrompts.tsv
-         --scorer pickscore --scorer hpsv2 --scorer clip --scorer aesthetic --scorer imagereward
          --seeds 5 --steps 50 --guidance 7.5 --dtype float16 --paper sd15 --output reports/evaluation/sd15
     """
     silence_transformers()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.support.reward_models import (
     save_clip,
 )
 from workbench.common.errors import Failure, UserError
-from workbench.evaluation import reward_models
+from workbench.evaluation import plan, reward_models
 from workbench.models.small.prompts import split
 
 CPU = torch.device("cpu")
@@ -64,7 +65,9 @@ def score(name, source, images, prompts=PROMPTS, batch_size=4):
     return reward_models.load(name, reward_models.locate(name, str(source)), CPU, batch_size)(images, prompts)
 
 
-@pytest.mark.parametrize(("name", "factor"), [("pickscore", math.exp(3.3)), ("clip", 100), ("hpsv2", 100)])
+@pytest.mark.parametrize(
+    ("name", "factor"), [("pickscore", math.exp(3.3)), ("clip", 100), ("clip-h", 100), ("hpsv2", 100)]
+)
 def test_clip_scorers_are_a_factor_times_the_cosine(clip, images, pixels, name, factor):
     found = score(name, clip[0], images)
     assert found.dtype == np.float64 and found.shape == (6,)
@@ -322,3 +325,16 @@ def test_weights_that_are_not_a_scorers_are_refused(clip, imagereward, tmp_path)
     (head / "relu.pth").write_bytes(b"not a torch file")
     with pytest.raises(UserError, match=r"relu\.pth: "):
         score("aesthetic", head, [])
+
+
+def test_both_clip_scores_have_names_and_the_papers_is_taken_with_its_table():
+    headings = {name: reward_models.REWARD_MODELS[name].heading for name in ("clip", "clip-h")}
+    assert headings == {"clip": "CLIP ViT-L/14", "clip-h": "CLIP ViT-H/14"}
+    parts = {name: reward_models.REWARD_MODELS[name].parts["model"].hub for name in headings}
+    assert parts["clip"].startswith("openai/clip-vit-large") and parts["clip-h"].startswith(
+        "laion/CLIP-ViT-H-14-laion2B"
+    )
+    chosen = [plan._scorers({}, set(), SimpleNamespace(scorers=(), paper=paper)) for paper in ("sd15", None)]
+    assert [*chosen[0]] == ["pickscore", "hpsv2", "clip-h", "aesthetic", "imagereward"] and [*chosen[1]] == ["reward"]
+    named = SimpleNamespace(scorers=("clip",), paper="sd15")
+    assert [*plan._scorers({}, set(), named)] == ["clip"]

@@ -1,5 +1,6 @@
 """An evaluation before it runs: what was asked for and what its output folder holds, checked and written down."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,8 @@ def _scorers(before: Mapping[str, Any], unfinished: set[str], request: Request) 
     """The request's reward models, and those of the folder's that have images left to score: name -> source."""
     known = {name: e["source"] for name, e in before.items()}
     texts = [text if "=" in text else f"{text}={known.get(text, '')}" for text in request.scorers]
-    named = _named("--scorer", texts) or ({} if before else {"reward": ""})
+    default = dict.fromkeys(reward_models.PAPER_SCORERS if request.paper else ("reward",), "")
+    named = _named("--scorer", texts) or ({} if before else default)
     return {name: source for name, source in known.items() if name in unfinished} | named
 
 
@@ -165,7 +167,7 @@ def _named(option: str, texts: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{option} {text}: a name has letters, digits, '.', '_', '-' and blanks, not {name!r}")
         if name in named:
             raise UserError(f"{option} {text}: {name!r} is there twice; give another name")
-        named[name] = source
+        named[name] = os.path.expanduser(source)  # which a shell does not do after an equals sign
     return named
 
 

@@ -277,10 +277,15 @@ class RewardModel:
     check: Callable[[Sequence[str]], None] = field(default=_any_prompt)
 
 
+_TRANSFORMERS = ("config.json", "model.safetensors")  # the repository has the same weights for open_clip too
 _HPS = ("HPS_v2_compressed.pt",)
 _BERT = Part("google-bert/bert-base-uncased", ("vocab.txt", "tokenizer*.json"), (("vocab.txt",), ("tokenizer.json",)))
 _HEAD_FILES = (("*.pth",), ("*.pt",), ("*.safetensors",))
 _REWARD_FILES = (("med_config.json", "*.pt"), ("med_config.json", "*.safetensors"))
+
+#: The five of the paper's tables. It does not say which model its CLIP score is of; by its size probably OpenCLIP's
+#: ViT-H/14, which PickScore and HPSv2 begin from, and not OpenAI's ViT-L/14.
+PAPER_SCORERS = ("pickscore", "hpsv2", "clip-h", "aesthetic", "imagereward")
 
 REWARD_MODELS: dict[str, RewardModel] = {
     "pickscore": RewardModel(
@@ -298,7 +303,12 @@ REWARD_MODELS: dict[str, RewardModel] = {
         },
         _hpsv2,
     ),
-    "clip": RewardModel("CLIP", {"model": CLIP_L, "tokenizer": _tokenizer(CLIP_L.hub)}, _clip_score),
+    "clip": RewardModel("CLIP ViT-L/14", {"model": CLIP_L, "tokenizer": _tokenizer(CLIP_L.hub)}, _clip_score),
+    "clip-h": RewardModel(
+        "CLIP ViT-H/14",
+        {"model": Part(CLIP_H, _TRANSFORMERS, (_TRANSFORMERS, MODEL)), "tokenizer": _tokenizer(CLIP_H)},
+        _clip_score,
+    ),
     "aesthetic": RewardModel(
         "Aesthetic",
         {"head": Part("trl-lib/ddpo-aesthetic-predictor", ("*.safetensors", "*.pth"), _HEAD_FILES), "clip": CLIP_L},
