@@ -5,6 +5,7 @@ always comes last. Only what has the study's token is touched, and nothing while
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,7 +77,8 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
     """
     with locked(url):
         there = optuna.get_all_study_names(open_storage(url))
-    names = {old: new + old.removeprefix(name) for old in (name, f"{name}-tuning") if old in there or old == name}
+    beside = [old for old in there if re.fullmatch(rf"{re.escape(name)}-tuning(-\d+)?", old)]
+    names = {old: new + old.removeprefix(name) for old in (name, *beside)}
     for old, changed in names.items():
         with _idle(client, old, url) as (study, own):
             study_runs.find_study(client, own)  # in the trash it could not get another name

@@ -4,6 +4,7 @@ An arm or a seed more leaves every trial what it is. A dimension more does where
 dimension contains: that value becomes its coordinate, as if it had been chosen. Everything else is another study.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from workbench.studies.experiment import Experiment
 from workbench.studies.records import StudyRecord, TrialRecord, trial_attributes, write_study
 from workbench.studies.space import Dimension
 from workbench.studies.storage import open_storage
+from workbench.training.config import completed
 
 #: Settings of a definition to which entries may be added.
 EXTENSIBLE = ("sweep.arms", "sweep.seeds", "sweep.space")
@@ -42,7 +44,7 @@ def extend(study: Study, experiment: Experiment, url: str) -> Iterator[str]:
     Raises:
         UserError: a worker runs a trial, or a trial's value lies outside of a new dimension.
     """
-    stored = StudyRecord.of(study).definition or {}
+    stored = json.loads(json.dumps(completed(StudyRecord.of(study).definition or {})))
     if stored == experiment.definition():
         return
     trials = study.get_trials(deepcopy=False)
