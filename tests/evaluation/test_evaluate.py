@@ -104,6 +104,8 @@ def test_samples_scores_tables_and_the_tracked_run(place):
     assert {"scores.csv", "win-rates.md", "samples-mine.png", "settings.json", "scores.parquet", "data"} <= files
     assert len(client.list_artifacts(run.info.run_id, "data/mine")) == 8
     assert "nothing has changed" in evaluate(*BOTH, "--output", "out") and len(evaluations()) == 1
+    (place / "out" / "tracked.json").write_text("{")
+    assert "nothing has changed" not in evaluate(*BOTH, "--output", "out") and len(evaluations()) == 2
 
 
 def test_the_shards_are_a_hugging_face_data_set(place, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -9,8 +11,10 @@ import polars as pl
 from workbench import tracking
 from workbench.analysis import paper, sample_sheet, tables, win_rates
 from workbench.common.cache import digest
+from workbench.common.errors import UserError
 from workbench.common.files import in_place
 from workbench.evaluation import REWARD_MODELS, Job, PromptSet, Request, complete, prepare, read_images, read_scores
+from workbench.models.safe_loading import read_json
 from workbench.tracking import tags, ui
 from workbench.training.provenance import provenance
 
@@ -113,7 +117,7 @@ def track(
     # A digest of the store's address, not the address: it may hold a password.
     now = {"digest": result, "store": digest(tracking.tracking_uri())}
     record = job.output / TRACKED
-    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    before = _tracked(record)
     if now.items() <= before.items():
         return before["run"], False
     datasets = {f"prompts {one.name}": (one.digest, {"prompts": len(one.prompts)}) for one in job.prompts.values()}
@@ -135,6 +139,15 @@ def track(
     with in_place(record) as path:  # last: a run that did not end is tracked again
         path.write_text(json.dumps(now | {"run": tracker.run_id}), encoding="utf-8")
     return tracker.run_id, True
+
+
+def _tracked(record: Path) -> dict[str, str]:
+    """What a folder says of the run that has its results; nothing where it does not say, and they are tracked again."""
+    with suppress(UserError):
+        found = read_json(record, TRACKED)
+        if isinstance(found.get("run"), str):
+            return found
+    return {}
 
 
 def _attach_files(tracker: tracking.Tracker, job: Job, images: bool) -> None:

@@ -73,7 +73,7 @@ def make_report(
     if not executed:
         raise UserError(f"study {study!r} lacks runs that the notebooks need")
     claims = folder / "claims.md"
-    head = heading(study, executed, skipped, claims.read_text(encoding="utf-8") if claims.exists() else "")
+    head = heading(study, executed, skipped, claims.read_text(encoding="utf-8") if claims.is_file() else "")
     with output_file(folder / "report.html") as partial:
         partial.write_text(page(head, executed), encoding="utf-8")
     tracking.attach(study, folder)
