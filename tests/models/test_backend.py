@@ -37,18 +37,15 @@ def test_images_do_not_depend_on_the_batch_they_are_drawn_in(tiny_model):
 
 @pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DDIMScheduler", "none of its keys"])
 def test_sdxl_samples_are_not_clipped_whatever_scheduler_its_config_is_of(tmp_path, scheduler):
-    families.sdxl().save_pretrained(tmp_path / "right")
-    config = json.loads((tmp_path / "right" / "scheduler" / "scheduler_config.json").read_text())
-    published = {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": config["steps_offset"]}
-    shutil.copytree(tmp_path / "right", tmp_path / "fresh")
+    families.sdxl().save_pretrained(tmp_path / "fresh")
     file = tmp_path / "fresh" / "scheduler" / "scheduler_config.json"
     if scheduler == "none of its keys":
-        file.write_text(json.dumps({key: config[key] for key in families.SCHEDULE}))
-        published["steps_offset"] = 1
+        file.write_text(json.dumps(families.SCHEDULE))
     else:  # as diffusers saves a new one of its class
-        getattr(diffusers, scheduler)(**families.SCHEDULE).save_pretrained(tmp_path / "fresh" / "scheduler")
-    saved = {key: config[key] for key in families.SCHEDULE}
-    (tmp_path / "right" / "scheduler" / "scheduler_config.json").write_text(json.dumps(saved | published))
+        getattr(diffusers, scheduler)(**families.SCHEDULE).save_pretrained(file.parent)
+    shutil.copytree(tmp_path / "fresh", tmp_path / "right")
+    whole = {"steps_offset": 1, **json.loads(file.read_text()), "clip_sample": False, "set_alpha_to_one": True}
+    (tmp_path / "right" / "scheduler" / file.name).write_text(json.dumps(whole))
     right, fresh = (load(str(tmp_path / name), CPU) for name in ("right", "fresh"))
     draw = [b.sample(b.denoiser(), ["a fox"], [3], steps=2, guidance=2.0, batch_size=1) for b in (right, fresh)]
     assert fresh.scheduler.config.clip_sample is False and np.array_equal(*draw)
