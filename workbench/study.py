@@ -259,8 +259,8 @@ def _confirm(question: str, yes: bool) -> None:
 def delete(name: str, yes: bool) -> None:
     """Delete a study: its trials and snapshots for good, its runs into MLflow's trash.
 
-    MLflow's runs can be brought back until `mlflow gc` empties the trash. Other studies of that name, in other study
-    databases, are left alone.
+    MLflow's runs can be brought back until `mlflow gc` empties the trash. Studies of that name in other study databases
+    are left alone, and so is NAME-tuning, a study of its own.
     """
     from workbench import tracking
     from workbench.common.paths import storage_place, storage_url
