@@ -24,6 +24,15 @@ from workbench.training.config import completed
 EXTENSIBLE = ("sweep.arms", "sweep.seeds", "sweep.space")
 
 
+def comparable(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored definition as `Experiment.definition` gives it now: with the defaults of later settings.
+
+    Without those of snapshots, which no definition has: how safely a study runs may be changed.
+    """
+    whole = {key: value for key, value in completed(stored).items() if not key.startswith("snapshots.")}
+    return json.loads(json.dumps(whole))
+
+
 def is_extension(stored: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:
     """Whether a setting of a study's definition only has entries more than before."""
     if key == "sweep.seeds":
@@ -44,7 +53,7 @@ def extend(study: Study, experiment: Experiment, url: str) -> Iterator[str]:
     Raises:
         UserError: a worker runs a trial, or a trial's value lies outside of a new dimension.
     """
-    stored = json.loads(json.dumps(completed(StudyRecord.of(study).definition or {})))
+    stored = comparable(StudyRecord.of(study).definition or {})
     if stored == experiment.definition():
         return
     trials = study.get_trials(deepcopy=False)

@@ -43,7 +43,6 @@ from workbench.studies.workers import Assignment, remaining, supervise
 from workbench.tracking import delivery, reconcile, study_runs, tags
 from workbench.tracking.artifacts import check_artifacts
 from workbench.tracking.study_runs import StudyId
-from workbench.training.config import completed
 
 
 def names(url: str) -> list[str]:
@@ -124,7 +123,7 @@ def _resumable(experiment: Experiment) -> dict[str, Any]:
 
 
 def _require_same(name: str, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    stored = json.loads(json.dumps(completed(stored)))
+    stored = extension.comparable(stored)
     differing = sorted(key for key in stored.keys() | now.keys() if stored.get(key) != now.get(key))
     differing = [key for key in differing if not extension.is_extension(stored, now, key)]
     if differing:
