@@ -63,8 +63,9 @@ def main(**options: Any) -> None:
     """Draw the same prompts with the same noise from several models, score the images, count who wins.
 
     A model is a diffusers folder, a hub id (ORG/NAME or ORG/NAME@REVISION), "embedded" (the small model), runs:/RUN_ID
-    (a tracked run that kept its weights), study:NAME (all of a study's that did; write --model study:NAME), or, with
-    --base, a folder that holds unet/, transformer/ or pytorch_lora_weights.safetensors alone.
+    (a tracked run that kept its weights), runs:/RUN_ID@STEP (its checkpoint of a step), study:NAME (all of a study's
+    that kept theirs; write --model study:NAME), or, with --base, a folder that holds unet/, transformer/ or
+    pytorch_lora_weights.safetensors alone.
 
     A prompt set is "embedded" or "validation" (the small model's), a text file, Pick-a-Pic's parquet files,
     PartiPrompts' TSV, HPDv2's JSON lists or a folder of them. Prompts and scorers must fit: "reward" judges only what

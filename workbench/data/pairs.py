@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from workbench.common import distributed
+from workbench.common.cache import digest
 from workbench.common.errors import UserError
 
 
@@ -27,13 +28,14 @@ class EncodedPairs:
         digest: of everything that went in.
     """
 
-    def __init__(self, shards: Sequence[Mapping[str, Tensor]], counts: Mapping[str, int], digest: str):
-        self.shards, self.counts, self.digest = list(shards), dict(counts), digest
+    def __init__(self, shards: Sequence[Mapping[str, Tensor]], counts: Mapping[str, int], key: str):
+        self.shards, self.counts, self.digest = list(shards), dict(counts), key
         self._pairs = _starts([len(s["x_w"]) for s in shards])
         names = [name for name in shards[0] if name.startswith("text.")]
         self._captions = _starts([len(s[names[0]]) for s in shards])
         self.shape = tuple(shards[0]["x_w"].shape[1:])
         self._count = int(self._pairs[-1])
+        self._fixed: Mapping[str, Tensor] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -48,6 +50,7 @@ class EncodedPairs:
             for name in self.shards[0]
             if "." in name
         }
+        condition |= {name: x.expand(len(index), *x.shape) for name, x in self._fixed.items()}
         found = {name: self._rows(name, index, self._pairs) for name in ("x_w", "x_l")} | condition
         for name, x in found.items():
             if not x.isfinite().all():
@@ -92,6 +95,14 @@ class EncodedPairs:
         part = copy.copy(self)
         part._count, part.digest = count, f"{self.digest}-{count}"
         return part
+
+    def told(self, fixed: Mapping[str, Tensor]) -> "EncodedPairs":
+        """The same pairs, of each of which the denoiser is told this, (...) by name, in place of what is stored."""
+        if not fixed:
+            return self
+        other = copy.copy(self)
+        other._fixed, other.digest = dict(fixed), digest(self.digest, {k: x.tolist() for k, x in fixed.items()})
+        return other
 
     def sample(self, count: int) -> "EncodedPairs":
         """Pairs of which `count` can be drawn: itself, as every pair of it can be had."""

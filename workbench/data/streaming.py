@@ -2,13 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from workbench.common import distributed
+from workbench.common.cache import digest
 from workbench.common.errors import UserError
 from workbench.data.encoding import Encoding, decoded, in_memory, key_of, latents_of, mirrored
 from workbench.data.pairs import Batch, EncodedPairs
@@ -29,12 +30,14 @@ class StreamedPairs:
     backend: Backend
     encoding: Encoding
     buffer: int = 1000
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
     counts: Counter = field(default_factory=Counter)
 
     @property
     def digest(self) -> str:
         """Of everything that goes in."""
-        return key_of(self.rows, self.backend, self.encoding)
+        key = key_of(self.rows, self.backend, self.encoding)
+        return digest(key, {name: x.tolist() for name, x in self.fixed.items()}) if self.fixed else key
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,7 +46,11 @@ class StreamedPairs:
 
     def sample(self, count: int) -> EncodedPairs:
         """The first `count` pairs, encoded in memory."""
-        return in_memory(self.rows, self.backend, Encoding(count, False, self.encoding.dtype))
+        return in_memory(self.rows, self.backend, Encoding(count, False, self.encoding.dtype)).told(self.fixed)
+
+    def told(self, fixed: Mapping[str, Tensor]) -> "StreamedPairs":
+        """The same pairs, of each of which the denoiser is told this, (...) by name, in place of what they say."""
+        return replace(self, fixed=fixed)
 
     def batches(self, size: int, generator: Generator, device: torch.device, skip: int = 0) -> Iterator[Batch]:
         """Endless batches of this process.
@@ -86,6 +93,7 @@ class StreamedPairs:
         tensors = latents_of(pairs, self.backend)
         text = self.backend.encode_text([p.caption for p in pairs])
         condition = {name.partition(".")[2]: x for name, x in tensors.items() if "." in name} | text
+        condition |= {name: x.expand(len(pairs), *x.shape) for name, x in self.fixed.items()}
         return Batch(
             tensors["x_w"].to(device),
             tensors["x_l"].to(device),

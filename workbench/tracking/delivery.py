@@ -12,6 +12,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_LOGGED_IMAGES
 
 from workbench.common.errors import Failure
@@ -145,6 +146,13 @@ def _artifact(client: MlflowClient, outbox: Outbox, records: list[Record]) -> No
     (client.log_artifacts if path.is_dir() else client.log_artifact)(outbox.run_id, str(path), records[0]["folder"])
 
 
+def _remove(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
+    """Remove a folder of artifacts; one that is not there, since a first try removed it, is no error."""
+    folder = records[0]["folder"]
+    if client.list_artifacts(outbox.run_id, folder):
+        get_artifact_repository(client.get_run(outbox.run_id).info.artifact_uri).delete_artifacts(folder)
+
+
 def _image(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
     _artifact(client, outbox, records)
     client.set_tag(outbox.run_id, MLFLOW_LOGGED_IMAGES, True)
@@ -176,6 +184,7 @@ _SENDERS: dict[str, Callable[[MlflowClient, Outbox, list[Record]], None]] = {
     "tags": _tags,
     "inputs": _inputs,
     "artifact": _artifact,
+    "remove": _remove,
     "image": _image,
     "table": _table,
     "end": _end,

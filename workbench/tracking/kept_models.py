@@ -14,23 +14,35 @@ from workbench.common.paths import cache_folder
 from workbench.tracking import tags
 from workbench.tracking.study_runs import children, require_study
 
-MODEL = "model"
+MODEL, CHECKPOINTS = "model", "checkpoints"
 
 
-def kept_model(client: MlflowClient, run_id: str) -> tuple[dict[str, str], Path]:
+def kept_model(client: MlflowClient, source: str) -> tuple[dict[str, str], Path]:
     """A run's parameters and the folder of its trained weights, fetched into the cache where the store is remote.
 
+    Args:
+        source: the run's id, or ID@STEP for the checkpoint of a step.
     Raises:
-        UserError: there is no such run, or it kept no weights.
+        UserError: there is no such run, or it kept no weights, or none of that step.
         Failure: the store does not hand them out.
     """
+    run_id, at, step = source.partition("@")
+    step = step.lstrip("0")
     try:
         run = client.get_run(run_id)
     except MlflowException:
         raise UserError(f"runs:/{run_id}: no such run in this tracking store") from None
-    if not client.list_artifacts(run_id, MODEL):
+    if at:
+        kept = {_step(item.path): item.path for item in client.list_artifacts(run_id, CHECKPOINTS)}
+        if step not in kept:
+            there = ", ".join(sorted(kept, key=int)) or "none; train.checkpoint_every keeps some"
+            raise UserError(f"runs:/{source}: run {run.info.run_name!r} kept no weights of that step (steps: {there})")
+        part = kept[step]
+    elif client.list_artifacts(run_id, MODEL):
+        part = MODEL
+    else:
         raise UserError(f"runs:/{run_id}: run {run.info.run_name!r} kept no weights (no artifact {MODEL}/)")
-    uri = f"{run.info.artifact_uri}/{MODEL}"
+    uri = f"{run.info.artifact_uri}/{part}"
     # A local store hands out its own files.
     place = None if uri.startswith("file:") else str(cache_folder() / "runs" / run_id)
     try:
@@ -39,6 +51,11 @@ def kept_model(client: MlflowClient, run_id: str) -> tuple[dict[str, str], Path]
         return dict(run.data.params), Path(mlflow.artifacts.download_artifacts(uri, dst_path=place))
     except (MlflowException, OSError) as error:
         raise Failure(f"runs:/{run_id}: its weights cannot be fetched ({str(error).splitlines()[0]})") from None
+
+
+def _step(path: str) -> str:
+    """The step of a checkpoint, as a user writes it, from its artifact's path."""
+    return path.rpartition("/")[2].lstrip("0")
 
 
 def add_scores(client: MlflowClient, run_id: str, scores: Mapping[str, float]) -> None:

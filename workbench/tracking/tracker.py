@@ -123,6 +123,10 @@ class Tracker:
         with self._outbox.file("artifact", path.name, folder=folder) as place:
             (copytree if path.is_dir() else copy)(path, place)
 
+    def remove(self, folder: str) -> None:
+        """Remove a folder of artifacts, once those that were logged before are delivered."""
+        self._outbox.add("remove", folder=folder)
+
     def tag(self, key: str, value: str) -> None:
         """Set a tag of the run."""
         self._outbox.add("tags", values={key: hide_passwords(value)})

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from workbench.common import distributed
 from workbench.common.errors import UserError
+from workbench.data.captions import drop_captions, empty_caption
 from workbench.data.pairs import Batch
 from workbench.method import reward_scale
 from workbench.method.modifiers import modified
@@ -19,9 +20,14 @@ from workbench.models import Backend, adapt
 from workbench.training.config import Config
 from workbench.training.diagnostics import Probe
 from workbench.training.loop import StepRecord, train
-from workbench.training.optimizers import OPTIMIZERS
+from workbench.training.optimizers import OPTIMIZERS, schedule_of
 from workbench.training.preparation import Pairs
 from workbench.training.snapshots import Snapshot, random_states, set_random_states
+
+#: Of float16's loss, at first; doubled after every 2000 steps without an overflow.
+LOSS_SCALE = 2.0**8
+#: Added to the run's seed for the draws of caption dropout, to be apart from those of the order and of the noise.
+CAPTIONS = 2**40
 
 
 class StopRequested(BaseException):
@@ -134,12 +140,13 @@ def build(
     density, density_settings = config.chosen("timesteps")
     objective, objective_settings = config.chosen("objective")
     order, draws = (Generator().manual_seed(config.seed * 2 + k) for k in range(2))
-    scaler = torch.amp.GradScaler(device.type, enabled=backend.dtype == torch.float16)
+    # From torch's 65536 the scale would be halved at most of the first steps, which are left out.
+    scaler = torch.amp.GradScaler(device.type, init_scale=LOSS_SCALE, enabled=backend.dtype == torch.float16)
     check_every = 1 if device.type == "cpu" else 16
     records = train(
         wrapped,
         reference,
-        _until(stopping, pairs.batches(settings.batch_size, order, device, skip=done * settings.accumulation)),
+        _until(stopping, _batches(config, backend, pairs, order, skip=done * settings.accumulation)),
         denoise=backend.denoise,
         objective=partial(modified, partial(objective, **objective_settings), **config.shared("objective")),
         process=backend.process.to(device),
@@ -152,6 +159,8 @@ def build(
         accumulation=settings.accumulation,
         clip=settings.clip,
         generator=draws,
+        noise_offset=settings.noise_offset,
+        input_perturbation=settings.input_perturbation,
         done=done,
         check_every=check_every,
     )
@@ -161,6 +170,18 @@ def build(
     if snapshot:
         training.load(snapshot.state)
     return training
+
+
+def _batches(config: Config, backend: Backend, pairs: Pairs, order: Generator, skip: int) -> Iterator[Batch]:
+    """The run's batches on this process, from where it stands."""
+    size, share = config.train.batch_size, config.data.caption_dropout
+    batches = pairs.batches(size, order, backend.device, skip=skip)
+    if not share:
+        return batches
+    empty = empty_caption(backend)
+    backend.offload()  # where the text encoders had to be loaded for it
+    generator = Generator().manual_seed(CAPTIONS + config.seed)
+    return drop_captions(batches, empty, share=share, size=size, generator=generator, skip=skip)
 
 
 def _until(stopping: Callable[[], bool], batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -223,9 +244,9 @@ def _optimizer(config: Config, policy: nn.Module) -> tuple[torch.optim.Optimizer
         lr=settings.lr * (pairs if settings.scale_lr else 1),
         betas=settings.betas,
         weight_decay=settings.weight_decay,
+        epsilon=settings.epsilon,
     )
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup + 1)))
-    return optimizer, warmup
+    return optimizer, schedule_of(settings.schedule, optimizer, settings.warmup, settings.steps)
 
 
 def _reward_scale(config: Config, backend: Backend) -> Tensor:

@@ -24,6 +24,9 @@ from workbench.method import modifiers, objectives, reference, reward_scale, tim
 from workbench.training.sections import Place, Section, Sweep
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Schedule = Literal[
+    "warmup", "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]
 DEEPEST = 8  # tables around a value: "sweep.arms.NAME.times.train.lr" has five
 
 
@@ -121,6 +124,14 @@ class Data(Section):
     limit: NotNegative = Field(0, description="use at most so many training pairs; 0 = all")
     validation_limit: NotNegative = Field(0, description="the same of validation pairs")
     cache: bool = Field(True, description="encode the training pairs once; false = from the images, each time anew")
+    caption_dropout: float = Field(
+        0.0, ge=0, le=1, description="share of training pairs whose caption is left out, drawn anew each time"
+    )
+    sizes: Literal["original", "resolution"] = Field(
+        "original",
+        description="what SDXL is told of an image: its size and crop (diffusers' scripts), or the resolution (public "
+        "Diffusion-DPO code)",
+    )
     flip: bool = Field(False, description="train on mirrored pairs too, both images of a pair alike")
     dtype: Literal["float32", "float16"] = Field("float32", description="of the latents and embeddings on disk")
 
@@ -134,13 +145,32 @@ class Train(Section):
     lr: float = Field(3e-6, gt=0, description="learning rate after warm-up, as the optimizer sees it unless scale_lr")
     scale_lr: bool = Field(False, description="multiply lr by the pairs of an optimizer step, as public code does")
     optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field("adamw", description="8 bit needs bitsandbytes")
+    schedule: Schedule = Field(
+        "warmup",
+        description="of the learning rate: 'warmup' = constant after it, whose first step has lr / (warmup + 1); the "
+        "others are diffusers' get_scheduler, whose warm-up begins with a step of rate 0",
+    )
     warmup: NotNegative = Field(5, description="steps of linear warm-up")
     betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="AdamW's")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's, added to the root of its second moment")
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    noise_offset: float = Field(
+        0.0, ge=0, description="noise that is alike over a channel is added to the noise, so many times"
+    )
+    input_perturbation: float = Field(
+        0.0, ge=0, description="so many times other noise is added to the noise of x_t, not to the target"
+    )
     checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="on several processes: a copy each, or sharded weights")
     keep: bool = Field(False, description="keep the trained weights as the run's artifact `model`")
+    checkpoint_every: NotNegative = Field(
+        0, description="steps between checkpoints, kept as artifacts `checkpoints/STEP` that diffusers loads; 0 = none"
+    )
+    checkpoints_kept: NotNegative = Field(0, description="newest checkpoints kept; 0 = all")
+    max_hours: float = Field(
+        0.0, ge=0, description="stop with a snapshot after so many hours, to be resumed; 0 = no limit"
+    )
 
 
 class Diagnostics(Section):

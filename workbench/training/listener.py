@@ -26,6 +26,9 @@ class Listener(Protocol):
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file or a folder, which the run keeps under a folder's name."""
 
+    def remove(self, folder: str) -> None:
+        """Remove what `artifact` kept under a folder's name; nothing where there is none."""
+
 
 class NullListener:
     """The listener of processes that do not report, since the main one does."""
@@ -43,6 +46,9 @@ class NullListener:
         """Ignored."""
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Ignored."""
+
+    def remove(self, folder: str) -> None:
         """Ignored."""
 
 

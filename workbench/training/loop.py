@@ -59,11 +59,16 @@ class Noised(NamedTuple):
     target: Tensor
 
 
-def noised(batch: Batch, t: Tensor, eps: Tensor, process: ForwardProcess) -> Noised:
-    """A batch at timesteps t, (B,), with noise eps, (B, C, H, W); winner and loser share both."""
+def noised(batch: Batch, t: Tensor, eps: Tensor, process: ForwardProcess, perturbation: Tensor | None = None) -> Noised:
+    """A batch at timesteps t, (B,), with noise eps, (B, C, H, W); winner and loser share both.
+
+    Args:
+        perturbation: added to the noise of x_t, but not to the target, (B, C, H, W).
+    """
     t, eps, x0 = torch.cat([t, t]), torch.cat([eps, eps]), torch.cat([batch.x_w, batch.x_l])
     condition = {name: torch.cat([x, x]) for name, x in batch.condition.items()}
-    return Noised(process.x_t(x0, eps, t), t, condition, process.target(x0, eps, t))
+    seen = eps if perturbation is None else eps + torch.cat([perturbation, perturbation])
+    return Noised(process.x_t(x0, seen, t), t, condition, process.target(x0, eps, t))
 
 
 def pair_errors(
@@ -74,6 +79,7 @@ def pair_errors(
     t: Tensor,
     eps: Tensor,
     process: ForwardProcess,
+    perturbation: Tensor | None = None,
 ) -> PairErrors:
     """Errors of policy and reference on a batch; winner and loser share t and eps and go through in one call.
 
@@ -81,8 +87,9 @@ def pair_errors(
         t: timesteps, (B,).
         eps: noise, (B, C, H, W).
         process: forward process and target, on the device.
+        perturbation: as `noised` takes it.
     """
-    x_t, t, condition, target = noised(batch, t, eps, process)
+    x_t, t, condition, target = noised(batch, t, eps, process, perturbation)
     with torch.no_grad():  # before the policy's, whose activations wait for the backward pass
         predicted_reference = denoise(reference, x_t, t, condition)
     predicted = denoise(policy, x_t, t, condition)
@@ -110,6 +117,8 @@ def train(
     accumulation: int,
     clip: float,
     generator: Generator,
+    noise_offset: float = 0.0,
+    input_perturbation: float = 0.0,
     done: int = 0,
     check_every: int = 1,
 ) -> Iterator[StepRecord]:
@@ -123,6 +132,8 @@ def train(
         density: probabilities over t, on the CPU, (T,).
         scaler: of the loss, for float16; a disabled one does nothing.
         generator: CPU generator of timesteps and noise, so that devices and numbers of processes draw alike.
+        noise_offset: how strongly noise that is alike over each channel of an image is added to the noise.
+        input_perturbation: how much other noise is added to that of x_t, but not to the target (Ning et al. 2023).
         done: steps that were taken before, by a run that this one goes on with.
         check_every: steps between looks for non-finite numbers (each one waits for the device).
     Raises:
@@ -135,8 +146,11 @@ def train(
         for micro_step in range(1, accumulation + 1):
             batch = next(batches)
             t, eps = draw_noise(batch.x_w, density, generator)
+            if noise_offset:
+                eps = eps + noise_offset * _drawn_like(batch.x_w[..., :1, :1], generator)
+            perturbation = input_perturbation * _drawn_like(batch.x_w, generator) if input_perturbation else None
             with distributed.gradients(policy, shared=micro_step == accumulation):
-                errors = pair_errors(denoise, policy, reference.model, batch, t, eps, process)
+                errors = pair_errors(denoise, policy, reference.model, batch, t, eps, process, perturbation)
                 loss = objective(errors, lam[t]).mean()
                 scaler.scale(loss / accumulation).backward()
             summaries.append(_summary(loss, errors))
@@ -167,8 +181,13 @@ def draw_noise(x0: Tensor, density: Tensor, generator: Generator) -> tuple[Tenso
     """
     together, mine = len(x0) * distributed.world(), distributed.part_of(len(x0))
     t = draw(density, together, generator)[mine]
-    eps = torch.randn(together, *x0.shape[1:], generator=generator)[mine]
-    return t.to(x0.device, non_blocking=True), eps.to(x0.device, non_blocking=True)
+    return t.to(x0.device, non_blocking=True), _drawn_like(x0, generator)
+
+
+def _drawn_like(x: Tensor, generator: Generator) -> Tensor:
+    """Standard normal noise of a tensor's shape, this process's part of the whole batch's, on the tensor's device."""
+    together, mine = len(x) * distributed.world(), distributed.part_of(len(x))
+    return torch.randn(together, *x.shape[1:], generator=generator)[mine].to(x.device, non_blocking=True)
 
 
 def _summary(loss: Tensor, errors: PairErrors) -> Tensor:

@@ -1,21 +1,27 @@
-"""Optimizers by name, each made from (parameters, lr, betas, weight_decay). To add one: write it and name it below."""
+"""Optimizers and schedules of the learning rate, by name.
+
+An optimizer is made from (parameters, lr, betas, weight_decay, epsilon). To add one: write it and name it below.
+"""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from workbench.common.errors import UserError
 
 
-def adamw(parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float) -> Optimizer:
+def adamw(
+    parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float, epsilon: float
+) -> Optimizer:
     """AdamW, fused: two float32 moments a weight."""
-    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True)
 
 
 def adamw_8bit(
-    parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+    parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float, epsilon: float
 ) -> Optimizer:
     """AdamW whose moments take one byte each (Dettmers et al. 2022).
 
@@ -26,13 +32,13 @@ def adamw_8bit(
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
         raise UserError("train.optimizer = 'adamw_8bit': needs bitsandbytes (pip install bitsandbytes)") from None
-    return AdamW8bit(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    return AdamW8bit(parameters, lr=lr, betas=betas, eps=epsilon, weight_decay=weight_decay)
 
 
 def adafactor(
-    parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+    parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float, epsilon: float
 ) -> Optimizer:
-    """Adafactor: nearly no state (Shazeer and Stern 2018), at the given rate, unscaled; betas are not used.
+    """Adafactor: nearly no state (Shazeer and Stern 2018), at the given rate, unscaled; betas and epsilon are not used.
 
     transformers' version with its relative steps and parameter scaling off, as public Diffusion-DPO code uses it.
     """
@@ -44,3 +50,18 @@ def adafactor(
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adamw_8bit": adamw_8bit, "adafactor": adafactor}
+
+
+def schedule_of(name: str, optimizer: Optimizer, warmup: int, steps: int) -> LRScheduler:
+    """A schedule of the learning rate.
+
+    Args:
+        name: "warmup", whose first of `warmup` steps has lr / (warmup + 1), or a name of diffusers' `get_scheduler`,
+            whose warm-up begins with a step of rate 0.
+        steps: after which a rate that falls has come to its end.
+    """
+    if name == "warmup":
+        return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
+    from diffusers.optimization import get_scheduler
+
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)

@@ -135,6 +135,11 @@ def open_pairs(source: Data, split: str, backend: Backend) -> Pairs:
     Raises:
         UserError: no such pairs, or an encoding of them that is unfinished or of another kind.
     """
+    pairs, edge = _pairs(source, split, backend), backend.resolution
+    return pairs.told(backend.pair_condition(edge, edge, 0, 0)) if source.sizes == "resolution" else pairs
+
+
+def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
     path = getattr(source, split)
     if (Path(path) / split / INDEX).is_file():  # what `encode --output` made of both splits
         path = str(Path(path) / split)

@@ -1,5 +1,6 @@
 """One run, from its first step or its last snapshot to its trained model."""
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,7 +58,15 @@ def execute(
     """
     prepared.backend.offload()  # training needs neither autoencoder nor text encoders
     snapshot = _newest(snapshots, config, prepared)
-    training = build(config, prepared.backend, prepared.train, prepared.probe, snapshot=snapshot, stopping=stopping)
+    until = time.monotonic() + 3600 * config.train.max_hours if config.train.max_hours else float("inf")
+    training = build(
+        config,
+        prepared.backend,
+        prepared.train,
+        prepared.probe,
+        snapshot=snapshot,
+        stopping=lambda: stopping() or time.monotonic() > until,
+    )
     session = _Session(config, prepared, training, Recorder(listener), snapshots)
     if snapshot:
         session.recorder.replay(snapshot.events)
@@ -69,6 +78,7 @@ def execute(
             metrics = session.report(record)
             # In this order: whoever is told of a step by `on_step` and dies finds its snapshot, and a snapshot holds
             # all that was logged up to it.
+            session.checkpoint_if_due(record.step)
             session.snapshot_if_due(record.step)
             on_step(record.step, metrics)
     except StopRequested:
@@ -85,6 +95,11 @@ def execute(
     if save_to is not None:
         _save(prepared.backend, training, save_to, whole=True)
     return session.recorder.last
+
+
+def checkpoint(step: int) -> str:
+    """The artifact folder of the weights that a run kept after a step."""
+    return f"checkpoints/{step:06d}"
 
 
 class _Session:
@@ -134,6 +149,17 @@ class _Session:
     def _due(self, step: int) -> bool:
         """Whether a snapshot is; never after the last step, which leaves nothing to resume."""
         return self.snapshots is not None and self.snapshots.due(step) and step < self.config.train.steps
+
+    def checkpoint_if_due(self, step: int) -> None:
+        """Keep the policy's weights of this step, and no longer those of the oldest checkpoint beyond the limit."""
+        every, kept = self.config.train.checkpoint_every, self.config.train.checkpoints_kept
+        if not every or step % every:
+            return
+        with TemporaryDirectory() as folder:
+            _save(self.prepared.backend, self.training, Path(folder), whole=False)
+            self.recorder.listener.artifact(Path(folder), checkpoint(step))
+        if kept and step > kept * every:
+            self.recorder.listener.remove(checkpoint(step - kept * every))
 
     def snapshot_if_due(self, step: int) -> None:
         if self._due(step):

@@ -69,6 +69,10 @@ class RunFolder:
         with self._file(f"artifacts/{folder or path.name}") as place:
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, place)
 
+    def remove(self, folder: str) -> None:
+        """Remove a copy that `artifact` made."""
+        shutil.rmtree(self.folder / "artifacts" / folder, ignore_errors=True)
+
     def close(self, state: str, reason: str = "") -> bool:
         """Write the history and how the run ended; True, as nothing waits to be delivered."""
         self._write_history()
