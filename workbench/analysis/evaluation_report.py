@@ -189,9 +189,7 @@ def scores_of_runs(job: Job, means: pl.DataFrame) -> dict[str, dict[str, float]]
     scores: dict[str, dict[str, float]] = {}
     for row in means.to_dicts():
         source = job.settings["models"][row["model"]]["source"]
-        trained = (
-            source.startswith("runs:/") and "@" not in source
-        )  # not a checkpoint on its way
+        trained = source.startswith("runs:/") and "@" not in source  # not a checkpoint on its way
         if trained and row["scorer"] != "reward":
             of_run = scores.setdefault(source.removeprefix("runs:/"), {})
             of_run[f"eval/{_scorer_path(job, row)}"] = row["mean"]
