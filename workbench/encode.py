@@ -63,7 +63,9 @@ def main(
     config = load(experiment, dict(parse_override(text) for text in overrides))
     silence_transformers()
     wanted = splits or ("train", "validation")
-    rows = {split: open_rows(getattr(config.data, split), split) for split in wanted}  # columns first, weights later
+    rows = {
+        split: open_rows(getattr(config.data, split), split, encoding_of(config.data, split).scores) for split in wanted
+    }  # columns first, weights later
     backend = open_backend(config.model)
     if estimate:
         encoding = replace(encoding_of(config.data, wanted[0]), limit=estimate)

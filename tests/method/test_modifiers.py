@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.method.modifiers import modified, safeguarded
+from workbench.method.modifiers import modified, safeguarded, softened
 from workbench.method.noise import residual_product, squared_error
 from workbench.method.objectives import OBJECTIVES, PairErrors, dpo, linear
 
@@ -119,3 +119,33 @@ def test_dpo_is_log_2_at_the_start_with_a_safeguard():
     predicted = torch.randn(4, 6)
     start = errors(predicted, torch.zeros(4, 6), reference=predicted)
     assert modified(dpo, start, torch.ones(2), safeguard=True).tolist() == pytest.approx([math.log(2)] * 2)
+
+
+def test_soft_labels_by_hand():
+    # gap = log 3: p = 3 / 4, so the margin counts 2 p - 1 = 1/2; -10 / 2 * 1/2 * 0.3
+    parts = [torch.tensor([v]) for v in (0.3, 0.7, 0.5, 0.6, 0.0, 0.0)]
+    batch = PairErrors(*parts, gap=torch.tensor([math.log(3)]))
+    soft = partial(modified, partial(linear, beta=10.0), batch, torch.ones(1), label="soft")
+    assert soft().item() == pytest.approx(-0.75)
+    assert soft(temperature=1e-3).item() == pytest.approx(-1.5)  # as sure as a hard label
+    assert soft(temperature=1e6).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_equal_scores_teach_nothing_and_opposite_scores_turn_a_pair_round():
+    lam = torch.tensor([1.0, 2.0, 1.0])
+    found = softened(lam, torch.tensor([0.0, 1.5, -1.5]), 0.5)
+    assert found[0] == 0 and found[1] == -2 * found[2] and found[1] > 0
+    parts = (torch.tensor([v]) for v in (0.3, 0.7, 0.5, 0.6, 0.0, 0.0))
+    batch = PairErrors(*parts, gap=torch.zeros(1))
+    assert modified(dpo, batch, torch.ones(1), label="soft").item() == pytest.approx(math.log(2))
+
+
+def test_a_soft_label_is_the_geometric_mean_of_both_orders():
+    """p log-odds(pair) + (1 - p) log-odds(swapped pair), inside one sigmoid."""
+    gap, beta = 0.8, 4.0
+    p = 1 / (1 + math.exp(-gap))
+    margin = 0.3
+    logit = p * beta / 2 * margin + (1 - p) * beta / 2 * -margin
+    batch = PairErrors(*(torch.tensor([v]) for v in (0.3, 0.7, 0.5, 0.6, 0.0, 0.0)), gap=torch.tensor([gap]))
+    found = modified(partial(dpo, beta=beta), batch, torch.ones(1), label="soft").item()
+    assert found == pytest.approx(math.log1p(math.exp(-logit)))

@@ -1,7 +1,8 @@
 """Preference pairs as the trainer reads them: latents and embeddings, encoded once and mapped from disk.
 
 A store is a folder of safetensors shards and an index.json, which is written last. A shard holds x_w and x_l (latents),
-`pair.NAME` (what the denoiser is told of a pair), `caption` (which caption, counted over all shards) and, for the
+`pair.NAME` (what the denoiser is told of a pair), `gap` (by how much the winner's score is higher, where scores are
+read), `caption` (which caption, counted over all shards) and, for the
 captions that are new in it, `text.NAME`; its header says what a continued encoding has to know.
 """
 
@@ -48,16 +49,27 @@ class Encoding:
         limit: at most so many pairs that count; 0 = all.
         flip: every pair also mirrored, both of its images alike.
         dtype: "float32" or "float16", of what is stored.
+        scores: beginning of the names of the columns that hold the images' scores; empty = none are stored.
+        resize: filter by which images are resized, "bicubic" or "bilinear".
     """
 
     limit: int = 0
     flip: bool = False
     dtype: str = "float32"
+    scores: str = field(default="", repr=False)
+    resize: str = field(default="bicubic", repr=False)
+
+    @property
+    def additions(self) -> list[str]:
+        """What is not among the fields that every digest has, where it is not the default."""
+        later = {"scores": "", "resize": "bicubic"}
+        return [f"{name}={getattr(self, name)}" for name, default in later.items() if getattr(self, name) != default]
 
 
 def key_of(rows: Rows, backend: Backend, encoding: Encoding) -> str:
     """Digest of everything that an encoding of these rows depends on."""
-    return digest(FORMAT, rows.digest, encoding, backend.PIPELINE, backend.digest("vae", *backend.ENCODERS))
+    encoders = backend.digest("vae", *backend.ENCODERS)
+    return digest(FORMAT, rows.digest, encoding, backend.PIPELINE, encoders, *encoding.additions)
 
 
 def encode(
@@ -150,6 +162,8 @@ def _build(
         "resolution": backend.resolution,
         "dtype": encoding.dtype,
         "flip": encoding.flip,
+        "scores": encoding.scores,
+        "resize": encoding.resize,
         "pairs": sum(s["pairs"] for s in progress.shards),
         "captions": len(progress.captions),
         "counts": dict(progress.counts),
@@ -206,7 +220,9 @@ def _shards(
     initial = counts.total()
     bar = tqdm(total=rows.total or None, initial=initial, desc="encode pairs", unit="row", leave=False)
     with bar:
-        for found, state in decoded(rows, backend.resolution, size, initial, progress.state, workers):
+        for found, state in decoded(
+            rows, backend.resolution, size, initial, progress.state, workers, encoding=encoding
+        ):
             pairs = []
             for kind, pair in found:
                 if encoding.limit and counts["used"] >= encoding.limit:
@@ -223,6 +239,8 @@ def _shards(
                         captions[pair.caption] = len(captions)
                         new.append(pair.caption)
                 tensors = latents_of(group, backend) | {"caption": torch.tensor([captions[p.caption] for p in group])}
+                if encoding.scores:
+                    tensors["gap"] = gaps_of(group)
                 parts.append(_stored(tensors, encoding, rows.key))
             progress.state = state
             full = encoding.limit and counts["used"] >= encoding.limit
@@ -245,14 +263,15 @@ def _joined(
 
 
 def _stored(tensors: Mapping[str, Tensor], encoding: Encoding, key: str) -> dict[str, Tensor]:
-    """As they are written; sizes in pixels stay exact.
+    """As they are written; sizes in pixels and scores stay exact.
 
     Raises:
         Failure: the autoencoder or a text encoder made what is no number in that precision.
     """
     dtype, stored = getattr(torch, encoding.dtype), {}
     for name, x in tensors.items():
-        stored[name] = x.to("cpu", dtype if x.is_floating_point() and not name.startswith("pair.") else x.dtype)
+        exact = name.startswith("pair.") or name == "gap" or not x.is_floating_point()
+        stored[name] = x.to("cpu", x.dtype if exact else dtype)
         if not stored[name].isfinite().all():
             raise Failure(f"{key}: encoded in {encoding.dtype}, {name} is not finite; try data.dtype=float32")
     return stored
@@ -263,6 +282,11 @@ def latents_of(pairs: Sequence[Pair], backend: Backend) -> dict[str, Tensor]:
     x_w, x_l = backend.encode_images(np.stack([p.w for p in pairs] + [p.l for p in pairs])).chunk(2)
     told = [backend.pair_condition(*p.size, *p.corner) for p in pairs]
     return {"x_w": x_w, "x_l": x_l} | {f"pair.{name}": torch.stack([t[name] for t in told]) for name in told[0]}
+
+
+def gaps_of(pairs: Sequence[Pair]) -> Tensor:
+    """The winner's score minus the loser's of each pair, (B,), float32."""
+    return torch.tensor([pair.gap for pair in pairs], dtype=torch.float32)
 
 
 def mirrored(pair: Pair) -> Pair:
@@ -278,6 +302,7 @@ def decoded(
     state: Mapping[str, Any] | None = None,
     workers: int = 0,
     mine: Callable[[list], list] = lambda rows: rows,
+    encoding: Encoding = Encoding(),
 ) -> Iterator[tuple[list[tuple[str, Pair | None]], Mapping[str, Any] | None]]:
     """What became of rows and the pairs of those that count, in order; a chunk at a time, decoded ahead on threads.
 
@@ -286,6 +311,7 @@ def decoded(
     Args:
         done, state: as `Rows.chunks` takes them.
         mine: those of a chunk's rows that are this process's.
+        encoding: says which scores are read and how images are resized.
     """
     waiting: deque[tuple[list[tuple[str, Future | None]], Mapping[str, Any] | None]] = deque()
     threads = workers or len(os.sched_getaffinity(0))
@@ -297,8 +323,9 @@ def decoded(
 
     with ThreadPoolExecutor(threads) as pool:
         for chunk, after in rows.chunks(size, done, state):
-            kinds = [(kind_of(row), row) for row in mine(chunk)]
-            begun = [(k, pool.submit(decode, row, resolution) if k == "used" else None) for k, row in kinds]
+            kinds = [(kind_of(row, encoding.scores), row) for row in mine(chunk)]
+            how = resolution, encoding.scores, encoding.resize
+            begun = [(k, pool.submit(decode, row, *how) if k == "used" else None) for k, row in kinds]
             waiting.append((begun, after))
             if len(waiting) > AHEAD:
                 yield finished()

@@ -13,11 +13,18 @@ from workbench.common.errors import UserError
 
 
 class Batch(NamedTuple):
-    """Pairs on the device: x_w, x_l (B, C, H, W), float32, and what the denoiser is told of each, (B, ...) by name."""
+    """Pairs on the device.
+
+    Attributes:
+        x_w, x_l: latents, (B, C, H, W), float32.
+        condition: what the denoiser is told of each pair, (B, ...) by name.
+        gap: the winner's score minus the loser's, (B,); None where the data's scores are not read.
+    """
 
     x_w: Tensor
     x_l: Tensor
     condition: Mapping[str, Tensor]
+    gap: Tensor | None = None
 
 
 class EncodedPairs:
@@ -58,7 +65,8 @@ class EncodedPairs:
                     f"encoded pairs {self.digest[:12]}: {name} has values that are not finite; encode again"
                 )
         x_w, x_l, *told = (x.to(device, non_blocking=True).float() for x in found.values())
-        return Batch(x_w, x_l, dict(zip(condition, told, strict=True)))
+        gap = self._rows("gap", index, self._pairs).to(device) if "gap" in self.shards[0] else None
+        return Batch(x_w, x_l, dict(zip(condition, told, strict=True)), gap)
 
     def _rows(self, name: str, index: Tensor, starts: Tensor) -> Tensor:
         if len(self.shards) == 1:

@@ -10,6 +10,7 @@ its two images is which is all that is swapped.
 
 import glob
 import io
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ class Pair(NamedTuple):
         w, l: pixels, (H, W, 3), uint8.
         size: height and width of the row's first image as it was.
         corner: top and left of that image's crop, after resizing.
+        gap: score of the winner minus the loser's; 0 where no scores are read.
     """
 
     caption: str
@@ -51,6 +53,7 @@ class Pair(NamedTuple):
     l: np.ndarray  # noqa: E741
     size: tuple[int, int]
     corner: tuple[int, int]
+    gap: float = 0.0
 
 
 #: Some rows, and what a data set on the hub needs to read on after them.
@@ -180,7 +183,7 @@ class StreamedRows(Rows):
         return self
 
 
-def open_rows(source: str, split: str) -> Rows:
+def open_rows(source: str, split: str, scores: str = "") -> Rows:
     """Preference pairs from parquet files or the hub, with their columns checked and nothing yet read.
 
     Args:
@@ -188,6 +191,7 @@ def open_rows(source: str, split: str) -> Rows:
             A ":SPLIT" at its end names another split than the setting's own: a hub split, or in a folder the files
             whose names begin so. A hub id may carry "@REVISION".
         split: "train" or "validation": names the setting in errors, and the split.
+        scores: read the columns SCORES_0 and SCORES_1 too; empty = none.
     Raises:
         UserError: no such file, not parquet, or a column missing.
         Failure: the hub does not answer.
@@ -203,13 +207,13 @@ def open_rows(source: str, split: str) -> Rows:
             and re.fullmatch(HUB_ID.pattern + r"(@[\w./-]+)?", place)
             and not place.endswith(".parquet")
         ):
-            return _from_hub(place, other or split, key)
+            return _from_hub(place, other or split, key, scores)
         if (path / "index.json").is_file():
             raise UserError(f"{key}: is encoded already; give the images' parquet files")
         shards = _shards(path.absolute(), other or split, bool(other))  # else "zip:x.parquet" is something else
     if not shards or not all(shard.is_file() for shard in shards):
         raise UserError(f"{key}: no such parquet file, or a folder without any; a hub id is OWNER/NAME")
-    schema, total = _check_shards(shards, key)
+    schema, total = _check_shards(shards, key, scores)
     return ParquetRows(digest_of(shards), key, total, shards, schema)
 
 
@@ -222,7 +226,7 @@ def _shards(path: Path, split: str, required: bool) -> list[Path]:
     return named if named or required else found
 
 
-def _check_shards(shards: Sequence[Path], key: str) -> tuple[Any, int]:
+def _check_shards(shards: Sequence[Path], key: str, scores: str) -> tuple[Any, int]:
     """The columns to read, as a pyarrow schema, and the number of rows; reads only the files' footers."""
     import pyarrow
 
@@ -230,21 +234,29 @@ def _check_shards(shards: Sequence[Path], key: str) -> tuple[Any, int]:
     total = 0
     for shard in shards:
         with open_parquet(shard, key) as file:
-            wanted = _wanted(file.schema_arrow.names, f"{key}: {shard.name}")
+            wanted = _wanted(file.schema_arrow.names, f"{key}: {shard.name}", scores)
             found[str(shard)] = pyarrow.schema([file.schema_arrow.field(name) for name in wanted])
             total += file.metadata.num_rows
-    if len({len(schema) for schema in found.values()}) > 1:
+    if len({tuple(schema.names) for schema in found.values()}) > 1:
         raise UserError(f"{key}: has_label is a column of some of its files and not of others")
     return unified(found, key), total
 
 
-def _wanted(names: list[str], key: str) -> list[str]:
+def score_columns(scores: str) -> list[str]:
+    """The columns that hold the scores of a row's two images; none where none are read."""
+    return [f"{scores}_0", f"{scores}_1"] if scores else []
+
+
+def _wanted(names: list[str], key: str, scores: str) -> list[str]:
+    missing = [column for column in score_columns(scores) if names.count(column) != 1]
+    if missing:
+        raise UserError(f"data.scores = {scores!r}: {key} has no column {', '.join(missing)} (or has it twice)")
     optional = [column for column in ("has_label",) if column in names]
     require_columns(names, [*COLUMNS, *optional], key, f" (expected Pick-a-Pic's: {', '.join(COLUMNS)})")
-    return [*COLUMNS, *optional]
+    return [*COLUMNS, *optional, *score_columns(scores)]
 
 
-def _from_hub(place: str, split: str, key: str) -> Rows:
+def _from_hub(place: str, split: str, key: str, scores: str) -> Rows:
     """A split of a data set on the hub, streamed: nothing is downloaded but what is read.
 
     Where the hub cannot be reached, what it last said of the data set is enough to find them encoded.
@@ -282,15 +294,15 @@ def _from_hub(place: str, split: str, key: str) -> Rows:
     note.parent.mkdir(parents=True, exist_ok=True)
     with in_place(note) as partial:
         partial.write_text(commit, encoding="utf-8")
-    wanted = _wanted(list(features), key)
+    wanted = _wanted(list(features), key, scores)
     dataset = dataset.select_columns(wanted).decode(False)  # which would open images by the paths that files name
     known = (dataset.info.splits or {}).get(split)
     total = known.num_examples if known else 0
     return StreamedRows(f"{name}@{commit}:{split}", key, total, dataset, remote=True)
 
 
-def kind_of(row: Mapping[str, Any]) -> str:
-    """What becomes of a row: one of KINDS but "undecodable"."""
+def kind_of(row: Mapping[str, Any], scores: str = "") -> str:
+    """What becomes of a row: one of KINDS but "undecodable"; one whose scores are no numbers is invalid."""
     labels = row["label_0"], row["label_1"]
     if row.get("has_label", 1) != 1:
         return "unlabelled"
@@ -298,23 +310,35 @@ def kind_of(row: Mapping[str, Any]) -> str:
         return "ties"
     if labels not in ((1, 0), (0, 1)) or not (isinstance(row["caption"], str) and row["jpg_0"] and row["jpg_1"]):
         return "invalid"
+    if not all(isinstance(row[name], int | float) and math.isfinite(row[name]) for name in score_columns(scores)):
+        return "invalid"
     return "used"
 
 
-def decode(row: Mapping[str, Any], size: int) -> Pair | None:
-    """A row's pair, winner first; None where an image cannot be decoded."""
+def decode(row: Mapping[str, Any], size: int, scores: str = "", resize: str = "bicubic") -> Pair | None:
+    """A row's pair, winner first; None where an image cannot be decoded.
+
+    Args:
+        scores: as `open_rows` took it.
+        resize: as `fit` takes it.
+    """
     try:
         first, second = (_open(row[column]) for column in ("jpg_0", "jpg_1"))
-        (pixels, corner), (other, _) = fit(first, size), fit(second, size)
+        (pixels, corner), (other, _) = fit(first, size, resize), fit(second, size, resize)
     except Exception:  # Pillow raises many kinds for broken files
         return None
     w, l = (pixels, other) if row["label_0"] == 1 else (other, pixels)  # noqa: E741
-    return Pair(row["caption"], w, l, (first.height, first.width), corner)
+    gap = 0.0
+    if scores:
+        gap = (row[f"{scores}_0"] - row[f"{scores}_1"]) * (1 if row["label_0"] == 1 else -1)
+    return Pair(row["caption"], w, l, (first.height, first.width), corner, gap)
 
 
-def fit(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+def fit(image: Image.Image, size: int, resize: str = "bicubic") -> tuple[np.ndarray, tuple[int, int]]:
     """RGB, shorter edge resized to `size`, centre-cropped to a square.
 
+    Args:
+        resize: Pillow's filter, "bicubic" or "bilinear".
     Returns:
         Pixels (size, size, 3), uint8, and where the crop began: top, left.
     Raises:
@@ -326,7 +350,8 @@ def fit(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     if max(image.size) > STRIP * min(image.size):
         raise ValueError(f"a strip of {image.width} x {image.height} pixels")
     scale = size / min(image.size)
-    image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))))
+    edges = max(size, round(image.width * scale)), max(size, round(image.height * scale))
+    image = image.resize(edges, Image.Resampling[resize.upper()])
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size))), (top, left)
 

@@ -56,6 +56,8 @@ class Index(BaseModel):
     resolution: Positive
     dtype: str
     flip: bool
+    scores: str = ""
+    resize: str = "bicubic"
     pairs: Positive
     captions: NotNegative
     counts: dict[str, NotNegative]
@@ -103,7 +105,13 @@ def read_index(place: Path) -> Index:
 
 
 def open_store(
-    place: Path, *, key: str = "", backend: Backend | None = None, flip: bool | None = None, limit: int = 0
+    place: Path,
+    *,
+    key: str = "",
+    backend: Backend | None = None,
+    flip: bool | None = None,
+    limit: int = 0,
+    scores: str = "",
 ) -> EncodedPairs:
     """An encoded store.
 
@@ -112,6 +120,7 @@ def open_store(
         backend: whose autoencoder and text encoders it must come from.
         flip: whether it must hold mirrored pairs too.
         limit: take the first so many; 0 = all.
+        scores: whose gaps it must hold; empty = no matter.
     Raises:
         UserError: it is other data, another model's, incomplete or damaged.
     """
@@ -132,6 +141,9 @@ def open_store(
         )
     if flip not in (None, index.flip):
         raise UserError(f"data.flip = {str(flip).lower()}: {place} was encoded with {str(index.flip).lower()}")
+    if scores and index.scores != scores:
+        held = f"those of {index.scores!r}" if index.scores else "none"
+        raise UserError(f"data.scores = {scores!r}: {place} was encoded with {held}; encode again")
     shards = [_shard(place, entry) for entry in index.shards]
     _check(place, shards)
     pairs = EncodedPairs(shards, index.counts, index.digest)

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from workbench.common import distributed
 from workbench.common.cache import digest
 from workbench.common.errors import UserError
-from workbench.data.encoding import Encoding, decoded, in_memory, key_of, latents_of, mirrored
+from workbench.data.encoding import Encoding, decoded, gaps_of, in_memory, key_of, latents_of, mirrored
 from workbench.data.pairs import Batch, EncodedPairs
 from workbench.data.rows import Pair, Rows, kind_of, report
 from workbench.models import Backend
@@ -46,7 +46,7 @@ class StreamedPairs:
 
     def sample(self, count: int) -> EncodedPairs:
         """The first `count` pairs, encoded in memory."""
-        return in_memory(self.rows, self.backend, Encoding(count, False, self.encoding.dtype)).told(self.fixed)
+        return in_memory(self.rows, self.backend, replace(self.encoding, limit=count, flip=False)).told(self.fixed)
 
     def told(self, fixed: Mapping[str, Tensor]) -> "StreamedPairs":
         """The same pairs, of each of which the denoiser is told this, (...) by name, in place of what they say."""
@@ -63,7 +63,7 @@ class StreamedPairs:
         """
         waiting: list[Pair] = []
         rows = self.rows.stream()
-        usable = rows.dataset.filter(lambda row: kind_of(row) == "used")
+        usable = rows.dataset.filter(lambda row: kind_of(row, self.encoding.scores) == "used")
         if self.encoding.limit:
             usable = usable.take(self.encoding.limit)
         turns = Turns(size)
@@ -71,7 +71,7 @@ class StreamedPairs:
             seed = int(torch.randint(2**31, (), generator=generator))
             epoch = replace(rows, dataset=usable.shuffle(seed=seed, buffer_size=self.buffer))
             self.counts.clear()
-            for found, _ in decoded(epoch, self.backend.resolution, size, mine=turns):
+            for found, _ in decoded(epoch, self.backend.resolution, size, mine=turns, encoding=self.encoding):
                 self.counts.update(kind for kind, _ in found)
                 pairs = [pair for _, pair in found if pair]
                 if self.encoding.flip:
@@ -98,6 +98,7 @@ class StreamedPairs:
             tensors["x_w"].to(device),
             tensors["x_l"].to(device),
             {k: v.to(device).float() for k, v in condition.items()},
+            gaps_of(pairs).to(device) if self.encoding.scores else None,
         )
 
 

@@ -4,10 +4,10 @@ Symbols: m_w, m_l = policy's mean-per-element squared errors on winner and loser
 prediction - target; lam = lambda(t).
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from workbench.method.objectives import Objective, PairErrors
@@ -20,6 +20,8 @@ def modified(
     *,
     safeguard: bool = False,
     mu: Annotated[float, Ge(0), Le(1)] = 0.0,
+    label: Literal["hard", "soft"] = "hard",
+    temperature: Annotated[float, Gt(0)] = 1.0,
 ) -> Tensor:
     """An objective's loss of each pair, shape (B,), with these modifiers; without any it is the objective's own.
 
@@ -27,8 +29,27 @@ def modified(
         safeguard: scale the loser's gradient so that the winner's error does not grow (Diffusion-SDPO).
         mu: of the safeguard, how much of the winner's descent is kept; 1 leaves no part of a loser's gradient that
             works against the winner.
+        label: "hard", the winner is preferred for sure; or "soft", as surely as the difference of the images' stored
+            scores says (SmPO-Diffusion), which needs data.scores.
+        temperature: of a soft label, the difference of scores at which the winner is preferred with probability 0.73.
     """
+    if label == "soft":
+        assert errors.gap is not None, "training without scores is refused before it begins"
+        lam = softened(lam, errors.gap, temperature)
     return objective(safeguarded(errors, mu) if safeguard else errors, lam)
+
+
+def softened(lam: Tensor, gap: Tensor, temperature: float) -> Tensor:
+    """lambda(t) times 2 p - 1, where p = sigmoid(gap / temperature) is the probability that the winner is preferred.
+
+    The likelihoods of both orders, averaged geometrically with weights p and 1 - p, multiply the implicit reward by
+    2 p - 1 (SmPO-Diffusion, Lu et al. 2025, whose public code has 10 (2 p - 1), with p from PickScore). A pair whose
+    scores are equal teaches nothing; one whose loser has the higher score is learned the other way round.
+
+    Args:
+        gap: the winner's score minus the loser's, (B,), in the scores' own unit.
+    """
+    return lam * torch.tanh(gap / (2 * temperature))
 
 
 def safeguarded(errors: PairErrors, mu: float) -> PairErrors:

@@ -33,6 +33,7 @@ class PairErrors(NamedTuple):
         residuals: mean over elements of a b, the policy's residuals on winner and loser; no gradient.
         mean: of a tensor over the whole batch, of which a process may hold a part only; for objectives that are no
             mean over pairs, such as `kto`.
+        gap: the winner's score minus the loser's, (B,), where the data's scores are read.
     """
 
     policy_w: Tensor
@@ -42,6 +43,7 @@ class PairErrors(NamedTuple):
     distance_w: Tensor
     residuals: Tensor
     mean: Callable[[Tensor], Tensor] = torch.mean
+    gap: Tensor | None = None
 
     @property
     def reward_w(self) -> Tensor:

@@ -132,6 +132,13 @@ class Data(Section):
         description="what SDXL is told of an image: its size and crop (diffusers' scripts), or the resolution (public "
         "Diffusion-DPO code)",
     )
+    resize: Literal["bicubic", "bilinear"] = Field(
+        "bicubic", description="filter by which images are resized before they are encoded; public code's is bilinear"
+    )
+    scores: Annotated[str, Field(pattern=r"^\w*$")] = Field(
+        "",
+        description="the training pairs' columns SCORES_0 and SCORES_1 hold the images' scores, for objective.label",
+    )
     flip: bool = Field(False, description="train on mirrored pairs too, both images of a pair alike")
     dtype: Literal["float32", "float16"] = Field("float32", description="of the latents and embeddings on disk")
 
@@ -344,9 +351,15 @@ def resolve(flat: Mapping[str, Any]) -> Config:
         UserError: an unknown key or a bad value; the message names key, value and what is accepted.
     """
     try:
-        return Config.model_validate(_tree(merge(_defaults(), flat)))
+        config = Config.model_validate(_tree(merge(_defaults(), flat)))
     except ValidationError as error:
         raise UserError("; ".join(_explain(e) for e in error.errors()[:3])) from None
+    if config.shared("objective")["label"] == "soft" and not config.data.scores:
+        raise UserError(
+            "objective.label = 'soft': needs scores of the images; say which by data.scores, e.g. 'reward' for the "
+            "columns reward_0 and reward_1"
+        )
+    return config
 
 
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:

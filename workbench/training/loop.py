@@ -97,7 +97,8 @@ def pair_errors(
     policy_w, policy_l = squared_error(predicted, target).chunk(2)
     reference_w, reference_l = squared_error(predicted_reference, target).chunk(2)
     residuals = residual_product(predicted, target)
-    return PairErrors(policy_w, policy_l, reference_w, reference_l, distance_w, residuals, mean=distributed.mean_of)
+    parts = (policy_w, policy_l, reference_w, reference_l, distance_w, residuals)
+    return PairErrors(*parts, mean=distributed.mean_of, gap=batch.gap)
 
 
 def train(

@@ -125,8 +125,8 @@ def open_backend(model: Model) -> Backend:
 def encoding_of(source: Data, split: str) -> Encoding:
     """How the settings want a split encoded; mirrored pairs are for training alone."""
     if split == "train":
-        return Encoding(source.limit, source.flip, source.dtype)
-    return Encoding(source.validation_limit, False, source.dtype)
+        return Encoding(source.limit, source.flip, source.dtype, source.scores, source.resize)
+    return Encoding(source.validation_limit, False, source.dtype, resize=source.resize)
 
 
 def open_pairs(source: Data, split: str, backend: Backend) -> Pairs:
@@ -150,8 +150,8 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
         if split == "train" and not source.cache:
             raise UserError(f"data.cache = false: {path} is encoded already; give the images, or leave it at true")
         flip = encoding.flip if split == "train" else None
-        return open_store(Path(path), backend=backend, flip=flip, limit=encoding.limit)
-    rows = open_rows(path, split)
+        return open_store(Path(path), backend=backend, flip=flip, limit=encoding.limit, scores=encoding.scores)
+    rows = open_rows(path, split, encoding.scores)
     if split == "train" and not source.cache:
         return StreamedPairs(rows, backend, encoding)
     return encode(rows, backend, encoding)
