@@ -16,8 +16,8 @@ from workbench.common.errors import UserError
 from workbench.data.pairs import Batch
 from workbench.method.objectives import dpo
 from workbench.models import FAMILIES, adapt, load
-from workbench.training.config import Model
 from workbench.training.loop import pair_errors
+from workbench.training.tables import Model
 
 CPU = torch.device("cpu")
 #: Z-Image's pipeline writes into the list that it is given: pass a copy.

@@ -14,11 +14,12 @@ from tests.support.families import make
 from tests.support.runs import run
 from tests.training.test_loop import PROCESS, batch
 from workbench.models import load
-from workbench.training.config import Schedule, resolve
+from workbench.training.config import resolve
 from workbench.training.loop import noised
 from workbench.training.optimizers import schedule_of
 from workbench.training.preparation import open_pairs
 from workbench.training.snapshots import Snapshots
+from workbench.training.tables import Schedule
 
 CPU = torch.device("cpu")
 CHEAP = {"evaluation.seeds": 0, "evaluation.grid": 0, "diagnostics.draws": 1}

@@ -15,18 +15,15 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from workbench.common.errors import UserError, shown
-from workbench.common.validation import EDGE, NotNegative, Positive, is_place
+from workbench.common.validation import NotNegative, is_place
 from workbench.method import modifiers, objectives, reference, reward_scale, timesteps
-from workbench.training.sections import Place, Section, Sweep
+from workbench.training.sections import Section, Sweep
+from workbench.training.tables import Data, Diagnostics, Evaluation, Lora, Model, SnapshotSection, Train
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Schedule = Literal[
-    "warmup", "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-]
 DEEPEST = 8  # tables around a value: "sweep.arms.NAME.times.train.lr" has five
 
 
@@ -73,141 +70,6 @@ if TYPE_CHECKING:
 else:
     ObjectiveSection, TimestepsSection = _choice("objective"), _choice("timesteps")
     RewardScaleSection, ReferenceSection = _choice("reward_scale"), _choice("reference")
-
-
-class Model(Section):
-    """What is trained."""
-
-    path: Place = Field("embedded", description="diffusers folder or hub id; 'embedded' is the small model")
-    family: Literal["auto", "sd", "sdxl", "sd3", "flux1", "flux2-klein", "qwen-image", "z-image", "sana"] = Field(
-        "auto", description="what `path` has to be; 'auto' = anything"
-    )
-    revision: str = Field("", description="branch, tag or commit of a hub id")
-    variant: str = Field(
-        "", description="which weight files of the checkpoint, e.g. 'fp16'; training is float32 anyway"
-    )
-    resolution: int = Field(0, ge=0, le=EDGE, description="edge of the images in pixels; 0 = the model's own")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the forward passes")
-    device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1', ...")
-    compile: bool = Field(False, description="torch.compile the denoisers")
-
-
-def _listed(value: Any) -> Any:
-    """One name where a list of them is meant."""
-    return (value,) if isinstance(value, str) else value
-
-
-class Lora(Section):
-    """Low-rank adapters in place of a full fine-tune; policy, reference and pretrained model share one denoiser."""
-
-    rank: int = Field(0, ge=0, le=4096, description="of the adapters; 0 = full fine-tune")
-    alpha: float = Field(0.0, ge=0, description="the adapters are scaled by alpha / rank; 0 = alpha is the rank")
-    targets: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
-        (), description="ends of layers' names; none = the family's attention layers"
-    )
-
-    @model_validator(mode="after")
-    def _of_adapters(self) -> "Lora":
-        if not self.rank and (self.alpha or self.targets):
-            raise ValueError("alpha and targets belong to adapters; set lora.rank above 0")
-        return self
-
-
-class Data(Section):
-    """What it is trained and judged on."""
-
-    train: Place = Field(
-        "embedded", description="parquet with Pick-a-Pic's columns (file, folder, hub id[:split]), or encoded"
-    )
-    validation: Place = Field("embedded", description="the same, for diagnostics")
-    prompts: Place = Field("embedded", description="text file of prompts to draw, one a line")
-    limit: NotNegative = Field(0, description="use at most so many training pairs; 0 = all")
-    validation_limit: NotNegative = Field(0, description="the same of validation pairs")
-    cache: bool = Field(True, description="encode the training pairs once; false = from the images, each time anew")
-    caption_dropout: float = Field(
-        0.0, ge=0, le=1, description="share of training pairs whose caption is left out, drawn anew each time"
-    )
-    sizes: Literal["original", "resolution"] = Field(
-        "original",
-        description="what SDXL is told of an image: its size and crop (diffusers' scripts), or the resolution (public "
-        "Diffusion-DPO code)",
-    )
-    resize: Literal["bicubic", "bilinear"] = Field(
-        "bicubic", description="filter by which images are resized before they are encoded; public code's is bilinear"
-    )
-    scores: Annotated[str, Field(pattern=r"^\w*$")] = Field(
-        "",
-        description="the training pairs' columns SCORES_0 and SCORES_1 hold the images' scores, for objective.label",
-    )
-    flip: bool = Field(False, description="train on mirrored pairs too, both images of a pair alike")
-    dtype: Literal["float32", "float16"] = Field("float32", description="of the latents and embeddings on disk")
-
-
-class Train(Section):
-    """The optimizer and its budget."""
-
-    steps: Positive = Field(128, description="optimizer steps")
-    batch_size: Positive = Field(8, description="pairs a forward pass")
-    accumulation: Positive = Field(1, description="forward passes an optimizer step")
-    lr: float = Field(3e-6, gt=0, description="learning rate after warm-up, as the optimizer sees it unless scale_lr")
-    scale_lr: bool = Field(False, description="multiply lr by the pairs of an optimizer step, as public code does")
-    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field("adamw", description="8 bit needs bitsandbytes")
-    schedule: Schedule = Field(
-        "warmup",
-        description="of the learning rate: 'warmup' = constant after it, whose first step has lr / (warmup + 1); the "
-        "others are diffusers' get_scheduler, whose warm-up begins with a step of rate 0",
-    )
-    warmup: NotNegative = Field(5, description="steps of linear warm-up")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="AdamW's")
-    epsilon: float = Field(1e-8, gt=0, description="AdamW's, added to the root of its second moment")
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    noise_offset: float = Field(
-        0.0, ge=0, description="noise that is alike over a channel is added to the noise, so many times"
-    )
-    input_perturbation: float = Field(
-        0.0, ge=0, description="so many times other noise is added to the noise of x_t, not to the target"
-    )
-    checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
-    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="on several processes: a copy each, or sharded weights")
-    keep: bool = Field(False, description="keep the trained weights as the run's artifact `model`")
-    checkpoint_every: NotNegative = Field(
-        0, description="steps between checkpoints, kept as artifacts `checkpoints/STEP` that diffusers loads; 0 = none"
-    )
-    checkpoints_kept: NotNegative = Field(0, description="newest checkpoints kept; 0 = all")
-    max_hours: float = Field(
-        0.0, ge=0, description="stop with a snapshot after so many hours, to be resumed; 0 = no limit"
-    )
-
-
-class Diagnostics(Section):
-    """What is measured while it trains."""
-
-    interval: Positive = Field(16, description="steps between passes over the validation pairs")
-    buckets: int = Field(10, gt=0, le=1000, description="equal timestep intervals")
-    pairs: Positive = Field(100, description="validation pairs in each pass, at one timestep each")
-    draws: int = Field(
-        3, gt=0, le=1000, description="timesteps a pair in the last pass, which sees all pairs, by bucket"
-    )
-    probe: Positive = Field(256, description="winners in the fixed probe for the divergence")
-    batch_size: Annotated[int, Field(ge=2)] = Field(64, description="images at once, on each process")
-
-
-class Evaluation(Section):
-    """Samples drawn from the trained model and scored against the pretrained model's."""
-
-    seeds: int = Field(1, ge=0, le=1000, description="images a test prompt; 0 = no evaluation")
-    steps: Positive = Field(12, description="DDIM steps")
-    guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 = none")
-    batch_size: Positive = Field(48, description="images at once")
-    grid: NotNegative = Field(8, description="images in the sample grid of each diagnostics pass; 0 = none")
-
-
-class SnapshotSection(Section):
-    """What a run that is killed or stopped goes on from."""
-
-    interval: NotNegative = Field(32, description="steps between snapshots of the whole training state; 0 = none")
-    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest snapshots kept: one may turn out damaged")
 
 
 class Config(Section):

@@ -14,9 +14,10 @@ from workbench.data.pairs import EncodedPairs
 from workbench.data.rows import open_rows
 from workbench.data.streaming import StreamedPairs
 from workbench.models import Backend
-from workbench.training.config import Config, Data, Model
+from workbench.training.config import Config
 from workbench.training.diagnostics import BucketDiagnostics, Probe
 from workbench.training.samples import Sampling, prepare_sampling, read_captions
+from workbench.training.tables import Data, Model
 
 Pairs: TypeAlias = EncodedPairs | StreamedPairs
 

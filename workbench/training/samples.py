@@ -16,7 +16,7 @@ from workbench.data.rows import read_prompts
 from workbench.models import Backend
 from workbench.models.small.prompts import parse
 from workbench.models.small.reward import PARTS, ImageModel, Reward, concept_likelihood
-from workbench.training.config import Evaluation
+from workbench.training.tables import Evaluation
 
 
 @dataclass(frozen=True)
