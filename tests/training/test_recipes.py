@@ -49,16 +49,21 @@ def resumed(settings, stop):
     [
         {"data.caption_dropout": 0.5, "train.accumulation": 2},
         {"data.caption_dropout": 0.5, "data.cache": False},
+        {"train.ema": 0.5, "evaluation.seeds": 1},
         {"train.noise_offset": 0.1, "train.input_perturbation": 0.1, "train.schedule": "cosine"},
     ],
-    ids=["dropout", "streamed", "noise"],
+    ids=["dropout", "streamed", "ema", "noise"],
 )
 def test_a_recipes_run_changes_and_resumes_to_the_same_bits(changes, tiny, workplace):
     settings = tiny | CHEAP | {"train.keep": True} | changes
     whole = ended(settings)
     assert whole == resumed(settings, 2)
-    plain = ended(tiny | CHEAP | {"train.keep": True} | {k: v for k, v in changes.items() if k == "data.cache"})
-    assert whole.metrics[4]["train/loss"] != plain.metrics[4]["train/loss"]
+    plain = ended({k: v for k, v in settings.items() if k not in changes or k in ("data.cache", "evaluation.seeds")})
+    if "train.ema" in changes:  # the policy itself is the same, what it is evaluated and saved as is not
+        assert whole.metrics[3] == plain.metrics[3]
+        assert whole.weights != plain.weights and whole.tables["samples.json"] != plain.tables["samples.json"]
+    else:
+        assert whole.metrics[4]["train/loss"] != plain.metrics[4]["train/loss"]
 
 
 def test_all_captions_dropped_is_training_on_the_empty_caption(tiny, workplace):
@@ -166,3 +171,28 @@ def test_a_run_stops_with_a_snapshot_when_its_hours_are_over(tiny, workplace):
     assert snapshots.steps() == []  # no step was done
     clock = {"train.max_hours": 1000.0}
     assert ended(tiny | CHEAP | clock).metrics == ended(tiny | CHEAP).metrics
+
+
+def test_the_average_that_is_saved_is_diffusers(tiny, workplace):
+    """Step by step from the checkpoints of a run without an average."""
+    from diffusers.training_utils import EMAModel
+
+    class Steps(Kept):
+        def __init__(self):
+            super().__init__()
+            self.models = []
+
+        def artifact(self, path, folder=None):
+            self.models.append(diffusers.UNet2DConditionModel.from_pretrained(path / "unet"))
+
+    plain = Steps()
+    run(tiny | CHEAP | {"train.checkpoint_every": 1}, plain)
+    start = diffusers.UNet2DConditionModel.from_pretrained(Path(tiny["model.path"]) / "unet")
+    average = EMAModel(start.parameters(), decay=0.3)
+    for model in plain.models:
+        average.step([p.requires_grad_(True) for p in model.parameters()])
+    average.copy_to(start.parameters())
+    run(tiny | CHEAP | {"train.ema": 0.3}, save_to=Path("out"))
+    saved = diffusers.UNet2DConditionModel.from_pretrained("out/unet")
+    for ours, theirs in zip(saved.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)

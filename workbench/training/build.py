@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ class Training:
     """A run that is ready to train: all that changes while it does, and the loop, which trains as it is read.
 
     Attributes:
+        average: moving average of the policy's weights, diffusers' EMAModel; None where there is none.
         lam: lambda(t), on the CPU, (T,).
         draws: generator of timesteps and noise.
         done: steps that an earlier part of the run has taken.
@@ -69,6 +71,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
+    average: Any
     draws: Generator
     lam: Tensor
     device: torch.device
@@ -79,6 +82,25 @@ class Training:
     def position(self, step: int) -> Position:
         """Where the run stands now, `step` steps being done; to be asked for between two steps."""
         return Position(step, self.draws.get_state(), random_states(self.device))
+
+    def follow(self) -> None:
+        """Let the average follow the policy by a step."""
+        if self.average:
+            self.average.step(list(self.policy.parameters()))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The policy with its averaged weights, where there are some; its own come back at the end."""
+        if not self.average:
+            yield
+            return
+        weights = list(self.policy.parameters())
+        self.average.store(weights)
+        self.average.copy_to(weights)
+        try:
+            yield
+        finally:
+            self.average.restore(weights)
 
     def state(self, position: Position) -> dict[str, Any]:
         """The whole training state as plain values and tensors in one piece; a collective call.
@@ -95,6 +117,7 @@ class Training:
             "optimizer": distributed.optimizer_state(self.optimizer),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
             "draws": position.draws,
             "random": position.random,
         }
@@ -106,6 +129,9 @@ class Training:
         distributed.load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+            self.average.to(self.device)
         self.draws.set_state(state["draws"])
         set_random_states(state["random"], self.device)
 
@@ -165,7 +191,19 @@ def build(
         check_every=check_every,
     )
     training = Training(
-        policy, reference, probe, optimizer, schedule, scaler, draws, lam, device, done, check_every, records
+        policy,
+        reference,
+        probe,
+        optimizer,
+        schedule,
+        scaler,
+        _average(config, policy),
+        draws,
+        lam,
+        device,
+        done,
+        check_every,
+        records,
     )
     if snapshot:
         training.load(snapshot.state)
@@ -247,6 +285,17 @@ def _optimizer(config: Config, policy: nn.Module) -> tuple[torch.optim.Optimizer
         epsilon=settings.epsilon,
     )
     return optimizer, schedule_of(settings.schedule, optimizer, settings.warmup, settings.steps)
+
+
+def _average(config: Config, policy: nn.Module) -> Any:
+    """Diffusers' moving average of the policy's weights, or None."""
+    if not config.train.ema:
+        return None
+    if config.train.parallel == "fsdp" and distributed.world() > 1:
+        raise UserError("train.ema: averages whole weights; train.parallel = 'fsdp' shards them, choose 'ddp'")
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(policy.parameters(), decay=config.train.ema, foreach=True)
 
 
 def _reward_scale(config: Config, backend: Backend) -> Tensor:

@@ -129,6 +129,7 @@ class _Session:
         Returns:
             What was measured after it; the step's own metrics may follow some steps later.
         """
+        self.training.follow()
         self._unread.append(record)
         measured = self.measurements.step(record)
         if measured.grid is not None:
@@ -186,7 +187,8 @@ class _Session:
             self.recorder.listener.table("reference_audit.json", columns)
 
     def report_end(self) -> None:
-        drawn, steps = self.measurements.end(), self.config.train.steps
+        with self.training.averaged():
+            drawn, steps = self.measurements.end(), self.config.train.steps
         if drawn is None:
             return
         listener, captions = self.recorder.listener, self.prepared.sampling.captions
@@ -223,7 +225,7 @@ def _newest(snapshots: Snapshots | None, config: Config, prepared: Prepared) -> 
 
 
 def _save(backend: Backend, training: Training, folder: Path, whole: bool) -> None:
-    """Write the policy; sharded weights are brought together first, on the main process."""
+    """Write the policy, or its average; sharded weights are brought together first, on the main process."""
     policy = training.policy
     if distributed.is_sharded(policy):
         weights = distributed.whole_weights(policy)
@@ -232,7 +234,7 @@ def _save(backend: Backend, training: Training, folder: Path, whole: bool) -> No
             policy.load_state_dict(weights)
     if distributed.is_main():
         try:
-            with in_place(folder) as partial:
+            with training.averaged(), in_place(folder) as partial:
                 backend.save(policy, partial, whole)
         except (OSError, SafetensorError) as error:
             raise Failure(f"{folder}: the trained model cannot be written ({error})") from None

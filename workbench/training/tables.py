@@ -108,6 +108,12 @@ class Train(Section):
     )
     checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="on several processes: a copy each, or sharded weights")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of an average of the policy's weights, which is evaluated and saved in its place; 0 = none",
+    )
     keep: bool = Field(False, description="keep the trained weights as the run's artifact `model`")
     checkpoint_every: NotNegative = Field(
         0, description="steps between checkpoints, kept as artifacts `checkpoints/STEP` that diffusers loads; 0 = none"
