@@ -107,7 +107,7 @@ def floor(model: str, rank: int, device: torch.device) -> None:
         policy, fixed, _ = adapt(backend.denoiser(), rank=rank, alpha=rank, targets=backend.LORA_TARGETS)
     else:
         policy, fixed = backend.denoiser().requires_grad_(True), backend.denoiser()
-    optimizer = adamw(list(policy.parameters()), lr=1e-6, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = adamw(list(policy.parameters()), lr=1e-6, betas=(0.9, 0.99), weight_decay=0.0, epsilon=1e-8)
     images, told = 2 * PAIRS, SHAPES[model].condition
     x_t = torch.randn(images, *backend.latent_shape, device=device)
     t = torch.randint(backend.timesteps, (images,), device=device)
