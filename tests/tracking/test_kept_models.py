@@ -30,7 +30,7 @@ def test_a_step_of_a_run_is_found_by_its_number(run_id):
 
 def test_a_step_that_was_not_kept_or_was_removed_is_one_line_that_names_the_others(run_id):
     for step in ("0", "300", "x"):
-        with pytest.raises(UserError, match=rf"runs:/{run_id}@{step}: run 'r' kept no .* \\(steps: 250, 500\\)"):
+        with pytest.raises(UserError, match=rf"runs:/{run_id}@{step}: run 'r' kept no .* \(steps: 250, 500\)"):
             kept_model(tracking.connect(), f"{run_id}@{step}")
     with pytest.raises(UserError, match="no artifact model/"):
         kept_model(tracking.connect(), run_id)

@@ -13,12 +13,13 @@ from tests.support.ended import Ended
 from tests.support.families import make
 from tests.support.runs import run
 from tests.training.test_loop import PROCESS, batch
+from workbench.common.errors import UserError
 from workbench.models import load
 from workbench.training.config import resolve
 from workbench.training.loop import noised
 from workbench.training.optimizers import schedule_of
 from workbench.training.preparation import open_pairs
-from workbench.training.snapshots import Snapshots
+from workbench.training.snapshots import Snapshots, require_same
 from workbench.training.tables import Schedule
 
 CPU = torch.device("cpu")
@@ -197,3 +198,12 @@ def test_the_average_that_is_saved_is_diffusers(tiny, workplace):
     saved = diffusers.UNet2DConditionModel.from_pretrained("out/unet")
     for ours, theirs in zip(saved.parameters(), start.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_what_a_run_leaves_on_its_way_may_change_when_it_goes_on_and_a_falling_rates_end_may_not():
+    stored = resolve({"train.schedule": "cosine"}).flat()
+    require_same(stored, stored | {"train.max_hours": 2.0, "train.checkpoint_every": 5}, "x")
+    with pytest.raises(UserError, match=r"train\.steps = 999: the snapshot of x was made with"):
+        require_same(stored, stored | {"train.steps": 999}, "x")
+    constant = resolve({}).flat()
+    require_same(constant, constant | {"train.steps": 999}, "x")

@@ -319,8 +319,7 @@ def decode(row: Mapping[str, Any], size: int, scores: str = "", resize: str = "b
     """A row's pair, winner first; None where an image cannot be decoded.
 
     Args:
-        scores: as `open_rows` took it.
-        resize: as `fit` takes it.
+        scores, resize: as `open_rows` and `fit` take them.
     """
     try:
         first, second = (_open(row[column]) for column in ("jpg_0", "jpg_1"))
@@ -328,9 +327,7 @@ def decode(row: Mapping[str, Any], size: int, scores: str = "", resize: str = "b
     except Exception:  # Pillow raises many kinds for broken files
         return None
     w, l = (pixels, other) if row["label_0"] == 1 else (other, pixels)  # noqa: E741
-    gap = 0.0
-    if scores:
-        gap = (row[f"{scores}_0"] - row[f"{scores}_1"]) * (1 if row["label_0"] == 1 else -1)
+    gap = (row[f"{scores}_0"] - row[f"{scores}_1"]) * (2 * row["label_0"] - 1) if scores else 0.0
     return Pair(row["caption"], w, l, (first.height, first.width), corner, gap)
 
 

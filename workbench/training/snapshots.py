@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 SUFFIX = ".snapshot"
 PATTERN = "[0-9]" * 8 + f"-*{SUFFIX}"
 FINISHED = "finished.json"
+#: Settings that decide nothing about the weights.
+FREE = frozenset({"train.max_hours", "train.checkpoint_every", "train.checkpoints_kept"})
+#: Schedules of the learning rate that know no end.
+UNENDING = ("warmup", "constant", "constant_with_warmup")
 
 
 class Snapshot(NamedTuple):
@@ -174,9 +178,13 @@ def step_of(path: Path) -> int:
 
 
 def require_same(stored: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
-    """Raise UserError unless a snapshot's run had these settings, but for its length and how snapshots are taken."""
+    """Raise UserError unless a snapshot's run had these settings, but for its length and what it leaves on its way.
+
+    The length must be the same where the learning rate falls towards the end.
+    """
+    free = FREE | ({"train.steps"} if settings.get("train.schedule") in UNENDING else set())
     names = sorted(name for name in stored.keys() | settings.keys() if not name.startswith("snapshots."))
-    differing = [name for name in names if name != "train.steps" and stored.get(name) != settings.get(name)]
+    differing = [name for name in names if name not in free and stored.get(name) != settings.get(name)]
     if differing:
         key = differing[0]
         raise UserError(
