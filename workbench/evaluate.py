@@ -82,6 +82,7 @@ def main(**options: Any) -> None:
     Examples:
       python -m workbench.evaluate --model ours=trained/ --model pretrained=embedded
       python -m workbench.evaluate --model study:claims --model pretrained=embedded --ours ours --seeds 5
+      python -m workbench.evaluate --model a=trained/ --model b=ORG/NAME --prompts mine.txt --scorer imagereward
       python -m workbench.evaluate --model ours=runs:/RUN_ID
          --model pretrained=stable-diffusion-v1-5/stable-diffusion-v1-5
          --prompts "Pick-a-Pic v2=pickapic/test_unique.parquet" --prompts PartiPrompts=PartiPrompts.tsv

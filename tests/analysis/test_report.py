@@ -183,7 +183,7 @@ def test_a_budget_is_shown_with_what_mattered(workplace):
 
 def test_a_notebook_that_is_asked_for_must_have_its_arms(workplace):
     invent("s", ["frozen", "threshold"])
-    asked = invoke("report", "--notebook", "methods")
+    asked = invoke("report", "--notebook", "methods", "-p", "arms=frozen,kto")
     assert asked.returncode == 2
     assert "arm 'kto': the study has no finished run of it, only of frozen, threshold" in asked.stderr
     assert not (workplace / "reports" / "s" / "methods.ipynb").exists()

@@ -23,6 +23,6 @@ def test_costs_that_grow_are_measured_drawn_and_kept(tmp_path):
         assert all(0 < a <= b <= c for a, b, c in zip(one.low, one.median, one.high, strict=True))
     again = [growth.Series.from_dict(one) for one in json.loads(json.dumps([one.as_dict() for one in measured]))]
     assert again == measured
-    path = options.folder / "reports" / "growth.png"
+    path = options.folder / "growth.png"
     growth.draw(measured, path)
     assert path.stat().st_size > 10_000

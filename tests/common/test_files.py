@@ -2,6 +2,7 @@
 
 import ast
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,9 @@ def somebody_else(tmp_path):
     """Go on as a user who owns nothing here."""
     if os.geteuid():
         pytest.skip("another user can only be played by root")
-    for folder in [tmp_path, *tmp_path.parents][:3]:
-        folder.chmod(0o755)
+    for folder in [tmp_path, *tmp_path.parents]:
+        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+            folder.chmod(0o755)
 
     def become():
         os.seteuid(65534)

@@ -220,7 +220,7 @@ def test_a_scorer_added_later_uses_the_images_that_are_there(place, tiny_clip, m
     text = evaluate("--scorer", f"clip={tiny_clip}", "--output", "out")
     after = contents(place / "out")
     assert after.drop("clip").equals(before) and after["clip"].null_count() == 0
-    assert "CLIP, % | average, %" in text and len(evaluations()) == 2
+    assert "CLIP ViT-L/14, % | average, %" in text and len(evaluations()) == 2
     found = sample_store.read_images(place / "out" / "data" / "mine" / "ours-00000.parquet")
     direct = reward_models.load("clip", reward_models.locate("clip", str(tiny_clip)), torch.device("cpu"))
     expected = direct(np.stack(found), [PROMPTS[0], PROMPTS[0], PROMPTS[1]])

@@ -2,6 +2,7 @@ import gc
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tests.support.runs import run
@@ -40,7 +41,11 @@ class Notes:
 
 @pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
 def test_every_arm_of_every_experiment_runs_two_steps(path, tiny, workplace):
+    scored = workplace / "scored.parquet"  # some arms learn from how far apart the two images of a pair are
+    pairs = pl.read_parquet(tiny["data.train"])
+    pairs.with_columns(reward_0=pl.col("label_0"), reward_1=pl.col("label_1")).write_parquet(scored)
     quick = tiny | {"train.steps": 2, "evaluation.grid": 0, "evaluation.seeds": 0}
+    quick |= {"data.train": str(scored), "data.validation": str(scored)}
     quick.pop("reference.interval")
     arms = {arm.name: arm.config for arm in Experiment.resolve(merge(read(path), quick)).arms}
     assert arms

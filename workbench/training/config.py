@@ -250,10 +250,10 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or not TOML, or extends itself.
     """
-    if path.resolve() in extended_by:
-        raise UserError(f"experiment {path}: extends itself")
     if not path.is_file():
         raise UserError(f"experiment {path}: no such file")
+    if path.resolve() in extended_by:
+        raise UserError(f"experiment {path}: extends itself")
     try:
         flat = dotted(tomllib.loads(path.read_text("utf-8-sig")))
     except OSError as error:

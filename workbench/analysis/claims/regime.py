@@ -15,6 +15,7 @@ import polars as pl
 
 from workbench import tracking
 from workbench.analysis import tables
+from workbench.common.errors import UserError
 from workbench.common.markdown import markdown_table
 from workbench.tracking import study_runs
 
@@ -224,7 +225,11 @@ def of_study(study: str, edges: Mapping[str, Sequence[str]] | None = None) -> li
     arms = _arms(runs)
     if not arms:
         return []
-    measures = measure(runs, tracking.load_history(pl.concat(arms.values())), edges)
+    try:
+        history = tracking.load_history(pl.concat(arms.values()))
+    except UserError:  # the runs' artifacts are gone; the study itself has ended well
+        return []
+    measures = measure(runs, history, edges)
     if measures:
         publish(study, measures)
     return measures
