@@ -45,6 +45,7 @@ def parent(workplace):
     return run
 
 
+@pytest.mark.slow
 def test_a_study_of_two_objectives_has_a_front_goes_on_and_is_drawn(experiment, workplace):
     done = sweep(experiment)
     assert done.returncode == 0, done.stderr

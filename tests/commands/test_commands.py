@@ -198,7 +198,9 @@ def check_that_nothing_is_lost(workplace):
     assert len(tracking.load_runs("s")) == 4  # half-run attempts stay out of the figures
 
 
-@pytest.mark.parametrize("stop", ["ctrl-c", pytest.param("sigterm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stop", [pytest.param("ctrl-c", marks=pytest.mark.slow), pytest.param("sigterm", marks=pytest.mark.slow)]
+)
 def test_a_stopped_sweep_ends_cleanly_and_the_same_command_goes_on(experiment, workplace, stop, forked_workers):
     process = start_sweep(experiment, workplace, workers=2 if stop == "sigterm" else 1, background=stop == "sigterm")
     if stop == "ctrl-c":  # a terminal signals the whole group

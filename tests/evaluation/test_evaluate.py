@@ -166,6 +166,7 @@ def test_an_interrupted_command_goes_on_and_ends_alike(place, monkeypatch, where
         assert (place / "out" / name).read_bytes() == (place / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_outright_goes_on_too(place):
     command = ["--model", "a=tiny", "--steps", "4", "--limit", "64", "--output", "out"]
     process = forked.start(invoke, "evaluate", *command)

@@ -209,6 +209,7 @@ def wait_for(what, seconds=600):
     raise AssertionError("waited in vain")
 
 
+@pytest.mark.slow
 def test_a_command_replaces_a_worker_that_dies_and_study_goes_on_after_sigterm(file, workplace, forked_workers):
     long = ["--set", "train.steps=400", "--set", "train.lr=1e-5"]
     command = [sys.executable, "-m", "workbench.sweep", *file, "--workers", "1", *long]
@@ -286,6 +287,7 @@ def check_there_is_one(storage, store):
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
+@pytest.mark.slow
 def test_eight_commands_start_at_once_on_an_empty_sqlite(declared, workplace):
     (workplace / "mlflow.db").unlink()
     eight_at_once(declared, workplace)
@@ -299,6 +301,7 @@ def test_eight_commands_start_at_once_on_an_empty_postgresql(declared, workplace
     check_there_is_one(storage, store)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_by_name(tiny, workplace):
     """`train`: Ctrl-C, then the same command with --resume."""
     options = overrides(tiny | {"train.steps": 300, "evaluation.seeds": 0, "evaluation.grid": 0})

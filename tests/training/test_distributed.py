@@ -65,7 +65,13 @@ def test_two_processes_are_one_with_twice_the_batch(tiny, tmp_path, changes):
             torch.testing.assert_close(x, y, rtol=1e-2, atol=2e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"train.parallel": "fsdp", "reference.rate": 0.5}], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="ddp"),
+        pytest.param({"train.parallel": "fsdp", "reference.rate": 0.5}, id="fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_go_on_to_the_same_bits(tiny, tmp_path, changes):
     settings = tiny | {"train.steps": 5, "train.batch_size": 2, "reference.policy": "update"} | changes
     whole = run(settings, tmp_path / "whole", 2)

@@ -39,7 +39,10 @@ class Notes:
         self.tables[file] = columns
 
 
-@pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem == "claims-long" else []) for p in SMALL],
+)
 def test_every_arm_of_every_experiment_runs_two_steps(path, tiny, workplace):
     scored = workplace / "scored.parquet"  # some arms learn from how far apart the two images of a pair are
     pairs = pl.read_parquet(tiny["data.train"])

@@ -59,9 +59,9 @@ def killed_after(step, snapshots, changes, prepared=None):
 VARIANTS = [
     pytest.param({}, id="reinit"),
     pytest.param({"reference.rate": 0.5, "reference.on_exceed": "freeze", "reference.delta": 1.0}, id="mixture"),
-    pytest.param({"lora.rank": 2, "train.lr": 1e-2}, id="lora"),
+    pytest.param({"lora.rank": 2, "train.lr": 1e-2}, id="lora", marks=pytest.mark.slow),
     pytest.param({"train.optimizer": "adafactor", "data.flip": True}, id="adafactor", marks=pytest.mark.slow),
-    pytest.param({"data.cache": False}, id="streamed"),
+    pytest.param({"data.cache": False}, id="streamed", marks=pytest.mark.slow),
     pytest.param({"model.dtype": "float16"}, id="float16", marks=pytest.mark.slow),
     pytest.param({"objective.loss": "kto", "timesteps.density": "discounted"}, id="kto", marks=pytest.mark.slow),
 ]
@@ -81,6 +81,7 @@ def test_a_run_killed_twice_ends_in_the_same_bits(changes, long):
         assert {"update", "reinit"} & set(expected.tables["reference_audit.json"]["decision"])
 
 
+@pytest.mark.slow
 def test_killed_after_any_step(long):
     expected, prepared = whole(long), prepare(resolve(long))
     for step in range(1, STEPS):

@@ -164,6 +164,7 @@ def test_calibration_error_by_hand():
     assert calibration_error(confidence, right) == pytest.approx((0.7 + 0.5) / 4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_every_stage_runs_on_a_few_steps_and_makes_a_model_that_draws(art, tmp_path, monkeypatch):
     monkeypatch.setattr(stages.build.classifier_report, "__defaults__", (384,))
     monkeypatch.setattr(stages.build.critic_report, "__defaults__", (384,))
