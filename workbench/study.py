@@ -1,4 +1,4 @@
-"""`python -m workbench.study`: how a study stands, going on with it, putting it right, taking it elsewhere."""
+"""`python -m workbench.study`: how a study stands, going on with it, its best model, putting it right."""
 
 import json
 import time
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from workbench.training.config import Config
+
 
 @click.group(context_settings={"max_content_width": 100})
 def main() -> None:
-    """Look after studies: `status`, `resume`, `doctor`, `relocate`, `export`, `rename`, `forget`, `delete`.
+    """Look after studies: `status`, `resume`, `best`, `doctor`, `relocate`, `export`, `rename`, `forget`, `delete`.
 
     Studies lie in $WORKBENCH_STORAGE (default: optuna.db here), their runs in $MLFLOW_TRACKING_URI (default: mlflow.db
     here), snapshots of unfinished trials in $WORKBENCH_STATE (default: .workbench here).
@@ -149,6 +151,60 @@ def resume(name: str, workers: int | None, trials: int | None) -> None:
     if trials is not None:
         experiment = experiment.changed({"sweep.trials": trials})
     lifecycle.run_study(experiment, name, workers or default_workers(experiment.config.model.device))
+
+
+@name_argument
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Empty or new folder for the model.")
+@click.option("--trial", type=click.IntRange(0), metavar="N", help="This trial. Default: the best by the objective.")
+def best(name: str, output: Path, trial: int | None) -> None:
+    """Put the model of a study's best trial into a folder that diffusers loads.
+
+    It is trained again with the trial's settings and seed, which gives the same weights, and takes as long as the trial
+    took. Stopped, the same command goes on. Runs of a study with `train.keep = true` have their weights in MLflow too.
+
+    \b
+    Example:
+      python -m workbench.study best default --output best/
+    """
+    one_process()
+    from tqdm import tqdm
+
+    from workbench.common.errors import UserError
+    from workbench.common.paths import storage_url
+    from workbench.common.signals import stop_on_signals
+    from workbench.studies import lifecycle
+    from workbench.studies.best import chosen_trial, retrain
+
+    silence_transformers()
+    study = lifecycle.require_study(study_name(name), storage_url())
+    experiment = lifecycle.stored_experiment(study)
+    chosen = chosen_trial(study, experiment, trial)
+    if any(writable_folder("--output", output).iterdir()):
+        raise UserError(f"--output {output}: not an empty folder; choose a new one")
+    config = experiment.trial_config(chosen)
+    with (
+        stop_on_signals("SIGINT", "SIGTERM", "SIGHUP") as stopping,
+        tqdm(total=config.train.steps, desc=f"trial {chosen.number}", unit="step") as bar,
+    ):
+        final = retrain(
+            config, study, chosen.number, output, on_step=lambda step, _: bar.update(step - bar.n) and None,
+            stopping=stopping,
+        )  # fmt: skip
+    before = dict(zip(experiment.sweep.objectives, chosen.values, strict=True))
+    click.echo(f"\nTrial {chosen.number}: " + ", ".join(f"{k} {v:.4f}, now {final[k]:.4f}" for k, v in before.items()))
+    click.echo(_how_to_draw(output, config))
+
+
+def _how_to_draw(output: Path, config: "Config") -> str:
+    """Lines of plain diffusers that draw with what was saved."""
+    load = f'pipe = DiffusionPipeline.from_pretrained("{output}")'
+    if config.lora.rank:
+        base = "workbench/models/small/assets/model" if config.model.path == "embedded" else config.model.path
+        load = f'pipe = DiffusionPipeline.from_pretrained("{base}")\n  pipe.load_lora_weights("{output}")'
+    return (
+        f"Draw with it:\n  from diffusers import DiffusionPipeline\n  {load}\n"
+        '  pipe("a fox on a blue background, noto style").images[0].save("fox.png")'
+    )
 
 
 @maybe_name_argument
@@ -308,7 +364,7 @@ def forget(name: str, trial: int, yes: bool) -> None:
     click.echo(f"Forgotten: trial {', '.join(map(str, numbers))}")
 
 
-for each in (status, resume, doctor, relocate, export, rename, forget, delete):
+for each in (status, resume, best, doctor, relocate, export, rename, forget, delete):
     command(each, main)
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -104,6 +105,16 @@ def test_sweep_and_report(experiment, workplace, forked_workers):
     report = workbench("workbench.report", "--notebook", "divergence", "--notebook", "tradeoff", cwd=workplace)
     assert report.returncode == 0, report.stderr
     check_report(workplace, "divergence", "divergence-score")
+    best = invoke("study", "best", "s", "--output", "best")
+    assert best.returncode == 0, best.stderr
+    (before, now), number = re.search(r"(-?[\d.]+), now (-?[\d.]+)", best.stdout).groups(), len(trials(workplace, "s"))
+    assert before == now and 'DiffusionPipeline.from_pretrained("best")' in best.stdout
+    assert StableDiffusionPipeline.from_pretrained(workplace / "best").unet.dtype.is_floating_point
+    assert len(trials(workplace, "s")) == number  # it is no trial of the study's
+    full = invoke("study", "best", "s", "--output", "best")
+    absent = invoke("study", "best", "s", "--output", "x", "--trial", 99)
+    assert full.returncode == 2 and "not an empty folder" in full.stderr
+    assert absent.returncode == 2 and "--trial 99: no complete trial of study 's'; complete are: 0, 1" in absent.stderr
     typo = invoke("report", "-p", "smooting=3")
     assert typo.returncode == 2 and "no notebook has it" in typo.stderr
     unknown = invoke("report", "--study", "t")

@@ -115,7 +115,7 @@ class Experiment:
         """The declared pruner."""
         return read_pruner(self.sweep)
 
-    def trial_config(self, trial: Trial) -> Config:
+    def trial_config(self, trial: Trial | FrozenTrial) -> Config:
         """The configuration of a trial: the experiment's with the arm's settings, or the sampler's, on top."""
         overrides = TrialRecord.of(trial).overrides
         settings = dict(self.settings)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from optuna import Trial, create_study, distributions, pruners, samplers
 from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial
 
 from workbench.common.errors import UserError
 from workbench.training.config import CHOICES, Config, known_names, resolve
@@ -22,7 +23,7 @@ class Dimension(NamedTuple):
     name: str
     distribution: distributions.BaseDistribution
 
-    def suggest(self, trial: Trial) -> Any:
+    def suggest(self, trial: Trial | FrozenTrial) -> Any:
         """The value of this setting in a trial."""
         d = self.distribution
         if isinstance(d, distributions.CategoricalDistribution):

@@ -1,0 +1,85 @@
+"""A trial's model as a folder: trained again with the trial's settings and seed, to the same weights."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from workbench.common import locks, paths
+from workbench.common.errors import UserError
+from workbench.studies.experiment import Experiment
+from workbench.studies.records import StudyRecord
+from workbench.studies.trials import counts, feasible
+from workbench.training.config import Config
+from workbench.training.listener import NullListener
+from workbench.training.preparation import prepare
+from workbench.training.run import execute
+from workbench.training.snapshots import Snapshots
+
+
+def chosen_trial(study: Study, experiment: Experiment, number: int | None) -> FrozenTrial:
+    """The trial of that number, or the best complete one within the study's constraints.
+
+    Raises:
+        UserError: there is no such trial, or several objectives have no single best.
+    """
+    complete = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE and counts(t)]
+    if number is not None:
+        named = [trial for trial in complete if trial.number == number]
+        if not named:
+            there = ", ".join(str(trial.number) for trial in complete) or "none yet"
+            raise UserError(f"--trial {number}: no complete trial of study {study.study_name!r}; complete are: {there}")
+        return named[0]
+    objectives = experiment.sweep.objectives
+    if len(objectives) > 1:
+        front = ", ".join(str(trial.number) for trial in study.best_trials)
+        raise UserError(
+            f"study {study.study_name!r} has several objectives; choose with --trial, of the front: {front}"
+        )
+    (direction,) = objectives.values()
+    within = [trial for trial in complete if feasible(trial)]
+    if not within:
+        raise UserError(f"study {study.study_name!r}: no trial is complete and within the constraints")
+    sign = 1 if direction == "maximize" else -1
+    return max(within, key=lambda trial: sign * trial.values[0])
+
+
+def retrain(
+    config: Config,
+    study: Study,
+    number: int,
+    output: Path,
+    *,
+    on_step: Callable[[int, Mapping[str, float]], None],
+    stopping: Callable[[], bool],
+) -> dict[str, float]:
+    """Train as a trial did and save the model; stopped, the same call goes on from the last snapshot.
+
+    Args:
+        config: the trial's.
+        output: an empty folder, which becomes a diffusers folder.
+        on_step: called after each step with what was measured after it.
+        stopping: whether to stop; asked before each batch.
+    Returns:
+        The last value of every metric; those of the trial, where machine and library versions are the same.
+    Raises:
+        UserError: another command does the same already.
+        KeyboardInterrupt: it was stopped.
+    """
+    label = f"{study.study_name}-{StudyRecord.of(study).token}-{number}"
+    snapshots = Snapshots(paths.state_path("best", label), config.snapshots.interval, config.snapshots.keep)
+    with locks.try_lock(snapshots.folder) as free:
+        if not free:
+            raise UserError(f"trial {number} of study {study.study_name!r} is being trained again by another command")
+        final = execute(
+            config,
+            prepare(config),
+            NullListener(),
+            on_step=on_step,
+            save_to=output,
+            snapshots=snapshots,
+            stopping=stopping,
+        )
+        snapshots.discard()
+    return final
