@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from workbench import tracking
 from workbench.analysis.claims import checks, regime, rules, table
 from workbench.analysis.claims.evidence import Evidence
+from workbench.analysis.claims.forest import forest
 from workbench.common.command_line import default_workers
 from workbench.common.outputs import output_file, require_own
 from workbench.common.paths import shipped
@@ -75,7 +76,7 @@ def check_claims(
     """
     name = study_name(study or ("claims-quick" if quick else "claims"))
     folder = writable_folder("--out", out / name)
-    require_own(folder, "claims.md", "claims.json", "regime.json")
+    require_own(folder, "claims.md", "claims.json", "claims.png", "regime.json")
     declared = _declared(experiment or DEFAULT, overrides, quick)
     candidates, arms = len(tuning.candidates(declared)), len(declared.sweep.arms)
     say(f"{candidates} runs to tune the arms, then {len(declared.arms)} runs of {arms} arms; progress below.")
@@ -128,7 +129,7 @@ def _write(
     findings: tuning.Findings | None,
     experiment: Experiment,
 ) -> tuple[tuple[Path, ...], bool]:
-    """Write claims.md, claims.json and regime.json where they change; the files, and whether one did."""
+    """Write claims.md, claims.json, regime.json and the figure where they change; the files, and whether one did."""
     numbers = [one.as_dict() for one in measures]
     contents = {
         folder / "claims.md": table.markdown(rows, measures, findings, experiment),
@@ -140,4 +141,8 @@ def _write(
     for path, text in changed.items():
         with output_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
-    return tuple(contents), bool(changed)
+    figure = folder / "claims.png"
+    if changed or not figure.is_file():
+        with output_file(figure) as partial:
+            forest(rows).savefig(partial, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    return (*contents, figure), bool(changed)
