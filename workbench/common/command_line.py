@@ -23,7 +23,7 @@ from workbench.common.validation import whole_number
 
 
 def one_process() -> None:
-    """For commands that are not one run.
+    """Refuse to start on several processes; for commands that are not one run.
 
     Raises:
         UserError: a launcher of distributed runs has started it.
@@ -44,6 +44,7 @@ def command(function: Callable, group: click.Group | None = None, name: str | No
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
+        # Before `quiet`, whose log handler keeps the standard error that it finds.
         make_sturdy()
         quiet()
         for name in ("SIGTERM", "SIGHUP"):  # schedulers and closed terminals stop jobs so
@@ -54,6 +55,7 @@ def command(function: Callable, group: click.Group | None = None, name: str | No
             _check_variables()
             with memory_explained(), places_explained():
                 function(*args, **kwargs)
+            # Asked last: lost output does not stop the work, but must not pass for success.
             if error := lost_output():
                 raise Failure(f"standard output: not all could be written ({error.strerror})")
         except UserError as error:
@@ -64,6 +66,7 @@ def command(function: Callable, group: click.Group | None = None, name: str | No
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
+            # 128 + the number of SIGINT, as shells report it.
             sys.exit(130)
 
     make = group.command if group else click.command
@@ -97,6 +100,8 @@ def _interrupt(*_: Any) -> None:
 
 def quiet() -> None:
     """Keep libraries' notices and progress bars off the terminal, and their telemetry off the network."""
+    # Variables, not calls: libraries read them when they are imported, which comes later, and child processes inherit
+    # them. setdefault, so that the user's own values stay.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads on busy cores cost far more than they win
@@ -114,12 +119,13 @@ def quiet() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Discreet("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # What nobody has caught is printed by these, past the log's formatter; both leave passwords out.
     sys.excepthook = lambda kind, error, trace: print_uncaught(error)
     threading.excepthook = lambda what: print_uncaught(what.exc_value)
 
 
 class _Discreet(logging.Formatter):
-    """Leaves passwords out."""
+    """Log lines without passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
         return hide_passwords(super().format(record))
@@ -132,7 +138,7 @@ def print_uncaught(error: BaseException | None) -> None:
 
 
 def silence_transformers() -> None:
-    """Progress bars of weights being loaded, which the environment does not switch off."""
+    """Switch off the progress bars of weights being loaded, over which the environment has no say."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

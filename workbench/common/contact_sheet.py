@@ -1,4 +1,4 @@
-"""Many pictures as one."""
+"""Contact sheets: many pictures as one."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 def contact_sheet(images: NDArray[np.uint8], columns: int, zoom: int = 3) -> NDArray[np.uint8]:
     """Images (N, H, W, 3) as one picture, row by row, each pixel `zoom` times enlarged."""
     n, h, w, _ = images.shape
+    # Rounded up; what is left of the last row stays white.
     rows = -(-n // columns)
     sheet = np.full((rows * columns, h, w, 3), 255, np.uint8)
     sheet[:n] = images

@@ -60,6 +60,7 @@ def pick_device(name: str) -> torch.device:
     if world() > 1:
         raise UserError(f"model.device = {name!r}: on several processes each takes its own; leave it at 'auto'")
     try:
+        # A tensor is tried: torch.device takes the name of a device that is not there. And a tensor's has its number.
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
         raise UserError(f"model.device = {name!r}: no such device here; try 'auto' or 'cpu'") from None
@@ -83,6 +84,7 @@ def part_of(count: int) -> slice:
 def spread(count: int) -> Tensor:
     """This process's share of 0..count-1: every world-th, as many on each, the last ones repeated to fill up."""
     each = -(-count // world())
+    # As many on each, since a collective call waits for tensors of one shape from all.
     return (torch.arange(each) * world() + rank()).clamp(max=count - 1)
 
 
@@ -99,6 +101,7 @@ def collect(values: Tensor, count: int) -> Tensor:
     mine = values.contiguous().to(_state().device)
     parts = [torch.empty_like(mine) for _ in range(world())]
     torch.distributed.all_gather(parts, mine)
+    # Undoes `spread`: sample i of process r is number i * world + r. The cut drops what was repeated to fill up.
     return torch.stack(parts, dim=1).flatten(0, 1)[:count].to(values.device)
 
 
@@ -106,6 +109,7 @@ def mean(values: Tensor) -> Tensor:
     """The mean over processes, the same on each."""
     if _state() is None:
         return values
+    # all_reduce writes into its argument.
     total = values.clone()
     torch.distributed.all_reduce(total)
     return total / world()
@@ -131,8 +135,10 @@ def wrap(model: nn.Module, how: str, trained: bool) -> nn.Module:
         for part in (*_blocks(model), model):  # the whole model too: else its own weights stay gathered after a forward
             fully_shard(part, reshard_after_forward=True)
         return model
+    # DDP refuses a model without gradients, and a copy that never trains needs no averaging.
     if not trained:
         return model
+    # Views: the buckets that are sent are the gradients themselves, not a copy in as much memory again.
     return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
@@ -156,6 +162,7 @@ def gradients(model: nn.Module, shared: bool) -> Iterator[None]:
         with model.no_sync():
             yield
         return
+    # fsdp's way of saying the same.
     if hasattr(model, "set_requires_gradient_sync"):
         model.set_requires_gradient_sync(shared)  # type: ignore[operator]
     yield
@@ -196,10 +203,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Let an optimizer go on from what `optimizer_state` found."""
+    """Let an optimizer go on from the state that `optimizer_state` returned, sharded again where its parameters are."""
     parameters: list[Any] = [p for group in optimizer.param_groups for p in group["params"]]
 
     def placed(parameter: Any, value: Any) -> Any:
+        # Moments have their parameter's shape and are sharded like it; counters of steps have not.
         if hasattr(parameter, "device_mesh") and isinstance(value, Tensor) and value.shape == parameter.shape:
             from torch.distributed.tensor import distribute_tensor
 

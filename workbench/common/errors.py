@@ -63,6 +63,7 @@ def memory_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # By name and text, as torch is not imported here: commands that need none of it start fast.
         if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error):
             raise Failure(OUT_OF_MEMORY) from None
         raise
@@ -70,7 +71,7 @@ def memory_explained() -> Iterator[None]:
 
 @contextmanager
 def said() -> Iterator[None]:
-    """What the data cannot show is said in a line, and the notebook goes on."""
+    """Print a UserError as one line and go on: a notebook shows what its data allow, and says what they do not."""
     try:
         yield
     except UserError as error:

@@ -18,6 +18,7 @@ def partial_file(path: Path) -> Iterator[Path]:
 
     No two processes get the same name, on any machine. A process that is killed leaves it behind, as *.partial.
     """
+    # Beside it, so that both are on one file system: only there does a rename replace a file at once.
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
         yield partial
@@ -42,6 +43,7 @@ def in_place(path: Path) -> Iterator[Path]:
     """
     with partial_file(path) as partial:
         yield partial
+        # Before the move: under its own name the file never has another mode.
         _follow_umask(partial)
         os.replace(partial, path)
 
@@ -78,6 +80,7 @@ def replace_folder(new: Path, path: Path) -> None:
     """Move a folder to where another may be, which is removed."""
     with partial_file(path) as old:
         with suppress(FileNotFoundError):
+            # A rename cannot replace a folder that holds something: the old one makes room, and is removed at the end.
             os.rename(path, old)
         os.rename(new, path)
 
@@ -90,6 +93,7 @@ def sync(stream: IO[bytes]) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Wait until a new name in a folder would survive a loss of power."""
+    # A file's name is stored in its folder, which fsync of the file does not write.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -29,6 +29,8 @@ def exclusive(url: str, purpose: str = "", patience: float = 0.0) -> Iterator[No
         from sqlalchemy import create_engine, text
         from sqlalchemy.pool import NullPool
 
+        # NullPool: a pool would keep the connection open, and with it the lock. AUTOCOMMIT: no transaction stays open
+        # while the lock is held.
         engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         retry_connections(engine, patience)
         with engine.connect() as connection:  # the lock belongs to the connection and ends with it
@@ -80,4 +82,5 @@ def retry_connections(engine: Any, patience: float) -> None:
 
 def _advisory_key(purpose: str) -> int:
     """A key of PostgreSQL's advisory locks that no other program is likely to use."""
+    # 7 bytes: PostgreSQL's key is a signed number of 8.
     return int.from_bytes(hashlib.sha256(f"diffusion-dpo-workbench{purpose}".encode()).digest()[:7], "big")

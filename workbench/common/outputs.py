@@ -25,6 +25,7 @@ def require_own(folder: Path, *names: str) -> None:
     written = _written(folder)
     for name in names:
         path = folder / name
+        # exists() follows links: a link to nothing is somebody's too.
         if name not in written and (path.exists() or path.is_symlink()):
             raise UserError(
                 f"{path}: is there, and not among the files that the workbench wrote ({WRITTEN}); move it, or choose "

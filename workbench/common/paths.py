@@ -63,6 +63,7 @@ def require_places() -> None:
     for folder in (state_path(), cache_folder()):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # By making a file: modes do not tell of a disk that is read-only.
             with NamedTemporaryFile(dir=folder, prefix=".probe-"):
                 pass
         except OSError as error:

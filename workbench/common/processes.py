@@ -20,6 +20,7 @@ def is_gone(process: str) -> bool | None:
     """Whether a process, named by `this_process`, has ended; None if it ran where this machine cannot see it."""
     place, _, rest = process.partition("|")
     pid, _, started = rest.partition("|")
+    # Process ids mean something only where they were given: the same host, the same namespace.
     if place != this_process().partition("|")[0]:
         return None
     try:

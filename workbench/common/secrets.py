@@ -31,7 +31,10 @@ def hide_passwords(text: str) -> str:
 
 
 def _secrets() -> set[str]:
-    """Those of the environment; too short ones, and those that are also the user's name, would hide plain words."""
+    """Secrets in this process's environment, as they stand there and decoded.
+
+    Without those of up to three letters and those that are also the user's name: to hide these would hide plain words.
+    """
     found = {os.environ.get(name, "") for name in _SECRETS}
     for url in (os.environ.get(name, "") for name in _URLS):
         user, _, password = url.partition("://")[2].rpartition("@")[0].partition(":")

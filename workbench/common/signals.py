@@ -32,7 +32,9 @@ def held(*names: str) -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    # A second one has acted at once, for both.
     if len(waiting) == 1:
+        # After the handlers are back, so that it acts as if it had come now.
         signal.raise_signal(waiting[0])
 
 
@@ -55,12 +57,14 @@ def stop_on_signals(*names: str, patience: float = PATIENCE) -> Iterator[Callabl
 
     numbers = [getattr(signal, name) for name in (*names, "SIGALRM") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
+    # nohup, for one, ignores SIGHUP, and what it starts must go on when the terminal closes.
     handled = {number for number in numbers if before[number] != signal.SIG_IGN}
     for number in handled:
         signal.signal(number, handle)
     try:
         yield lambda: bool(received)
     finally:
+        # Before the handlers are put back: SIGALRM's default ends the process.
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in handled:
             signal.signal(number, before[number])

@@ -27,11 +27,14 @@ class _Sturdy(io.FileIO):
                 self.error = error
             # Libraries, and processes that this one starts, write to it without asking this class.
             _point_to_nowhere(self.fileno())
+            # As if all were written: with less, the buffer above would try again.
             return memoryview(data).nbytes
 
 
 def _point_to_nowhere(number: int) -> None:
+    """Let a file descriptor read and write nothing, for this process and those that it starts."""
     nowhere = os.open(os.devnull, os.O_RDWR)
+    # os.open gives the lowest free number, which may be the closed stream's own.
     if nowhere != number:
         os.dup2(nowhere, number)
         os.close(nowhere)
@@ -53,7 +56,9 @@ def make_sturdy() -> None:
                 _point_to_nowhere(number)
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False))
         elif mode == "w" and stream is getattr(sys, f"__{name}__") and not isinstance(_raw(stream), _Sturdy):
+            # What the old stream still holds comes before what the new one writes.
             stream.flush()
+            # As Python has it: standard error is written line by line, into a file too.
             whole_lines = name == "stderr" or stream.line_buffering
             file = io.BufferedWriter(_Sturdy(number, "w", closefd=False))
             # A letter that the terminal's encoding lacks is written as its number.
@@ -72,4 +77,5 @@ def lost_output() -> OSError | None:
 
 
 def _raw(stream: Any) -> Any:
+    """The file below a text stream's buffer; None where there is none."""
     return getattr(getattr(stream, "buffer", None), "raw", None)

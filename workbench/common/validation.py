@@ -104,7 +104,7 @@ class Finite(click.FloatRange):
     """A number in a range, which may have no end but is never beyond all numbers."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number."""
+        """Convert and check the range as click does, then refuse infinity and NaN."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{number} is not a finite number", param, ctx)

@@ -37,6 +37,7 @@ def drop_captions(
         skip: batches that an earlier part of the run has seen.
     """
     for _ in range(skip):
+        # Drawn and thrown away, so that the generator stands where it would without the stop.
         _drawn(size, share, generator)
     for batch in batches:
         dropped = _drawn(size, share, generator).to(batch.x_w.device)

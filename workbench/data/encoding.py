@@ -2,8 +2,8 @@
 
 A store is a folder of safetensors shards and an index.json, which is written last. A shard holds x_w and x_l (latents),
 `pair.NAME` (what the denoiser is told of a pair), `gap` (by how much the winner's score is higher, where scores are
-read), `caption` (which caption, counted over all shards) and, for the
-captions that are new in it, `text.NAME`; its header says what a continued encoding has to know.
+read), `caption` (which caption, counted over all shards) and, for the captions that are new in it, `text.NAME`; its
+header says what a continued encoding has to know.
 """
 
 import json
@@ -43,7 +43,10 @@ AHEAD = 2  # chunks decoded ahead of the encoder
 
 @dataclass(frozen=True)
 class Encoding:
-    """How pairs are encoded; all of it decides the numbers.
+    """How pairs are encoded; all of it decides the numbers, and so the digest.
+
+    The digest is of this object's repr. A field that comes later has repr=False and is one of `additions`: so encodings
+    that were made before it, with what is now its default, keep their digest and are found again.
 
     Attributes:
         limit: at most so many pairs that count; 0 = all.
@@ -100,8 +103,10 @@ def encode(
     key = key_of(rows, backend, encoding)
     place = into or cache_folder() / f"pairs-{key[:32]}"
     if check and (place / INDEX).is_file():
+        # First whether it is of these data at all; reading a whole store for nothing takes long.
         open_store(place, key=key)
         verify(place)
+    # The index is written last: where it is, the store is whole. The main process alone encodes, the others wait.
     while not (place / INDEX).is_file():
         if distributed.is_main():
             try:
@@ -115,8 +120,16 @@ def encode(
 
 
 def in_memory(rows: Rows, backend: Backend, encoding: Encoding, batch_size: int = 0, workers: int = 0) -> EncodedPairs:
-    """The same as `encode` without a store."""
+    """Encode pairs without a store: all of them are kept in memory.
+
+    Args:
+        batch_size: pairs in one call of the autoencoder; 0 = by resolution.
+        workers: threads that decode images; 0 = one a core.
+    Raises:
+        UserError: a file is damaged, or no row counts.
+    """
     progress = _Progress()
+    # 2**62: more pairs than there can be, so that all are one shard.
     shards = [tensors for tensors, _ in _shards(rows, backend, encoding, 2**62, batch_size, workers, progress)]
     if not shards:
         raise UserError(f"{rows.key}: no usable row ({report(progress.counts)})")
@@ -127,7 +140,14 @@ def in_memory(rows: Rows, backend: Backend, encoding: Encoding, batch_size: int 
 
 @dataclass
 class _Progress:
-    """Where an encoding stands: what the next shard has to know."""
+    """Where an encoding stands: what the next shard has to know.
+
+    Attributes:
+        counts: rows so far by what became of them; their total is also the number of rows that were read.
+        captions: number of each caption so far.
+        state: from which the next row is read; None where the number of rows is enough.
+        shards: what the index will say of the shards so far.
+    """
 
     counts: Counter = field(default_factory=Counter)
     captions: dict[str, int] = field(default_factory=dict)
@@ -169,6 +189,7 @@ def _build(
         "counts": dict(progress.counts),
         "shards": progress.shards,
     }
+    # Last: a store that has an index is whole.
     with in_place(place / INDEX) as partial:
         partial.write_text(json.dumps(index, indent=1), encoding="utf-8")
 
@@ -186,6 +207,7 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> No
 def _resumed(place: Path, key: str) -> _Progress:
     """Where an earlier encoding stopped, from its whole shards, up to the first that is missing or damaged."""
     progress = _Progress()
+    # A younger one may be of another process that encodes into this folder now.
     for left in filter(is_partial, place.glob("*.partial")):
         if time.time() - left.stat().st_mtime > 3600:  # of a killed process
             left.unlink(missing_ok=True)
@@ -203,7 +225,9 @@ def _resumed(place: Path, key: str) -> _Progress:
                 f"{place}: holds shards of other data, another model or other settings; choose another folder or "
                 "delete it"
             )
+        # Each shard's header holds the counts of all rows up to its end, so that of the last whole one is enough.
         progress.counts, progress.state = Counter(header.counts), header.state
+        # The right side is evaluated before the update: `len` is the number of captions before this shard.
         progress.captions |= {c: len(progress.captions) + i for i, c in enumerate(header.captions)}
         progress.shards.append(_entry(path, pairs))
     return progress
@@ -215,6 +239,7 @@ def _shards(
     """Tensors of one shard after another, each with the captions that are new in it; `progress` is kept up."""
     parts: list[dict[str, Tensor]] = []
     new: list[str] = []
+    # A pair is two images.
     size = batch_size or backend.images_at_once // 2
     counts, captions = progress.counts, progress.captions
     initial = counts.total()
@@ -225,6 +250,7 @@ def _shards(
         ):
             pairs = []
             for kind, pair in found:
+                # Rows beyond the limit are not counted, as if the data had ended here.
                 if encoding.limit and counts["used"] >= encoding.limit:
                     break
                 counts[kind] += 1
@@ -238,10 +264,12 @@ def _shards(
                     if pair.caption not in captions:
                         captions[pair.caption] = len(captions)
                         new.append(pair.caption)
+                # The caption by its number: its embedding is stored once, however many pairs have it.
                 tensors = latents_of(group, backend) | {"caption": torch.tensor([captions[p.caption] for p in group])}
                 if encoding.scores:
                     tensors["gap"] = gaps_of(group)
                 parts.append(_stored(tensors, encoding, rows.key))
+            # A shard ends only where a chunk does: within a chunk there is no state from which reading could go on.
             progress.state = state
             full = encoding.limit and counts["used"] >= encoding.limit
             if parts and (full or sum(len(p["x_w"]) for p in parts) >= shard):
@@ -256,6 +284,7 @@ def _shards(
 def _joined(
     parts: list[dict[str, Tensor]], new: list[str], backend: Backend, encoding: Encoding, key: str
 ) -> dict[str, Tensor]:
+    """One shard's tensors, of its parts and of the captions that are new in it, which are encoded here."""
     tensors = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     asked = new or [""]  # a shard without new captions still says which embeddings there are
     chunks = [_stored(backend.encode_text(asked[i : i + 64]), encoding, key) for i in range(0, len(asked), 64)]
@@ -263,7 +292,7 @@ def _joined(
 
 
 def _stored(tensors: Mapping[str, Tensor], encoding: Encoding, key: str) -> dict[str, Tensor]:
-    """As they are written; sizes in pixels and scores stay exact.
+    """Tensors as a shard holds them: on the CPU, in the encoding's precision; sizes in pixels and scores stay exact.
 
     Raises:
         Failure: the autoencoder or a text encoder made what is no number in that precision.
@@ -290,7 +319,7 @@ def gaps_of(pairs: Sequence[Pair]) -> Tensor:
 
 
 def mirrored(pair: Pair) -> Pair:
-    """Both of its images, left to right."""
+    """The pair with both of its images mirrored, left to right."""
     return pair._replace(w=pair.w[:, ::-1], l=pair.l[:, ::-1])
 
 
@@ -317,16 +346,19 @@ def decoded(
     threads = workers or len(os.sched_getaffinity(0))
 
     def finished() -> tuple[list[tuple[str, Pair | None]], Mapping[str, Any] | None]:
+        # The oldest first: threads finish in any order, but the pairs' order is that of the rows.
         chunk, after = waiting.popleft()
         pairs = [(kind, future.result() if future else None) for kind, future in chunk]
         return [("undecodable" if kind == "used" and pair is None else kind, pair) for kind, pair in pairs], after
 
     with ThreadPoolExecutor(threads) as pool:
         for chunk, after in rows.chunks(size, done, state):
+            # By a row's columns, before its images are decoded: what does not count costs nothing.
             kinds = [(kind_of(row, encoding.scores), row) for row in mine(chunk)]
             how = resolution, encoding.scores, encoding.resize
             begun = [(k, pool.submit(decode, row, *how) if k == "used" else None) for k, row in kinds]
             waiting.append((begun, after))
+            # Bounded, since decoded images wait in memory.
             if len(waiting) > AHEAD:
                 yield finished()
         while waiting:

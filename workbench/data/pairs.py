@@ -32,7 +32,7 @@ class EncodedPairs:
 
     Attributes:
         counts: how many rows were read and what became of them.
-        digest: of everything that went in.
+        digest: of everything that the tensors depend on: rows, models and how they were encoded.
     """
 
     def __init__(self, shards: Sequence[Mapping[str, Tensor]], counts: Mapping[str, int], key: str):
@@ -60,6 +60,7 @@ class EncodedPairs:
         condition |= {name: x.expand(len(index), *x.shape) for name, x in self._fixed.items()}
         found = {name: self._rows(name, index, self._pairs) for name in ("x_w", "x_l")} | condition
         for name, x in found.items():
+            # Here and not when a store is opened, which would have to read all of it.
             if not x.isfinite().all():
                 raise UserError(
                     f"encoded pairs {self.digest[:12]}: {name} has values that are not finite; encode again"
@@ -69,6 +70,8 @@ class EncodedPairs:
         return Batch(x_w, x_l, dict(zip(condition, told, strict=True)), gap)
 
     def _rows(self, name: str, index: Tensor, starts: Tensor) -> Tensor:
+        """Rows of one tensor, counted over all shards, which begin at `starts`."""
+        # One call for the whole batch; with several shards, which are mapped from files of their own, row by row.
         if len(self.shards) == 1:
             return self.shards[0][name][index]
         shard = torch.searchsorted(starts, index, right=True) - 1
@@ -89,11 +92,14 @@ class EncodedPairs:
         order = torch.empty(0, dtype=torch.int64)
         while True:
             while len(order) < together:
+                # The rest of an epoch begins the next batch, so that no pair is left out of an epoch.
                 order = torch.cat([order, torch.randperm(len(self), generator=generator)])
             index, order = order[:together], order[together:]
             if skip:
+                # Shuffled but not read: the generator moves on as it would have.
                 skip -= 1
             else:
+                # Every process shuffles alike and takes its part, so that no pair is in two parts.
                 yield self.gather(index[distributed.part_of(size)], device)
 
     def first(self, count: int) -> "EncodedPairs":
@@ -113,9 +119,10 @@ class EncodedPairs:
         return other
 
     def sample(self, count: int) -> "EncodedPairs":
-        """Pairs of which `count` can be drawn: itself, as every pair of it can be had."""
+        """Pairs of which `count` can be drawn: all of them, since any can be had by its number; see `StreamedPairs`."""
         return self
 
 
 def _starts(sizes: Sequence[int]) -> Tensor:
+    """Number of the first row of each shard, and of the one after the last, (shards + 1,)."""
     return torch.tensor([0, *sizes]).cumsum(0)

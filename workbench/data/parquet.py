@@ -25,8 +25,10 @@ def explained(what: str, otherwise: str = "damaged") -> Iterator[None]:
 
     try:
         yield
+    # Not about the file's bytes: a line of our own, and a lack of memory, pass as they are.
     except (UserError, MemoryError):
         raise
+    # Before the others: the file is whole, and must not be called damaged.
     except (NotImplementedError, pyarrow.ArrowNotImplementedError) as error:
         raise UserError(f"{what}: holds columns of a type that is not read ({one_line(error)})") from None
     except OSError as error:
@@ -129,6 +131,7 @@ def is_text(kind: Any) -> bool:
     """Whether a column's type is one of those for texts."""
     import pyarrow.types as t
 
+    # A dictionary column stores each text once, and numbers in its place.
     kind = kind.value_type if t.is_dictionary(kind) else kind
     return t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
 

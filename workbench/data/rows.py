@@ -118,9 +118,11 @@ class ParquetRows(Rows):
             with open_parquet(path, self.key) as file:
                 for group in range(file.num_row_groups):
                     count = file.metadata.row_group(group).num_rows
+                    # Whole row groups are passed over by their length in the footer, without reading them.
                     if skip >= count:
                         skip -= count
                         continue
+                    # Few rows at once, since each holds two encoded images.
                     for batch in file.iter_batches(64, [group], self.schema.names):
                         rows = batch.to_pylist()
                         yield from rows[skip:]
@@ -222,6 +224,7 @@ def _shards(path: Path, split: str, required: bool) -> list[Path]:
     if not path.is_dir():
         return [path]
     found = sorted(f for f in path.rglob("*.parquet") if not f.is_dir())
+    # Names as the hub writes them (train-00000-of-00645.parquet), or train.parquet.
     named = [f for f in found if re.match(rf"{re.escape(split)}(-\d|\.)", f.name)]
     return named if named or required else found
 
@@ -272,6 +275,7 @@ def _from_hub(place: str, split: str, key: str, scores: str) -> Rows:
     name, _, revision = place.partition("@")
     note = cache_folder() / f"hub-{cache.digest(place)[:32]}"
     try:
+        # The commit is part of the digest and fixes what is read, whatever is pushed under that name meanwhile.
         commit = HfApi().dataset_info(name, revision=revision or None).sha or ""
         dataset = load_dataset(name, split=split, streaming=True, revision=commit)
         features = dataset.features or {}
@@ -292,6 +296,7 @@ def _from_hub(place: str, split: str, key: str, scores: str) -> Rows:
             raise Failure(problem) from None
         return StreamedRows(f"{name}@{note.read_text(encoding='utf-8')}:{split}", key, 0, None, problem=problem)
     note.parent.mkdir(parents=True, exist_ok=True)
+    # Kept for the day on which the hub does not answer: the commit alone is enough to find what is encoded.
     with in_place(note) as partial:
         partial.write_text(commit, encoding="utf-8")
     wanted = _wanted(list(features), key, scores)
@@ -304,6 +309,7 @@ def _from_hub(place: str, split: str, key: str, scores: str) -> Rows:
 def kind_of(row: Mapping[str, Any], scores: str = "") -> str:
     """What becomes of a row: one of KINDS but "undecodable"; one whose scores are no numbers is invalid."""
     labels = row["label_0"], row["label_1"]
+    # Compared as numbers: True, 1 and 1.0 are written by different tools.
     if row.get("has_label", 1) != 1:
         return "unlabelled"
     if labels == (0.5, 0.5):
@@ -327,6 +333,7 @@ def decode(row: Mapping[str, Any], size: int, scores: str = "", resize: str = "b
     except Exception:  # Pillow raises many kinds for broken files
         return None
     w, l = (pixels, other) if row["label_0"] == 1 else (other, pixels)  # noqa: E741
+    # 2 label - 1 is +1 where the first image is the winner, -1 where it is the loser.
     gap = (row[f"{scores}_0"] - row[f"{scores}_1"]) * (2 * row["label_0"] - 1) if scores else 0.0
     return Pair(row["caption"], w, l, (first.height, first.width), corner, gap)
 
@@ -347,6 +354,7 @@ def fit(image: Image.Image, size: int, resize: str = "bicubic") -> tuple[np.ndar
     if max(image.size) > STRIP * min(image.size):
         raise ValueError(f"a strip of {image.width} x {image.height} pixels")
     scale = size / min(image.size)
+    # max: rounding must not make the shorter edge a pixel less than the square.
     edges = max(size, round(image.width * scale)), max(size, round(image.height * scale))
     image = image.resize(edges, Image.Resampling[resize.upper()])
     left, top = (image.width - size) // 2, (image.height - size) // 2
@@ -355,6 +363,7 @@ def fit(image: Image.Image, size: int, resize: str = "bicubic") -> tuple[np.ndar
 
 def _open(data: bytes | Mapping[str, Any]) -> Image.Image:
     image = Image.open(io.BytesIO(data if isinstance(data, bytes) else data["bytes"]), formats=FORMATS)
+    # Image.open reads only the header; damage in the pixels shows here.
     image.load()
     with suppress(Exception):  # Pillow raises many kinds for EXIF that is none; the picture can be whole
         ImageOps.exif_transpose(image, in_place=True)  # cameras store how they were held, and viewers turn pictures

@@ -99,6 +99,7 @@ def read_index(place: Path) -> Index:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{place}: {key} = {shown(first['input'])} in {INDEX}: {first['msg']}; {again}") from None
+    # Each shard could be right in itself and still be counted twice.
     if len({entry.file for entry in index.shards}) < len(index.shards):
         raise UserError(f"{place}: a shard is there twice in {INDEX}; {again}")
     return index
@@ -135,6 +136,7 @@ def open_store(
             f"{place}: encoded by another autoencoder, text encoder, precision or resolution ({index.model}, "
             f"{index.resolution} px) than {backend.checkpoint.source} ({backend.resolution} px); encode again"
         )
+    # Mirrored pairs lie after each group of pairs that was encoded at once: the first N rows are not the first N pairs.
     if index.flip and 0 < limit < index.counts.get("used", 0):
         raise UserError(
             f"{place}: holds mirrored pairs too, so no {limit} of them can be taken; encode again with that limit"
@@ -160,6 +162,7 @@ def require_fit(pairs: EncodedPairs, backend: Backend) -> None:
 
 def _shard(place: Path, entry: Entry) -> dict[str, Tensor]:
     path = place / entry.file
+    # The size finds a shard that was cut off, without reading it; checksums are for `verify`.
     if not path.is_file() or path.stat().st_size != entry.bytes:
         have = f"{path.stat().st_size} of {entry.bytes} bytes" if path.is_file() else "missing"
         raise UserError(f"{path}: {have}; delete {INDEX} and run the encoding again: whole shards are kept")
@@ -197,6 +200,7 @@ def _check(place: Path, shards: list[dict[str, Tensor]]) -> None:
     if any(kind != kinds[0] for kind in kinds):
         raise UserError(f"{place}: its shards hold different tensors; encode again")
     text = next(name for name in shards[0] if name.startswith("text."))
+    # Checked now: an index out of range would end a run at whichever step draws that pair.
     captions = sum(len(tensors[text]) for tensors in shards)
     if any(x.min() < 0 or x.max() >= captions for x in (tensors["caption"] for tensors in shards)):
         raise UserError(f"{place}: a pair has a caption that is none of its {captions}; encode again")

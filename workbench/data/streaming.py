@@ -35,13 +35,13 @@ class StreamedPairs:
 
     @property
     def digest(self) -> str:
-        """Of everything that goes in."""
+        """Digest of everything that the pairs depend on: rows, models and how they are encoded."""
         key = key_of(self.rows, self.backend, self.encoding)
         return digest(key, {name: x.tolist() for name, x in self.fixed.items()}) if self.fixed else key
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a latent."""
+        """Shape of one latent, (C, H, W)."""
         return self.sample(1).shape
 
     def sample(self, count: int) -> EncodedPairs:
@@ -63,9 +63,12 @@ class StreamedPairs:
         """
         waiting: list[Pair] = []
         rows = self.rows.stream()
+        # By the columns alone: rows are shared out undecoded, so every process must know which ones count.
         usable = rows.dataset.filter(lambda row: kind_of(row, self.encoding.scores) == "used")
         if self.encoding.limit:
+            # Before shuffling: the limit means the first rows, as in an encoded store, in every epoch.
             usable = usable.take(self.encoding.limit)
+        # Not anew each epoch: batches run on over an epoch's end, and so do the turns.
         turns = Turns(size)
         while True:
             seed = int(torch.randint(2**31, (), generator=generator))
@@ -75,6 +78,7 @@ class StreamedPairs:
                 self.counts.update(kind for kind, _ in found)
                 pairs = [pair for _, pair in found if pair]
                 if self.encoding.flip:
+                    # By chance, where a store holds both: nothing is kept here, and each epoch draws anew.
                     mirror = torch.rand(len(pairs), generator=generator) < 0.5
                     pairs = [mirrored(p) if m else p for p, m in zip(pairs, mirror, strict=True)]
                 waiting += pairs
@@ -84,6 +88,7 @@ class StreamedPairs:
                         skip -= 1
                     else:
                         yield self._batch(batch, device)
+            # Otherwise an endless loop over rows of which none makes a batch.
             if not self.counts["used"]:
                 raise UserError(f"{self.rows.key}: no usable row ({report(self.counts)})")
             if self.counts["undecodable"]:
@@ -110,7 +115,7 @@ class Turns:
     seen: int = 0
 
     def __call__(self, rows: list) -> list:
-        """Its rows of the next ones."""
+        """This process's rows of the next ones, `rows`, which follow those of the call before."""
         together, part = self.size * distributed.world(), distributed.part_of(self.size)
         first, self.seen = self.seen, self.seen + len(rows)
         return [row for i, row in enumerate(rows, first) if part.start <= i % together < part.stop]

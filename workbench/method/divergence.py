@@ -1,7 +1,7 @@
 """How far a model has moved from the pretrained one.
 
 Symbols: eps = the noise that was added; eps_m, eps_init = noise predicted by the model and by the pretrained
-model at the same x_t; e = mean-per-element squared error to eps. Constant weights over t.
+model at the same x_t; e = mean-per-element squared error to eps. Every timestep has the same weight.
 """
 
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What goes with every objective: changes to what it is given, never to what it computes.
+"""Modifiers, which go with every objective: they change the errors and lambda(t) that it is given, not its formula.
 
 Symbols: m_w, m_l = policy's mean-per-element squared errors on winner and loser; a, b = its residuals there,
 prediction - target; lam = lambda(t).
@@ -49,6 +49,7 @@ def softened(lam: Tensor, gap: Tensor, temperature: float) -> Tensor:
     Args:
         gap: the winner's score minus the loser's, (B,), in the scores' own unit.
     """
+    # tanh(x / 2) = 2 sigmoid(x) - 1.
     return lam * torch.tanh(gap / (2 * temperature))
 
 
@@ -64,7 +65,10 @@ def safeguarded(errors: PairErrors, mu: float) -> PairErrors:
         mu: 0 to 1. The public code's default is 0; its training scripts take 0.9 for `dpo` and `dmpo` on SD1.5, 0.2
             for `dspo`, and 0.6 on SDXL.
     """
+    # Means stand for the sums <a, a> and <b, a> over the batch: in their ratio the number of elements cancels.
     winner, both = errors.mean(errors.policy_w.detach()), errors.mean(errors.residuals)
+    # torch.where also computes the branch that it does not take; without a gradient a division by 0 there is harmless.
     share = torch.where(both > 0, ((1 - mu) * winner / both).clamp(max=1), 1.0)
     fixed = errors.policy_l.detach()
+    # The bracket is 0: the value stays policy_l, and only the gradient that flows back is multiplied by share.
     return errors._replace(policy_l=fixed + share * (errors.policy_l - fixed))

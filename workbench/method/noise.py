@@ -56,11 +56,12 @@ class ForwardProcess:
         return _at(self.of_x0, t, x0) * x0 + _at(self.of_eps, t, x0) * eps
 
     def to(self, device: torch.device | str) -> "ForwardProcess":
-        """The same on another device."""
+        """The same process with its tensors on another device."""
         return ForwardProcess(*(x.to(device) for x in (self.signal, self.noise, self.of_x0, self.of_eps, self.time)))
 
 
 def _at(values: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    """Values at timesteps t, (B,), shaped (B, 1, ...) so that they multiply a tensor of the shape of `like`."""
     return values[t].view(-1, *[1] * (like.ndim - 1))
 
 
@@ -75,6 +76,7 @@ def diffusion(abar: Tensor, predicts: str = "epsilon") -> ForwardProcess:
     """
     signal, noise = abar.sqrt(), (1 - abar).sqrt()
     one, zero = torch.ones_like(abar), torch.zeros_like(abar)
+    # Targets as curves over t, so that nothing downstream asks what a model predicts.
     of_x0, of_eps = {"epsilon": (zero, one), "v_prediction": (-noise, signal)}[predicts]
     return ForwardProcess(signal, noise, of_x0, of_eps, torch.arange(len(abar), device=abar.device))
 
@@ -100,6 +102,7 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         Shape (B,), float32.
     """
+    # float32 before the subtraction: rewards are small differences of such errors, and bfloat16 would round them away.
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
@@ -122,6 +125,7 @@ def bucket_of(t: Tensor, buckets: int, timesteps: int) -> Tensor:
 
 def bucket_names(buckets: int, timesteps: int) -> list[str]:
     """Names such as 't000-099', zero-padded so that they sort by timestep."""
+    # Rounded up: the first t for which `bucket_of`, which rounds down, gives bucket i. Both must agree on every t.
     edges = [-(-i * timesteps // buckets) for i in range(buckets + 1)]
     width = len(str(timesteps - 1))
     return [f"t{low:0{width}}-{high - 1:0{width}}" for low, high in pairwise(edges)]
@@ -137,4 +141,5 @@ def stratified(draws: Tensor, first_bucket: Tensor, buckets: int, timesteps: int
         Timesteps, shape (N, D), int64. Over D = buckets columns every row visits every bucket once.
     """
     bucket = (first_bucket[:, None] + torch.arange(draws.shape[1])) % buckets
+    # In float32 a draw just below 1 would round up into the next bucket; the clamp keeps the last one below T.
     return ((bucket + draws.double()) * timesteps / buckets).long().clamp(max=timesteps - 1)

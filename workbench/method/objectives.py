@@ -63,6 +63,7 @@ class PairErrors(NamedTuple):
 
 def accuracy(margin: Tensor) -> Tensor:
     """1 where the winner's implicit reward is larger, 0 where the loser's is, 1/2 where they are equal; shape (B,)."""
+    # Ties do occur: right after a hard copy policy and reference agree, and every margin is exactly 0.
     return (margin > 0).float() + 0.5 * (margin == 0).float()
 
 
@@ -75,6 +76,7 @@ def dpo(errors: PairErrors, lam: Tensor, *, beta: Annotated[float, Gt(0)] = 300.
     Returns:
         Loss, shape (B,); log 2 where policy and reference agree.
     """
+    # softplus(-x) = -log sigmoid(x), but stays finite where sigmoid(x) underflows to 0.
     return softplus(-0.5 * beta * lam * errors.margin)
 
 
@@ -117,6 +119,7 @@ def kto(errors: PairErrors, lam: Tensor, *, beta: Annotated[float, Gt(0)] = 150.
         Loss, shape (B,); 1/2 where policy and reference agree.
     """
     reward_w, reward_l = lam * errors.reward_w, lam * errors.reward_l
+    # errors.mean and not torch.mean: the baseline is of the batch of all processes, however it is divided among them.
     z = errors.mean(torch.cat([reward_w, reward_l]).detach()).clamp(min=0)
     return 0.5 * (torch.sigmoid(-beta * (reward_w - z)) + torch.sigmoid(beta * (reward_l - z)))
 
@@ -158,6 +161,7 @@ def dmpo(
         Loss, shape (B,); -log(4 alpha (1 - alpha)) / 2 where policy and reference agree.
     """
     logit = 0.5 * beta * lam * errors.margin
+    # p log(p / q) + (1 - p) log((1 - p) / (1 - q)); 1 - p is sigmoid(-logit), which stays exact where p is near 1.
     for_w = logsigmoid(logit).sub(math.log1p(-alpha)) * torch.sigmoid(logit)
     return for_w + logsigmoid(-logit).sub(math.log(alpha)) * torch.sigmoid(-logit)
 
@@ -181,6 +185,7 @@ def mapo(
     Returns:
         Loss, shape (B,); m_w + beta log 2 where both errors are equal.
     """
+    # expm1, since exp(m) - 1 loses its digits for a small error m.
     h_w, h_l = (m / torch.expm1(m) for m in (steepness * errors.policy_w, steepness * errors.policy_l))
     return errors.policy_w - beta * logsigmoid(factor * lam * (h_w - h_l))
 

@@ -45,6 +45,7 @@ class Rule:
     def refuses(self, candidate: "Divergence") -> bool:
         """Whether a candidate has gone too far."""
         beyond = candidate.error_difference
+        # A divergence of exactly delta is still within (docs/method.md: "at or below").
         return beyond > self.delta or (self.sigmas < math.inf and beyond > self.sigmas * candidate.error)
 
 
@@ -161,6 +162,7 @@ class Reference:
     audit: list[Decision] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        # `after_step` looks at `frozen` first, so that it never divides by an interval of 0.
         self.frozen = self.rule.interval == 0
 
     def after_step(self, step: int, policy: nn.Module) -> Decision | None:
@@ -175,6 +177,7 @@ class Reference:
         """
         if self.frozen or step % self.rule.interval:
             return None
+        # Taken without a measurement; `divergence` keeps what was last measured until the next one.
         if step % self.rule.measured:
             self._move(policy)
             self.updates += 1
@@ -186,16 +189,20 @@ class Reference:
             self._move(policy)
             candidate = self.model
         found = self.measure(candidate)
+        # Every comparison with NaN is false, so that `refuses` would let a candidate of NaN pass.
         if not math.isfinite(found.error_difference):
             raise FloatingPointError(f"step {step}: not finite (divergence = {found.error_difference})")
         if not self.rule.refuses(found):
+            # A hard copy is judged by the policy itself, which it would equal; a mixture is in the model already.
             if candidate is policy:
                 self._move(policy)
             self.divergence, self.updates, verdict = found, self.updates + 1, "update"
         elif self.rule.on_exceed == "reinit":
             load(self.model, self.pretrained())
+            # The reference is the pretrained model again: 0 by definition, whatever the refused candidate had.
             self.divergence, verdict = Divergence(0.0, 0.0), "reinit"
         else:
+            # At rate 1 the reference has not been touched, and there is nothing to undo.
             if undo:
                 load(self.model, undo)
             self.frozen, verdict = True, "freeze"
@@ -206,6 +213,7 @@ class Reference:
         """Weights and history, as plain values and tensors in one piece."""
         return {
             "weights": weights(self.model),
+            # Plain tuples: a snapshot is read as tensors and plain values alone, and no class of ours is one.
             "divergence": tuple(self.divergence),
             "updates": self.updates,
             "frozen": self.frozen,
@@ -220,8 +228,10 @@ class Reference:
 
     @torch.no_grad()
     def _move(self, policy: nn.Module) -> None:
+        # Both models are sharded alike, so each process moves its own shards and nothing is gathered.
         ours, theirs = ([local(p) for p in model.parameters()] for model in (self.model, policy))
         if self.rule.rate == 1:
+            # Not lerp with weight 1: at this rate the reference may be stored in half precision, and copying casts.
             torch._foreach_copy_(ours, theirs)
         else:
             torch._foreach_lerp_(ours, theirs, self.rule.rate)

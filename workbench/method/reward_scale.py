@@ -1,6 +1,6 @@
 """Reward scale lambda(t): how strongly the implicit reward counts at each timestep, inside the sigmoid.
 
-Symbols: abar, SNR as in `schedules`; T = number of timesteps.
+Symbols: abar, SNR as in `noise`; T = number of timesteps.
 
 A shape is a raw curve over t; `scale` turns every one the same way into lambda(t) = 1 + rise * norm(curve), norm
 being min-max over t, so that with rise = 1 each runs from 1 to 2 as the paper's does. Every shape is
@@ -69,6 +69,7 @@ LEAST_SNR = 0.0046
 
 def bounded(abar: Tensor) -> Tensor:
     """abar, (T,), with its SNR kept at or above LEAST_SNR: what shapes are computed from."""
+    # SNR = abar / (1 - abar), solved for abar at SNR = LEAST_SNR.
     return abar.clamp(min=LEAST_SNR / (1 + LEAST_SNR))
 
 
@@ -95,5 +96,6 @@ def scale(curve: Tensor, *, rise: Annotated[float, Gt(-1)] = 1.0, unit_mean: boo
         lambda(t) > 0, shape (T,), float32.
     """
     low, high = curve.min(), curve.max()
+    # A constant curve has no range to divide by.
     lam = 1 + rise * (curve - low) / (high - low) if high > low else torch.ones_like(curve)
     return (lam / lam.mean() if unit_mean else lam).float()

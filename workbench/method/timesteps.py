@@ -3,7 +3,7 @@
 Symbols: T = number of timesteps; k = index of a step in generation order (0 = noisiest); gamma = discount;
 sigma = s / (a + s), the noise's share of x_t = a x0 + s eps, which is flow matching's sigma.
 
-Every density is `f(abar, *, ...) -> probabilities over t, shape (T,), float64, summing to 1`, abar as in `schedules`.
+Every density is `f(abar, *, ...) -> probabilities over t, shape (T,), float64, summing to 1`, abar as in `noise`.
 Keyword-only arguments are its settings. To add one: write it and name it in DENSITIES.
 """
 
@@ -25,6 +25,7 @@ def uniform(abar: Tensor) -> Tensor:
 
 def uniform_sigma(abar: Tensor) -> Tensor:
     """Every noise level sigma alike: for flow matching, undoes the schedule's shift towards noise."""
+    # 1 / (1 + sqrt(SNR)) = sigma. A timestep is drawn in proportion to the piece of sigma that it covers.
     (step,) = torch.gradient(1 / (1 + snr(abar.double()).sqrt()))
     return step / step.sum()
 
@@ -39,6 +40,7 @@ def logit_normal(abar: Tensor, *, location: float = 0.0, spread: Annotated[float
         spread: standard deviation of logit(t / T).
     """
     edges = torch.linspace(0, 1, len(abar) + 1, dtype=torch.float64)
+    # The integral over each timestep's cell, which is finite at both ends though logit(0) and logit(1) are not.
     share = torch.special.ndtr((edges.logit() - location) / spread).diff()
     return share / share.sum()
 
@@ -60,7 +62,9 @@ def discounted(
     timesteps = len(abar)
     if grid > timesteps:
         raise UserError(f"timesteps.grid = {grid}: more cells than the model's {timesteps} timesteps")
+    # The largest t comes first in generation, so it lies in cell 0.
     k = torch.arange(timesteps - 1, -1, -1) * grid // timesteps
+    # Cells differ in size by one where the grid does not divide T, hence each cell's own count.
     share = gamma ** torch.arange(grid, dtype=torch.float64) / torch.bincount(k, minlength=grid)
     return share[k] / share[k].sum()
 

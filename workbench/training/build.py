@@ -27,7 +27,8 @@ from workbench.training.snapshots import Snapshot, random_states, set_random_sta
 
 #: Of float16's loss, at first; doubled after every 2000 steps without an overflow.
 LOSS_SCALE = 2.0**8
-#: Added to the run's seed for the draws of caption dropout, to be apart from those of the order and of the noise.
+#: Added to the run's seed for the draws of caption dropout: so large that the sum is never a seed of the order or the
+#: noise, which are at most 2 LARGEST + 1.
 CAPTIONS = 2**40
 
 
@@ -131,6 +132,7 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
+            # A snapshot is read onto the CPU, and EMAModel leaves what it loads there.
             self.average.to(self.device)
         self.draws.set_state(state["draws"])
         set_random_states(state["random"], self.device)
@@ -157,6 +159,7 @@ def build(
     """
     done, device, settings = snapshot.step if snapshot else 0, backend.device, config.train
     if snapshot:
+        # Before the models are made: the reference's rule holds the probe.
         probe = probe.resumed(snapshot.state["probe"])
     policy, reference = _models(config, backend, probe)
     # Before the optimizer is made: fsdp replaces the parameters by sharded ones.
@@ -165,9 +168,11 @@ def build(
     lam = _reward_scale(config, backend)
     density, density_settings = config.chosen("timesteps")
     objective, objective_settings = config.chosen("objective")
+    # 2 seed and 2 seed + 1: neither is the seed of another run's order or noise.
     order, draws = (Generator().manual_seed(config.seed * 2 + k) for k in range(2))
     # From torch's 65536 the scale would be halved at most of the first steps, which are left out.
     scaler = torch.amp.GradScaler(device.type, init_scale=LOSS_SCALE, enabled=backend.dtype == torch.float16)
+    # Looking at a number waits for a GPU's queue to run empty; a CPU has no queue.
     check_every = 1 if device.type == "cpu" else 16
     records = train(
         wrapped,
@@ -206,6 +211,7 @@ def build(
         records,
     )
     if snapshot:
+        # After the loop is made is early enough: a generator does nothing until it is read.
         training.load(snapshot.state)
     return training
 
@@ -223,8 +229,12 @@ def _batches(config: Config, backend: Backend, pairs: Pairs, order: Generator, s
 
 
 def _until(stopping: Callable[[], bool], batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Batches until `stopping` says so; several processes ask one another every 16th time, since that takes a while."""
+    """Batches until `stopping` says so, then StopRequested.
+
+    Several processes ask one another before every 16th batch only, since that takes a while.
+    """
     for number in itertools.count():
+        # All stop before the same batch: a process that stopped alone would leave the others in a collective call.
         if stopping() if distributed.world() == 1 else number % 16 == 0 and distributed.anywhere(stopping()):
             raise StopRequested
         yield next(batches)
@@ -236,6 +246,7 @@ def _models(config: Config, backend: Backend, probe: Probe) -> tuple[nn.Module, 
     rule = rule_of(**rule_settings)
     policy, reference, denoisers = (_adapted if config.lora.rank else _full)(config, backend, rule, probe)
     if config.train.checkpointing:
+        # The policy's (adapters share it): the reference has no backward pass that would need activations.
         denoisers[0].enable_gradient_checkpointing()
     if config.model.compile:
         for denoiser in denoisers:
@@ -244,6 +255,7 @@ def _models(config: Config, backend: Backend, probe: Probe) -> tuple[nn.Module, 
 
 
 def _full(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tuple[nn.Module, Reference, list[Any]]:
+    """Policy and reference as two denoisers, and these two."""
     parallel = config.train.parallel
     sharded = parallel == "fsdp" and distributed.world() > 1
     if sharded and config.train.optimizer != "adamw":
@@ -255,11 +267,13 @@ def _full(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tuple[n
     # sharded, since a shard holds one precision.
     other = backend.denoiser(half=rule.rate == 1 and not sharded)
     fixed = distributed.wrap(other, parallel, trained=False)
+    # Read again from disk if ever needed, onto the CPU: a third denoiser would take the device's memory for nothing.
     reference = Reference(fixed, rule, probe, lambda: dict(backend.denoiser(device="cpu").named_parameters()))
     return policy, reference, [policy, other]
 
 
 def _adapted(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tuple[nn.Module, Reference, list[Any]]:
+    """Policy and reference as two sets of adapters, and the one denoiser that holds them."""
     lora = config.lora
     if config.train.parallel == "fsdp" and distributed.world() > 1:
         raise UserError("train.parallel = 'fsdp': LoRA trains so few weights that 'ddp' is the better choice")
@@ -270,6 +284,7 @@ def _adapted(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tupl
         targets=lora.targets or backend.LORA_TARGETS,
         seed=config.seed,
     )
+    # New adapters change nothing (B = 0): the reference's, as they are now, are the pretrained model.
     initial = {name: p.detach().clone() for name, p in other.named_parameters()}
     return policy, Reference(other, rule, probe, lambda: initial), [policy.denoiser]
 

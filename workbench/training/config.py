@@ -53,6 +53,7 @@ def _choice(section: str) -> Any:
         )
         for name, function in table.items()
     ]
+    # The discriminator: only the chosen function's settings are checked. A plain union would report the errors of all.
     return Annotated[reduce(or_, members), Field(discriminator=selector)]
 
 
@@ -63,6 +64,7 @@ def _settings(section: str, function: Callable) -> dict[str, Any]:
 
 
 if TYPE_CHECKING:
+    # These types are made when the module is run, where mypy cannot follow.
     ObjectiveSection: TypeAlias = Section
     TimestepsSection: TypeAlias = Section
     RewardScaleSection: TypeAlias = Section
@@ -129,6 +131,7 @@ def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: as `flatten` does, or the sweep is no table.
     """
+    # Arms and spaces have dotted names as keys: flattened, their own keys could not be told from the path to them.
     sweep = tree.get("sweep", {})
     if not isinstance(sweep, Mapping):
         raise UserError(f"sweep = {shown(sweep)}: expected a table")
@@ -147,6 +150,7 @@ def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     for section, (selector, table, _) in CHOICES.items():
         new = layer.get(f"{section}.{selector}")
         if new is not None and new != merged.get(f"{section}.{selector}"):
+            # For an unknown choice the base's arguments go, so that the error is about the choice and not about them.
             accepted = _settings(section, table[new]) if isinstance(new, str) and new in table else {}
             merged = {k: v for k, v in merged.items() if not k.startswith(f"{section}.") or k.split(".")[1] in accepted}
     return {**merged, **layer}
@@ -213,6 +217,7 @@ def resolve(flat: Mapping[str, Any]) -> Config:
         UserError: an unknown key or a bad value; the message names key, value and what is accepted.
     """
     try:
+        # The default choices lie below: a section that names none still needs one for its discriminator.
         config = Config.model_validate(_tree(merge(_defaults(), flat)))
     except ValidationError as error:
         raise UserError("; ".join(_explain(e) for e in error.errors()[:3])) from None
@@ -237,6 +242,7 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
         now = resolve({name: value for name, value in stored.items() if not name.startswith("sweep.")}).flat()
     except UserError:  # one of them is no longer a setting: the comparison will say which
         now = {}
+    # What was stored wins: `now` fills in only what it lacks.
     return {**now, **stored}
 
 
@@ -255,9 +261,11 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in extended_by:
         raise UserError(f"experiment {path}: extends itself")
     try:
+        # utf-8-sig: some editors begin a file with a byte order mark, which TOML does not allow.
         flat = dotted(tomllib.loads(path.read_text("utf-8-sig")))
     except OSError as error:
         raise UserError(f"experiment {path}: cannot be read ({error.strerror})") from None
+    # Before ValueError, of which UserError is a kind; so are errors of TOML and of UTF-8.
     except UserError as error:
         raise UserError(f"experiment {path}: {error}") from None
     except RecursionError:
@@ -266,6 +274,7 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"experiment {path}: not valid TOML ({error})") from None
     for name in ("model.path", "data.train", "data.validation", "data.prompts"):
         value = flat.get(name)
+        # A name that is nothing beside the file stays as it is: a path from the working folder, or a hub id.
         place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")
         if place and place != "embedded" and is_place(place) and (path.parent / place).exists():
             flat[name] = f"{(path.parent / place).resolve()}{colon}{part}"
@@ -288,6 +297,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise UserError(f"--set {text}: expected KEY=VALUE, such as reference.interval=16")
     try:
+        # Read as one TOML line, so that a value is written as in a file; a bare word is no TOML and is taken as text.
         found = tomllib.loads(f"value = {value}")
     except (ValueError, RecursionError):
         return name, value

@@ -46,7 +46,9 @@ class Probe:
         generator = Generator().manual_seed(seed)
         self.size = size = min(size, len(pairs))
         index = torch.randperm(len(pairs), generator=generator)[:size]
+        # As many buckets as images: each has a timestep of its own interval, and the probe covers the axis evenly.
         t = stratified(torch.rand(size, 1, generator=generator), torch.arange(size), size, len(process))[:, 0]
+        # Drawn for all and then divided, so that the probe does not depend on the number of processes.
         eps = torch.randn(size, *pairs.shape, generator=generator)
         mine = distributed.spread(size)
         kept = torch.device("cpu")  # long embeddings of many captions are no use on the device between measurements
@@ -54,6 +56,7 @@ class Probe:
         self.t, eps, self.condition = t[mine], eps[mine], batch.condition
         self.x_t, self.target = process.x_t(batch.x_w, eps, self.t), process.target(batch.x_w, eps, self.t)
         self.denoise, self.batch_size, self.device = denoise, batch_size, device
+        # Once: the pretrained model need not stay in memory, and both sides of the difference have the same noise.
         self._compare_with(self._predict(pretrained))
 
     def _compare_with(self, prediction: Tensor) -> None:
@@ -64,7 +67,11 @@ class Probe:
         return distributed.collect(self.prediction_init, self.size)
 
     def resumed(self, state: Tensor) -> "Probe":
-        """The same probe with the predictions that `state` returned, which another machine would round otherwise."""
+        """The same probe with the predictions that `state` returned.
+
+        Another machine would round its own otherwise, and a resumed run might decide otherwise about a candidate whose
+        divergence is close to delta.
+        """
         probe = copy.copy(self)
         probe._compare_with(state[distributed.spread(self.size)])
         return probe
@@ -85,6 +92,7 @@ class Probe:
         difference = error_difference(squared_error(prediction, self.target), self.error_init)
         kl = kernel_kl(prediction, self.prediction_init)
         every = distributed.collect(torch.stack([difference, kl], dim=1), self.size)
+        # One image has no spread to estimate an error from.
         error = every[:, 0].std() / self.size**0.5 if self.size > 1 else every.new_zeros(())
         mean_difference, mean_kl = every.mean(0).tolist()
         return Divergence(mean_difference, mean_kl, error.item())
@@ -137,6 +145,7 @@ class BucketDiagnostics:
         self.t = stratified(torch.rand(len(pairs), draws, generator=generator), place, buckets, len(process))
         self.errors_init = cached(
             "diagnostics",
+            # The number in the name is the computation's version: errors of an older one are not taken from the cache.
             digest("diagnostics-3", pairs.digest, pretrained_digest, buckets, draws, seed),
             lambda: {str(draw): self._errors(pretrained, draw, len(pairs)).cpu() for draw in range(draws)},
         )
@@ -144,8 +153,10 @@ class BucketDiagnostics:
     @torch.no_grad()
     def _errors(self, model: nn.Module, draw: int, count: int) -> Tensor:
         """Errors on winners and losers of the first `count` pairs, (2, count)."""
+        # A generator for each draw: the curve's pairs have the same noise in a full pass, which measures all pairs.
         generator = Generator().manual_seed(self.seed * 1000 + draw + 1)
         parts = []
+        # Half: each pair is two images. Times the processes, among which the pairs are spread.
         for place in torch.arange(count).split(self.batch_size // 2 * distributed.world()):
             eps = torch.randn(len(place), *self.pairs.shape, generator=generator)
             mine = distributed.spread(len(place))
@@ -153,6 +164,7 @@ class BucketDiagnostics:
             t = self.t[place[mine], draw].to(self.device)
             x_t, t, condition, target = noised(batch, t, eps[mine].to(self.device), self.process)
             errors = squared_error(self.denoise(model, x_t, t, condition), target)
+            # `collect` orders along the first axis, so pairs come first for it and last in the result.
             parts.append(distributed.collect(errors.view(2, -1).T, len(place)))
         return torch.cat(parts).T
 

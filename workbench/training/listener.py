@@ -73,11 +73,13 @@ class Recorder:
         """Metrics of a step."""
         self.listener.log(step, metrics)
         self.last.update(metrics)
+        # A copy, as the caller may go on to change its own.
         self.events.append(("log", step, dict(metrics)))
 
     def image(self, key: str, step: int, pixels: np.ndarray) -> None:
         """A picture of a step, (H, W, 3) uint8."""
         self.listener.image(key, step, pixels)
+        # A tensor: snapshots are read with weights_only, which refuses numpy arrays.
         self.events.append(("image", key, step, torch.from_numpy(pixels)))
 
     def replay(self, events: Iterable[tuple]) -> None:

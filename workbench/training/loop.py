@@ -46,7 +46,7 @@ class StepRecord:
     decision: Decision | None = None
 
 
-#: What `as_floats` makes of a record.
+#: Names of the numbers that `as_floats` returns for each record.
 STEP_METRICS = (*StepRecord.NAMES, "train/lr")
 
 
@@ -141,27 +141,35 @@ def train(
         FloatingPointError: a loss, gradient or error is not finite; names the step and the numbers.
     """
     unchecked: list[StepRecord] = []
+    # DDP's wrapper puts `module.` before names; the reference and the clipping need the model's own parameters.
     weights = distributed.bare(policy)
     for step in range(done + 1, steps + 1):
         summaries = []
         for micro_step in range(1, accumulation + 1):
             batch = next(batches)
             t, eps = draw_noise(batch.x_w, density, generator)
+            # Drawn only where it is set, so that a run without it draws the same numbers as before the setting existed.
             if noise_offset:
                 eps = eps + noise_offset * _drawn_like(batch.x_w[..., :1, :1], generator)
             perturbation = input_perturbation * _drawn_like(batch.x_w, generator) if input_perturbation else None
+            # Gradients of several processes are averaged once a step, in the last of its passes, not in each.
             with distributed.gradients(policy, shared=micro_step == accumulation):
                 errors = pair_errors(denoise, policy, reference.model, batch, t, eps, process, perturbation)
                 loss = objective(errors, lam[t]).mean()
+                # backward() adds gradients up; divided, their sum is the gradient of the mean over the passes.
                 scaler.scale(loss / accumulation).backward()
             summaries.append(_summary(loss, errors))
+        # Before clipping, whose limit is one of the true gradient and not of the scaled loss's.
         scaler.unscale_(optimizer)
+        # With fsdp the norm is a sharded tensor as the gradients are.
         grad_norm = distributed.whole(nn.utils.clip_grad_norm_(weights.parameters(), clip))
+        # Read before schedule.step(): the rate of this step, not of the next.
         lr = float(schedule.get_last_lr()[0])
         scaler.step(optimizer)  # float16: a step whose gradients overflow is left out and the scale halved
         scaler.update()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)  # here, so that what is measured between steps has their memory
+        # The gradient norm is of averaged gradients and alike on all processes; the summaries are of each one's part.
         loss_mean, *rest = distributed.mean(torch.stack(summaries).mean(0))
         record = StepRecord(step, torch.stack([loss_mean, grad_norm.detach(), *rest]), lr)
         unchecked.append(record)
@@ -180,6 +188,7 @@ def draw_noise(x0: Tensor, density: Tensor, generator: Generator) -> tuple[Tenso
     Returns:
         t (B,) and eps (B, ...), on x0's device.
     """
+    # Every process draws for all: so the draws are those of one process that has the whole batch.
     together, mine = len(x0) * distributed.world(), distributed.part_of(len(x0))
     t = draw(density, together, generator)[mine]
     return t.to(x0.device, non_blocking=True), _drawn_like(x0, generator)
@@ -192,6 +201,8 @@ def _drawn_like(x: Tensor, generator: Generator) -> Tensor:
 
 
 def _summary(loss: Tensor, errors: PairErrors) -> Tensor:
+    """One pass's means in the order of `StepRecord.NAMES`, without the gradient norm, which is known after the last."""
+    # detach: what a record holds would otherwise keep the step's whole graph in memory.
     margin = errors.margin.detach()
     parts = (errors.reward_w, errors.reward_l, errors.policy_w, errors.policy_l)
     return torch.stack([loss.detach(), margin.mean(), accuracy(margin).mean(), *(p.detach().mean() for p in parts)])
@@ -201,8 +212,10 @@ def _require_finite(records: Sequence[StepRecord], overflow: bool) -> None:
     """Raise FloatingPointError unless all numbers of these steps are finite.
 
     Args:
-        overflow: a gradient may be too large for its precision, as its step was then left out.
+        overflow: the gradient norm may be infinite, since the scaler has then left the step out. Not so with a loss
+            scale below 1: where that does not help, the gradient itself is not finite.
     """
+    # One transfer for all steps, since each waits for the device.
     for record, values in zip(records, torch.stack([r.values for r in records]).tolist(), strict=True):
         spared = StepRecord.NAMES.index("train/grad_norm") if overflow else None
         if not all(abs(v) < float("inf") for place, v in enumerate(values) if place != spared):
@@ -214,5 +227,6 @@ def as_floats(records: Sequence[StepRecord]) -> list[dict[str, float]]:
     """Records as plain numbers, in one transfer from the device."""
     if not records:
         return []
+    # Stacked first: each transfer waits for the device, so there is one for all.
     rows = torch.stack([r.values for r in records]).tolist()
     return [dict(zip(STEP_METRICS, (*row, r.lr), strict=True)) for r, row in zip(records, rows, strict=True)]

@@ -71,10 +71,13 @@ class Measurements:
         metrics = self._reference_state()
         if decision is not None and rule.rate == 1:  # the candidate was the policy itself
             metrics |= _distance("policy", Divergence(decision.divergence, decision.kernel_kl))
+        # A frozen reference is the pretrained model, whose divergence is 0.
         if final and rule.interval:
             metrics[UNSEEN] = self.prepared.unseen(training.reference.model).error_difference
         if not final and record.step % config.diagnostics.interval:
+            # A decision needs the divergence's number, for which the device was waited for.
             return Measured(metrics, waited=decision is not None)
+        # Not twice: a pass over the probe costs as much as a few steps.
         if "divergence/policy" not in metrics:
             metrics |= _distance("policy", training.probe(training.policy))
         if final:
@@ -95,11 +98,13 @@ class Measurements:
         ours = sampling.scorer(images, range(len(images)))
         metrics, grid = compare(ours, sampling.baseline), None
         if self.preview.rows:
+            # The last point of the curve, from the same prompts and seeds as its others.
             metrics |= self.preview.progress(ours)
             grid = self.preview.cut(images)
         return Drawn(metrics, images, sampling.baseline.images, grid, _scores(ours, sampling.baseline))
 
     def _reference_state(self) -> dict[str, float]:
+        """Divergence, number of updates and whether the reference is frozen, as last measured."""
         reference = self.training.reference
         counts = {UPDATES: float(reference.updates), FROZEN: float(reference.frozen)}
         return _distance("reference", reference.divergence) | counts

@@ -17,6 +17,7 @@ def adamw(
     parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float, epsilon: float
 ) -> Optimizer:
     """AdamW, fused: two float32 moments a weight."""
+    # Fused: one kernel reads and writes each weight once; the step is limited by memory traffic (docs/performance.md).
     return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True)
 
 
@@ -61,6 +62,7 @@ def schedule_of(name: str, optimizer: Optimizer, warmup: int, steps: int) -> LRS
         steps: after which a rate that falls has come to its end.
     """
     if name == "warmup":
+        # LambdaLR counts from 0. The + 1 gives the first step a rate above 0, which diffusers' warm-ups do not.
         return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
     from diffusers.optimization import get_scheduler
 

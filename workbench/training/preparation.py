@@ -59,6 +59,7 @@ def prepare(config: Config) -> Prepared:
     captions = read_captions(config.data.prompts, config.evaluation)  # first: encoding the pairs may take hours
     process = backend.process.to(backend.device)
     train, validation = open_pairs(config.data, "train", backend), open_pairs(config.data, "validation", backend)
+    # Only training pairs are streamed: diagnostics pick validation pairs by their number, again and again.
     assert isinstance(validation, EncodedPairs)
     pretrained = backend.denoiser(half=True)  # in here alone: what it predicts is kept, it is not
     probe, unseen = (
@@ -102,6 +103,7 @@ class Preparations:
 
     def __call__(self, config: Config) -> Prepared:
         """What runs of these settings share."""
+        # The sections that `prepare` reads; runs that differ in others alone share the result.
         key = config.model, config.data, config.diagnostics, config.evaluation
         prepared = self._kept.pop(key, None) or prepare(config)
         self._kept[key] = prepared  # the last one is the latest
@@ -144,12 +146,14 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
     path = getattr(source, split)
     if (Path(path) / split / INDEX).is_file():  # what `encode --output` made of both splits
         path = str(Path(path) / split)
+    # The index is written last, so shards without one are those of an encoding that was killed.
     if any(Path(path).glob("pairs-*.safetensors")) and not (Path(path) / INDEX).is_file():
         raise UserError(f"data.{split} = {path!r}: its encoding was not finished; run workbench.encode again")
     encoding = encoding_of(source, split)
     if (Path(path) / INDEX).is_file():
         if split == "train" and not source.cache:
             raise UserError(f"data.cache = false: {path} is encoded already; give the images, or leave it at true")
+        # None = either: for validation a store is taken as it is.
         flip = encoding.flip if split == "train" else None
         return open_store(Path(path), backend=backend, flip=flip, limit=encoding.limit, scores=encoding.scores)
     rows = open_rows(path, split, encoding.scores)

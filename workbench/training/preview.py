@@ -28,7 +28,9 @@ class Preview:
         """The policy's grid as a picture, and `samples/*` where images are scored."""
         sampling = self.sampling
         captions = [sampling.captions[i] for i in self.rows]
+        # Seed 0 is the plan's first: the grid can be cut from the final images, and compared with the baseline's.
         images = sampling.draw(policy, captions, [0] * len(captions))
+        # Training goes on and needs the memory that autoencoder and text encoders have taken for drawing.
         sampling.backend.offload()
         metrics: Mapping[str, float] = {}
         if sampling.scorer is not None:

@@ -69,6 +69,7 @@ def execute(
     )
     session = _Session(config, prepared, training, Recorder(listener), snapshots)
     if snapshot:
+        # The pretrained model's grid is among these events, so that `report_start` is for runs that begin.
         session.recorder.replay(snapshot.events)
         on_step(training.done, {})
     else:
@@ -83,6 +84,7 @@ def execute(
             on_step(record.step, metrics)
     except StopRequested:
         session.snapshot_last_step()
+        # The caller sees the same exception whatever asked for the stop: a signal, or train.max_hours.
         raise KeyboardInterrupt from None
     finally:  # what the reference did matters most for the runs that did not end well
         session.report_decisions()
@@ -119,6 +121,7 @@ class _Session:
         self._unread: list[StepRecord] = []  # records whose numbers are still on the device
 
     def report_start(self) -> None:
+        """Report the pretrained model's sample grid as step 0, where grids are drawn."""
         grid = self.measurements.start()
         if grid is not None:
             self.recorder.image("samples", 0, grid)
@@ -129,26 +132,30 @@ class _Session:
         Returns:
             What was measured after it; the step's own metrics may follow some steps later.
         """
+        # First, so that a snapshot of this step holds an average that has seen it.
         self.training.follow()
         self._unread.append(record)
         measured = self.measurements.step(record)
         if measured.grid is not None:
             self.recorder.image("samples", record.step, measured.grid)
         final = record.step == self.config.train.steps
-        # Reading a record waits for the device, so they are read together, or when it has been waited for anyway.
+        # Reading a record waits for the device, so they are read together, or when it has been waited for anyway. Also
+        # before a snapshot, which must hold the numbers of every step up to its own.
         if len(self._unread) >= self.training.check_every or measured.waited or final or self._due(record.step):
             self._read()
         self.recorder.log(record.step, measured.metrics)
+        # Last: a run that stops keeps the position after a step that is wholly reported.
         self.position = self.training.position(record.step)
         return measured.metrics
 
     def _read(self) -> None:
+        """Log the numbers of the steps that are still on the device, in one transfer."""
         for record, metrics in zip(self._unread, as_floats(self._unread), strict=True):
             self.recorder.log(record.step, metrics)
         self._unread.clear()
 
     def _due(self, step: int) -> bool:
-        """Whether a snapshot is; never after the last step, which leaves nothing to resume."""
+        """Whether a snapshot is due; never after the last step, which leaves nothing to resume."""
         return self.snapshots is not None and self.snapshots.due(step) and step < self.config.train.steps
 
     def checkpoint_if_due(self, step: int) -> None:
@@ -159,20 +166,24 @@ class _Session:
         with TemporaryDirectory() as folder:
             _save(self.prepared.backend, self.training, Path(folder), whole=False)
             self.recorder.listener.artifact(Path(folder), checkpoint(step))
+        # Computed from the step, not remembered: so a resumed run also removes what its earlier part kept.
         if kept and step > kept * every:
             self.recorder.listener.remove(checkpoint(step - kept * every))
 
     def snapshot_if_due(self, step: int) -> None:
+        """Take a snapshot if the interval says so."""
         if self._due(step):
             self._snapshot()
 
     def snapshot_last_step(self) -> None:
         """Keep the last whole step of a run that stops; one that has made no step since its snapshot has it already."""
+        # Steps whose numbers are still on the device are part of what the snapshot has to report again.
         self._read()
         if self.position.step > self.training.done:
             self._snapshot()
 
     def _snapshot(self) -> None:
+        """Take a snapshot at `position`, where the run has a place for them; a collective call."""
         if self.snapshots is None:
             return
         state = self.training.state(self.position)  # on every process, since weights may be sharded
@@ -181,12 +192,14 @@ class _Session:
             self.snapshots.save(Snapshot(self.position.step, state, self.recorder.events, settings, data))
 
     def report_decisions(self) -> None:
+        """Report what became of each candidate of the reference, where there were some."""
         decisions = self.training.reference.audit
         if decisions:
             columns = {name: [getattr(d, name) for d in decisions] for name in Decision._fields}
             self.recorder.listener.table("reference_audit.json", columns)
 
     def report_end(self) -> None:
+        """Draw, score and report the final samples; nothing where the run has no such evaluation."""
         with self.training.averaged():
             drawn, steps = self.measurements.end(), self.config.train.steps
         if drawn is None:
@@ -210,9 +223,11 @@ def _newest(snapshots: Snapshots | None, config: Config, prepared: Prepared) -> 
     snapshot = snapshots.newest() if snapshots else None
     if snapshots and distributed.world() > 1:
         step = torch.tensor(float(snapshot.step if snapshot else -1), device=prepared.backend.device)
+        # Every process has the mean only where all have the same step. All take part, or the others would wait forever.
         if not distributed.agreed(bool(distributed.mean(step) == step)):
             raise Failure(f"{snapshots.folder}: not the same on all machines of the run; let WORKBENCH_STATE be shared")
     if snapshots and snapshot:
+        # Settings before data: a changed setting is named, where a digest could only say that something differs.
         require_same(completed(snapshot.settings), config.flat(), str(snapshots.folder))
         if snapshot.step >= config.train.steps:
             raise UserError(
@@ -225,8 +240,15 @@ def _newest(snapshots: Snapshots | None, config: Config, prepared: Prepared) -> 
 
 
 def _save(backend: Backend, training: Training, folder: Path, whole: bool) -> None:
-    """Write the policy, or its average; sharded weights are brought together first, on the main process."""
+    """Write the policy, or its average; sharded weights are brought together first, on the main process.
+
+    Args:
+        whole: write a complete checkpoint, with the pretrained model's other parts; else the denoiser alone.
+    Raises:
+        Failure: it cannot be written.
+    """
     policy = training.policy
+    # Gathering is a collective call: every process takes part in it, and the main one alone writes.
     if distributed.is_sharded(policy):
         weights = distributed.whole_weights(policy)
         if distributed.is_main():
@@ -246,6 +268,7 @@ def check(config: Config, prepared: Prepared) -> None:
     Raises:
         UserError: more pairs a batch than there are, or a density that the model's timesteps cannot have.
     """
+    # A generator of its own, so that looking moves no draw of the run.
     next(prepared.train.batches(config.train.batch_size, Generator(), prepared.backend.device))
     density, settings = config.chosen("timesteps")
     density(prepared.backend.process.abar, **settings)

@@ -75,11 +75,13 @@ class RunFolder:
 
     def close(self, state: str, reason: str = "") -> bool:
         """Write the history and how the run ended; True, as nothing waits to be delivered."""
+        # In this order: a folder whose state is no longer "running" has its whole history.
         self._write_history()
         self._describe(state, reason)
         return True
 
     def _describe(self, state: str, reason: str = "") -> None:
+        """Write `run.json`: the run's state, why it ended so, and what it was made with."""
         with self._file(ABOUT) as path:
             content = json.dumps({"state": state, "reason": reason} | self.about, indent=1, default=str)
             path.write_text(f"{content}\n", encoding="utf-8")
@@ -92,12 +94,18 @@ class RunFolder:
         steps = sorted(self._rows)
         columns: dict[str, Any] = {"step": pyarrow.array(steps, pyarrow.int64())}
         columns |= {name: pyarrow.array([self._rows[s].get(name) for s in steps], pyarrow.float64()) for name in names}
+        # Written aside and moved: whoever reads meanwhile finds the table before, whole.
         with self._file(HISTORY) as path:
             pyarrow.parquet.write_table(pyarrow.table(columns), path)
         self._written = time.monotonic()
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
+        """Where to write a file or folder, which is then moved to its name in the run's folder.
+
+        Raises:
+            Failure: it cannot be written.
+        """
         path = self.folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

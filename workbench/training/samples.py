@@ -125,6 +125,7 @@ class Sampling:
 
 def plan(captions: list[str], seeds: int) -> tuple[list[str], list[int]]:
     """Caption and seed of every image of the final evaluation: all captions with the first seed, then the next."""
+    # The order matters: the preview takes the first images of the plan as one of each caption, with the first seed.
     return captions * seeds, [seed for seed in range(seeds) for _ in captions]
 
 
@@ -146,6 +147,7 @@ def prepare_sampling(captions: list[str], settings: Evaluation, backend: Backend
         judged = concept_likelihood(judge(images), chosen)
         return Samples(chosen, seeds, images, np.sum(list(parts.values()), axis=0), judged, parts)
 
+    # Once for all runs on this model and these prompts: drawing the baseline costs as much as evaluating a run.
     key = cache.digest("samples-1", backend.digest(*backend.parts), captions, settings.model_dump_json())
     stored = cache.cached("samples", key, lambda: {"images": torch.from_numpy(sampling.draw_plan(pretrained))})
     images = stored["images"].numpy()
@@ -164,6 +166,7 @@ def read_captions(source: str, settings: Evaluation) -> list[str]:
         return []
     captions = list(read_prompts(source))
     try:
+        # Found before hours of encoding, not when the first samples are scored.
         for caption in captions if settings.seeds else []:
             parse(caption)
     except ValueError as error:

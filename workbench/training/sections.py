@@ -30,6 +30,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, table: Any) -> Any:
+        """Refuse true and false where a number is expected: pydantic would take them for 1 and 0."""
         numbers = {name for name, field in cls.model_fields.items() if field.annotation in (int, float)}
         wrong = [key for key in numbers if isinstance(table, dict) and isinstance(table.get(key), bool)]
         error = PydanticCustomError("number", "expected a number")
@@ -42,6 +43,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _countable(cls, value: Any) -> Any:
+        """Refuse whole numbers beyond LARGEST, which is also the largest seed that numpy takes."""
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and abs(number) > LARGEST:
                 raise ValueError(f"expected at most {LARGEST}")

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 SUFFIX = ".snapshot"
 PATTERN = "[0-9]" * 8 + f"-*{SUFFIX}"
 FINISHED = "finished.json"
-#: Settings that decide nothing about the weights.
+#: Settings that decide nothing about the weights, so that a resumed run may have others.
 FREE = frozenset({"train.max_hours", "train.checkpoint_every", "train.checkpoints_kept"})
-#: Schedules of the learning rate that know no end.
+#: Schedules of the learning rate that know no end: with these a run may be resumed to more steps than it had.
 UNENDING = ("warmup", "constant", "constant_with_warmup")
 
 
@@ -94,6 +94,7 @@ class Snapshots:
         content |= {"settings": dict(snapshot.settings), "data": list(snapshot.data)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # The final name holds the digest, which is known when all is written: hence a partial file, then a rename.
             with partial_file(self.folder / f"{step}") as partial:
                 with partial.open("wb") as stream:
                     hashing = _Hashing(stream, met)
@@ -104,6 +105,7 @@ class Snapshots:
                 os.replace(partial, self.folder / f"{step:08d}-{hashing.digest}{SUFFIX}")
                 sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
+            # An interrupt inside torch.save comes out as a RuntimeError and must not be reported as a failed disk.
             pass_on_interrupt(error)
             kept = self.steps()
             last = f"that of step {kept[0]} is untouched" if kept else "there is none before it"
@@ -124,6 +126,7 @@ class Snapshots:
                 return _read(path)
             except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
                 log.warning("%s is damaged (%s): going back to the one before", path, one_line(error))
+                # Or it would count among the newest that are kept, and a whole one would be removed for it.
                 path.unlink(missing_ok=True)
         return None
 
@@ -139,6 +142,7 @@ class Snapshots:
     def finish(self, finished: Finished) -> None:
         """Note that the run has come to its end; its newest snapshot stays, to go on from to a later end."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # The note before the removals: a kill in between leaves too many snapshots, not a run that looks unfinished.
         with in_place(self.folder / FINISHED) as partial:
             partial.write_text(json.dumps(finished._asdict()) + "\n", encoding="utf-8")
         for path in self._paths()[1:]:
@@ -151,11 +155,13 @@ class Snapshots:
         except (OSError, ValueError, TypeError):
             return None
         steps = self.steps()
+        # No snapshot is taken after a run's last step: one at that step or beyond is of a run to a later end.
         return None if steps and steps[0] >= finished.steps else finished
 
     def _paths(self, *others: Path) -> list[Path]:
         """The snapshot files of this folder and others, newest first."""
         paths = [path for folder in (self.folder, *others) for path in folder.glob(PATTERN)]
+        # Names begin with the step in eight digits, so their order is that of the steps, whichever folder they are in.
         return sorted(paths, key=lambda path: path.name, reverse=True)
 
 
@@ -163,6 +169,7 @@ def remove_snapshots(folder: Path) -> None:
     """Remove the snapshots of a folder, and the folder unless something else lies in it."""
     for path in snapshot_files(folder):
         path.unlink(missing_ok=True)
+    # rmdir refuses a folder that is not empty, which is what is wanted.
     with suppress(OSError):
         folder.rmdir()
 
@@ -183,6 +190,7 @@ def require_same(stored: Mapping[str, Any], settings: Mapping[str, Any], where: 
     The length must be the same where the learning rate falls towards the end.
     """
     free = FREE | ({"train.steps"} if settings.get("train.schedule") in UNENDING else set())
+    # How often snapshots are taken changes nothing in what is trained.
     names = sorted(name for name in stored.keys() | settings.keys() if not name.startswith("snapshots."))
     differing = [name for name in names if name not in free and stored.get(name) != settings.get(name)]
     if differing:
@@ -230,11 +238,17 @@ class _Hashing:
 
 
 def _read(path: Path) -> Snapshot:
+    """Read a snapshot file.
+
+    Raises:
+        ValueError: its contents do not match its name; other errors of torch where it is not such a file.
+    """
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
         if digest != path.stem.partition("-")[2]:
             raise ValueError("it does not match the checksum in its name")
         stream.seek(0)
+        # Onto the CPU: a snapshot may be resumed where the device has another number, or on a machine without one.
         state = torch.load(stream, map_location="cpu", weights_only=True)
     # Snapshots made before they were called events have them under "told".
     events = state.pop("told") if "told" in state else state.pop("events")

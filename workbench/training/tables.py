@@ -31,7 +31,7 @@ class Model(Section):
 
 
 def _listed(value: Any) -> Any:
-    """One name where a list of them is meant."""
+    """Accept one name in place of a list of names."""
     return (value,) if isinstance(value, str) else value
 
 
