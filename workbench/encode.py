@@ -107,6 +107,7 @@ def _estimate(rows: "Rows", backend: "Backend", encoding: "Encoding", batch_size
     text = {name: x for name, x in shard.items() if name.startswith("text.")}
     a_caption = sum(x[0].nbytes for x in text.values())
     a_pair = sum(x.nbytes for name, x in shard.items() if name not in text) / used
+    # A caption is stored once, however many pairs have it; pairs that are ties or have no label are not stored.
     captions, usable = len(next(iter(text.values()))) / used, used / sum(pairs.counts.values())
 
     def line(what: str, count: float) -> tuple:

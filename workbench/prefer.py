@@ -82,6 +82,7 @@ def main(
 
     silence_transformers()
     place = pick_device(device)
+    # Whatever can be missing is loaded before anything is written.
     backends, reward, sets = pairs.load_models(models, place), Reward(scorers or ASSETS, place), split()
     out.mkdir(parents=True, exist_ok=True)
     require_own(out, *(f"{name}_prompts.txt" for name in PROMPTS), "train.parquet", "validation.parquet")
@@ -90,6 +91,7 @@ def main(
             path.write_text("".join(f"{p}\n" for p in sets[name]), encoding="utf-8")
     for part, (name, groups) in enumerate((("train", train_groups), ("validation", validation_groups))):
         captions = [str(p) for p in sets[name]][: prompts or None]
+        # 2 seed + part: training and validation pairs never share noise, whatever the seed.
         drawings = pairs.plan(captions, groups, list(backends), steps=steps, guidance=guidance, seed=2 * seed + part)
         images = pairs.draw(drawings, backends, work / name)
         made = pairs.rows(drawings, images, reward, slope=slope, tie=tie, seed=2 * seed + part)

@@ -65,6 +65,7 @@ def main(
         batch = 64 * batch_factor
         for kind, count in (("scorer", scorer_steps), ("judge", judge_steps), ("critic", scorer_steps)):
             if kind in wanted:
+                # A seed for each, so that a stage begins with the same weights alone (--only) as among the others.
                 torch.manual_seed(STAGES.index(kind))
                 report = stages.image_model(kind, art, work, out / kind, steps=count, batch=batch)
                 click.echo(f"{kind}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))

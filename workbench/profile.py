@@ -63,6 +63,7 @@ def main(
     require_own(writable_folder("--out", out), "profile.md", "trace.json")
     place = pick_device(device)
     made = loop(*open_model(model, place, getattr(torch, dtype)), pairs=pairs, rank=rank)
+    # Without the profiler, and before it: its own cost falls on small operators most.
     step, floor = 1e3 * np.median(in_turn(made.step, made.floor, repeats=steps, device=place), axis=1)
     ours, least = (operators(work, steps, place) for work in (made.step, made.floor))
     if traced:
@@ -100,6 +101,7 @@ def operators(work: Callable[[], object], calls: int, device: "torch.device") ->
     work()
     with profile(activities=_activities(device), acc_events=True) as profiler:
         for _ in range(calls):
+            # What this record has as its own time is in no operator: Python.
             with record_function(PYTHON):
                 work()
         wait(device)

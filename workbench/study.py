@@ -63,6 +63,7 @@ def _standing(study: "Study") -> dict[str, Any]:
     seconds = [t.duration.total_seconds() for t in trials if state_of(t) == "complete" and t.duration]
     left = None
     if seconds and alive and done < asked:
+        # Trials at work count by the share of their steps that is done.
         under_way = sum(worker["share"] for worker in alive)
         left = max(0.0, asked - done - under_way) * sum(seconds) / len(seconds) / len(alive)
     return {
@@ -84,6 +85,7 @@ def _at_work(trial: "FrozenTrial") -> dict[str, Any]:
 
     record = TrialRecord.of(trial)
     process, progress = record.process or "", record.progress
+    # Of another machine's process nothing is known (None): there only the heartbeat tells.
     gone = is_gone(process) if process else True
     silent = progress is not None and time.time() - progress.time > max(120, 2 * grace())
     return {

@@ -63,6 +63,7 @@ def main(
     from workbench.studies import lifecycle
     from workbench.studies.experiment import Experiment
 
+    # Settings are checked before diffusers and transformers are imported, which takes seconds.
     declared = Experiment.resolve(merge(read(path), extra))
     silence_transformers()
     workers = 0 if init else workers or default_workers(declared.config.model.device)

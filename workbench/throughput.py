@@ -155,6 +155,7 @@ def _measured(
                 settings |= {"train.batch_size": batch, "model.compile": compiled or settings["model.compile"]}
                 found = measure(settings, SHAPES[shape], steps=steps, device=place)
                 problem = found.problem
+                # FLOPs that the method needs; those of recomputed activations do not count as use of the machine.
                 share = cost.step / found.seconds / rate if found.seconds else None
                 yield {
                     "shape": shape, "variant": variant, "compile": _yes(settings["model.compile"]), "batch": batch,
@@ -165,6 +166,7 @@ def _measured(
                     "share": share and f"{share:.1%}", "exact": None if problem else _yes(found.exact_zero),
                     "steps": found.steps or None, "problem": problem, "measured": asdict(found),
                 }  # fmt: skip
+                # Half the batch helps against too little memory only; 0 ends the loop.
                 batch = batch // 2 if problem.startswith("out of memory") else 0
 
 

@@ -80,6 +80,7 @@ def main(
     from workbench.training.run import check
     from workbench.training.snapshots import Snapshots
 
+    # Options and settings are checked before this: it imports diffusers and transformers, which takes seconds.
     silence_transformers()
     paths.require_places()
     # On several processes only runs with a name have snapshots: each would call itself by its own time.
@@ -90,6 +91,7 @@ def main(
         snapshots = Snapshots(paths.state_path("runs", label), config.snapshots.interval, config.snapshots.keep)
     with ExitStack() as stack:
         if distributed.is_main() and snapshots:
+            # The lock before anything is read: two commands of one name must not go on from the same snapshot.
             if not stack.enter_context(locks.try_lock(snapshots.folder)):
                 raise UserError(f"--name {label}: a run of that name is at work")
             if not resume:
@@ -101,6 +103,7 @@ def main(
         prepared = prepare(config)
         check(config, prepared)
         patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
+        # From here on a signal asks the run to take a snapshot and stop. Before, it ends the process: nothing is lost.
         stopping = stack.enter_context(stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
         run = _Run(config, prepared, label, snapshots, stopping, save_to=output, goes_on=bool(name))
         if not distributed.is_main():
@@ -172,6 +175,7 @@ def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Pat
     finished = snapshots.finished()
     if finished is None:
         return False
+    # Both as JSON, as the stored ones were: it knows no tuples.
     stored, now = (json.loads(json.dumps(each)) for each in (completed(finished.settings), config.flat()))
     require_same(stored, now, str(snapshots.folder))
     if config.train.steps > finished.steps:
@@ -219,6 +223,7 @@ def _in_folder(run: _Run, output: Path) -> None:
 
         def close(state: str, reason: str) -> bool:
             if state == "complete":
+                # The model before the state: a folder that says complete has it.
                 replace_folder(fresh, model)
             return folder.close(state, reason)
 
@@ -239,6 +244,7 @@ def _tracked(run: _Run, study: str | None) -> None:
     from workbench.training.provenance import datasets, describe, provenance
 
     client = tracking.connect()
+    # Runs whose process was killed say RUNNING for ever, unless the next command ends them.
     reconcile.close_dead_runs(client)
     group = study_runs.open_group(client, study, f"Study **{study}**: single runs.") if study else None
     about = provenance() | {

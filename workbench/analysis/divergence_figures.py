@@ -47,6 +47,7 @@ def score_against_divergence(runs: pl.DataFrame, *, score: str = "eval/reward") 
     done = runs.drop_nulls(needed).with_columns(kind=kind).sort("divergence/policy")
     deltas = deltas_of(done)
     beyond = done.filter(pl.col("divergence/policy") > 20 * deltas[0]) if deltas else done.clear()
+    # Only where they are few: of a study that mostly went so far, they are what there is to see.
     beyond = beyond if 4 * len(beyond) <= len(done) else done.clear()
     done = done.join(beyond, on="run_id", how="anti", maintain_order="left")
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
@@ -97,12 +98,14 @@ def reward_front(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
     figure, axes = plt.subplots(figsize=(8.2, 5.2))
     axes.set_xscale("asinh", linear_width=deltas[0] if deltas else 0.005)
     best = table.filter("on_front")
+    # steps-post: between two arms of the front, the one to the left is the best that moves no further.
     axes.plot(best["divergence"], best["score"], color="0.35", lw=1.4, drawstyle="steps-post", zorder=2)
     for i, row in enumerate(table.to_dicts()):
         leads = row["on_front"]
         _point(axes, row, i, mfc=None if leads else "none", zorder=4 if leads else 3)
     gains = runs[f"{score}_gain"] if f"{score}_gain" in runs.columns else None
     if gains is not None:
+        # A gain is the score minus the pretrained model's on the same images: the difference is that model's score.
         before = float((runs[score] - gains).drop_nulls().to_numpy().mean())
         axes.plot(0, before, "x", color="black", ms=9, mew=2, label="pretrained model", zorder=5)
     for delta in deltas:

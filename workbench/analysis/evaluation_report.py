@@ -118,6 +118,7 @@ def track(
     now = {"digest": result, "store": digest(tracking.tracking_uri())}
     record = job.output / TRACKED
     before = _tracked(record)
+    # The record may have more keys than these, such as the run's id.
     if now.items() <= before.items():
         return before["run"], False
     datasets = {f"prompts {one.name}": (one.digest, {"prompts": len(one.prompts)}) for one in job.prompts.values()}
@@ -129,6 +130,8 @@ def track(
         tracker.log(0, metrics(job, numbers))
         _attach_files(tracker, job, images)
         for run_id, scores in scores_of_runs(job, numbers["scores"]).items():
+            # Before the run says complete: after a kill here the evaluation is tracked again, and gives the same
+            # scores.
             tracking.add_scores(client, run_id, scores)
         state = "complete"
     except KeyboardInterrupt:
@@ -152,6 +155,7 @@ def _tracked(record: Path) -> dict[str, str]:
 
 def _attach_files(tracker: tracking.Tracker, job: Job, images: bool) -> None:
     files = (path for path in job.output.glob("[!.]*.*") if path.is_file() and path.suffix != ".partial")
+    # Hidden files and unfinished ones stay here, and so does the record of the run that they go to.
     for path in sorted(path for path in files if path.name != TRACKED):
         tracker.artifact(path)
     for shard in job.shards() if images else []:

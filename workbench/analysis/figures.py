@@ -41,6 +41,7 @@ def save(figure: Figure, folder: Path | str, name: str, formats: str = "png,svg"
     for kind in tables.names(formats):
         if kind not in figure.canvas.get_supported_filetypes():
             raise UserError(f"formats = {formats!r}: {kind!r} is not one of png, svg, pdf, ...")
+        # Without versions and dates, so that the same figure gives the same bytes.
         metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
         paths.append(folder / f"{name}.{kind}")
         with output_file(paths[-1]) as path, fonts.lacking_named():
@@ -87,6 +88,7 @@ def margin_and_divergence(
         smoothing: logged points in the margin's running mean; 1 = none, 0 = a sixteenth of them.
     """
     arms = runs["arm"].unique(maintain_order=True).to_list()
+    # Objectives without a beta, such as SFT, are drawn as they are.
     half_beta = pl.col("objective.beta").cast(pl.Float64) / 2 if "objective.beta" in runs.columns else pl.lit(1.0)
     scaled = history.join(runs.select("run_id", half_beta=half_beta.fill_null(1.0)), on="run_id")
     if margin in scaled.columns:
@@ -110,6 +112,7 @@ def margin_and_divergence(
     caption = f"Margin: {MARGINS.get(margin, margin)}{smoothed}."
     figure.text(0.5, -0.03, caption, ha="center", va="top", color="0.3", fontsize="small")
     right.set_ylabel("divergence, paper's Eq. 8 (dotted)")
+    # Solid lines above dotted ones. The left axes, now on top, would hide the right ones by their background.
     left.set_zorder(right.get_zorder() + 1)
     left.patch.set_visible(False)
     marks = [
@@ -213,6 +216,7 @@ def _points(
     """Means with whiskers from low to high; none where there is no interval."""
     mean, low, high = (table[column].cast(pl.Float64).to_numpy() * factor for column in ("mean", "low", "high"))
     axes.errorbar(
+        # errorbar refuses NaN, and lengths below 0, which rounding can make.
         x, mean, yerr=np.nan_to_num(np.stack([mean - low, high - mean])).clip(0), fmt=f"{fmt}{marker}", color=colour,
         ms=8, mec="white", mew=0.8, capsize=3, lw=1.6, label=label, zorder=3,
     )  # fmt: skip
@@ -327,6 +331,7 @@ def sample_grid(
     figure, cells = plt.subplots(len(shown), len(columns), figsize=(1.2 * len(columns), 1.2 * len(shown)))
     cells = np.reshape(cells, (len(shown), len(columns)))
     for column, (title, sheet) in enumerate(columns):
+        # A sheet has a column a prompt and a row an image seed: the first row is shown.
         size = sheet.shape[1] // len(captions)
         cells[0, column].set_title(title, fontsize="small", pad=4)
         for row, place in enumerate(shown):

@@ -46,7 +46,7 @@ def detectable(values: ArrayLike) -> float | None:
 
 
 def _standard_error(values: np.ndarray) -> float:
-    """Of the mean; 0 for fewer than three values, or where all are the same up to rounding."""
+    """Standard error of the mean; 0 for fewer than three values, or where all are the same up to rounding."""
     if len(values) < ENOUGH or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return 0.0
     return float(values.std(ddof=1) / np.sqrt(len(values)))

@@ -57,6 +57,7 @@ def make_report(
     values = _chosen_parameters(notebooks, parameters)
     study = _chosen_study(study)
     folder = writable_folder("--out", out / study)
+    # Asked now and not after the notebooks, which take minutes.
     require_own(folder, "report.html", *(f"{name}.ipynb" for name in notebooks))
     executed: dict[str, NotebookNode] = {}
     skipped: dict[str, str] = {}
@@ -123,6 +124,7 @@ def _chosen_study(study: str | None) -> str:
     studies = study_runs.study_names(client)
     if study is None and not studies:
         raise UserError("no study yet; run python -m workbench.sweep first")
+    # `study_names` lists the one last worked on first.
     study = study or next((name for name in studies if not HELPER_STUDIES.fullmatch(name)), studies[0])
     study_runs.require_study(client, study_address(study))
     return study

@@ -17,6 +17,7 @@ CELL, CAPTION = 1.6, 2.3  # inches
 
 def rows_shown(count: int, wanted: int) -> list[int]:
     """At most `wanted` of `count` rows, evenly spread: nobody chose them."""
+    # unique: where more are wanted than there are, places repeat.
     return np.unique(np.linspace(0, count - 1, wanted).round().astype(int)).tolist() if wanted else []
 
 

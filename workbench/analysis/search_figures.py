@@ -112,6 +112,7 @@ def _bound(axes: Axes, search: Search, metric: str, side: str) -> None:
         return
     bound = search.constraints[metric]
     line, span = (axes.axvline, axes.axvspan) if side == "x" else (axes.axhline, axes.axhspan)
+    # The axis reaches the bound at least, also where all trials are well within.
     end = max(getattr(axes, f"get_{side}lim")()[1], bound)
     line(bound, color="0.35", ls="--", lw=1.2, zorder=2)
     span(bound, end + (end - bound), color="0.92", lw=0, zorder=0)

@@ -117,6 +117,7 @@ def curves(history: pl.DataFrame, metric: str, smoothing: int = 1) -> pl.DataFra
     if metric not in history.columns:
         raise UserError(f"metric {metric!r}: no run of the study logged it")
     points = history.select("arm", "run_id", "step", value=metric).drop_nulls().sort("run_id", "step")
+    # Within a run, before runs are averaged: another run's points are no neighbours.
     smooth = pl.col("value").rolling_mean(smoothing, min_samples=(smoothing + 1) // 2, center=True).over("run_id")
     return (
         points.with_columns(smooth)
@@ -170,6 +171,7 @@ def front(runs: pl.DataFrame, score: str = "eval/reward") -> pl.DataFrame:
         rows.append(row)
     if not rows:
         raise UserError(f"metric {score!r}: no finished run of the study has it together with divergence/policy")
+    # At the same divergence the higher score comes first, so that only it is on the front.
     table = pl.DataFrame(rows).sort("divergence", -pl.col("score"), maintain_order=True)
     best_before = pl.col("score").cum_max().shift(1)
     return table.with_columns(on_front=best_before.is_null() | (pl.col("score") > best_before))
@@ -190,6 +192,7 @@ def distinct_scales(runs: pl.DataFrame) -> dict[str, pl.DataFrame]:
 
 def bucket_columns(runs: pl.DataFrame, quantity: str) -> dict[str, str]:
     """The columns of a `timestep_*` quantity by the bucket's name, least noise first."""
+    # The edges in the names are padded with zeros: sorted as texts they are sorted as numbers.
     columns = sorted(c for c in runs.columns if c.startswith(f"timestep_{quantity}/t"))
     return {"-".join(str(int(edge)) for edge in c.split("/t")[1].split("-")): c for c in columns}
 
@@ -252,6 +255,7 @@ def by_interval(runs: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
     """
     for setting, values in PLAIN.items():
         if setting in runs.columns:
+            # Null: the run has no such setting, as a frozen reference has no rate.
             other = runs.filter(pl.col(setting).is_not_null() & ~pl.col(setting).is_in(values))
             for arm, value in other.select("arm", setting).rows():
                 raise UserError(f"arm {arm!r}: {setting} = {value!r}, but arms of Fig. 4 have {values[0]!r}")

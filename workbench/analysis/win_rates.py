@@ -18,6 +18,7 @@ IMAGE = ["prompts", "row", "seed"]
 
 
 def _over_prompts(values: pl.DataFrame, column: str) -> dict[str, Any]:
+    # The seeded bootstrap draws by place, so the order of the prompts is part of the interval.
     each = values.group_by("row", maintain_order=True).agg(pl.col(column).mean()).sort("row")[column].to_numpy()
     low, high = mean_interval(each)
     return {"mean": float(each.mean()), "low": low, "high": high, "count": len(each)}

@@ -26,7 +26,7 @@ STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.0}
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one pair's share of a training step.
+    """What one pair's share of a training step costs, in FLOPs, and how many weights there are.
 
     Attributes:
         forward: F, of one image.
@@ -64,6 +64,7 @@ def _step(backend: Backend, shape: Shape, lora: int, checkpointing: bool) -> tup
     policy: Any = backend.denoiser().requires_grad_(not lora)
     reference: Any = policy
     if lora:  # the same denoiser is the reference, with adapters of the same size
+        # peft makes adapters on the default device, and this denoiser is on the meta device.
         with backend.device:
             policy.add_adapter(lora_config(policy, lora, lora, backend.LORA_TARGETS))
     if checkpointing:
@@ -73,6 +74,7 @@ def _step(backend: Backend, shape: Shape, lora: int, checkpointing: bool) -> tup
     told = {name: torch.zeros(1, *size, device=place) for name, size in shape.condition.items()}
     t = torch.zeros(1, dtype=torch.int64, device=place)
     process = backend.process.to(place)
+    # Only the step has a backward pass, so only its counter needs the corrected formula.
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with FlopCounterMode(display=False) as one, torch.no_grad():
         backend.denoise(policy, x, t, told)

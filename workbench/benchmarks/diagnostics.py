@@ -44,11 +44,14 @@ def passes(backend: Backend, shape: Shape, pairs: int, buckets: int = 10) -> tup
         calls.append(inputs)
         return backend.denoise(model, *inputs)
 
+    # The policy stands for the pretrained model too: which weights are used does not change the time.
     policy, data = backend.denoiser(), random_pairs(shape, backend, pairs)
     diagnose = BucketDiagnostics(
         recorded, policy, data, backend.process.to(backend.device),
+        # A digest that no cache knows: the pretrained model's errors are computed here, and their calls recorded.
         pretrained_digest=f"bench-{time.time_ns()}", buckets=buckets, curve=100, draws=3, device=backend.device,
     )  # fmt: skip
+    # Recording would keep the inputs of every timed pass, too.
     diagnose.denoise = backend.denoise
 
     @torch.no_grad()

@@ -46,7 +46,7 @@ def encode(options: Options, pairs: int = 2000, large: int = 2) -> Iterator[Figu
 
 
 def encoding_shares(backend: Backend, file: Path, repeats: int) -> list[float]:
-    """That share, in %, of repeated encodings of a parquet file's pairs, each into a fresh folder."""
+    """The share of time outside of the networks, in %, of repeated encodings of a parquet file's pairs."""
     shares = []
     for _ in range(repeats):
         with stopwatch(backend, "encode_images", "encode_text") as spent:
@@ -68,6 +68,7 @@ def pairs_file(path: Path, pairs: int, edge: int = 0) -> Path:
         edge: of the images, which are then JPEG, in pixels; 0 = as they are.
     """
     frame = pl.read_parquet(ASSETS / "pairs" / "train.parquet")
+    # Ties are not encoded, and would only be read past.
     frame = frame.filter(pl.col("label_0") != 0.5).head(pairs)
     if edge:
         frame = frame.with_columns(pl.col("jpg_0", "jpg_1").map_elements(partial(_enlarged, edge), pl.Binary))

@@ -135,12 +135,14 @@ def passes(
 
 def workers(device: torch.device, counts: Sequence[int], repeats: int, model: str = "embedded") -> Series:
     """Training steps a second of processes that train side by side, each on its own, all together."""
+    # Spawned: a forked process can neither use CUDA nor the threads that torch has started.
     context, rates = multiprocessing.get_context("spawn"), []
     for count in counts:
         ready, pipes = context.Barrier(count), [context.Pipe(duplex=False) for _ in range(count)]
         processes = [context.Process(target=_train, args=(model, device, ready, repeats, pipe)) for _, pipe in pipes]
         for process in processes:
             process.start()
+        # Before join: a process ends only when what it sent has been read.
         rates.append(np.sum([reader.recv() for reader, _ in pipes], axis=0))
         for process in processes:
             process.join()
@@ -149,10 +151,12 @@ def workers(device: torch.device, counts: Sequence[int], repeats: int, model: st
 
 def _train(model: str, device: torch.device, ready: Any, repeats: int, pipe: Any) -> None:
     """Send how many steps a second this process takes, each time beginning together with the others."""
+    # One thread each, or the processes would compete for the cores that they are to share.
     torch.set_num_threads(1)
     run, rates = loop(*open_model(model, device), pairs=8), []
     run.step()
     for _ in range(repeats):
+        # The barrier: each measurement is of processes that all train, and not of one whose neighbours still load.
         ready.wait()
         begin, steps = time.perf_counter(), 0
         while time.perf_counter() - begin < LASTING:

@@ -48,6 +48,7 @@ def _report(tracker: tracking.Tracker, config: Config, steps: int, rng: np.rando
     rare = [name for name in names if name.startswith(("validation", "divergence/policy", "kl/policy"))]
     final = [name for name in names if name.startswith(("timestep_", "eval/", "divergence/reference_unseen"))]
     often = sorted({*names} - {*rare, *final})
+    # As often as a run reports them: some metrics at every step, diagnostics every 16, final ones once.
     for step in range(1, steps + 1):
         due = often + (rare if step % 16 == 0 else []) + (final if step == steps else [])
         last |= dict(zip(due, rng.uniform(0.01, 1, len(due)).tolist(), strict=True))

@@ -35,6 +35,7 @@ def copying(device: torch.device, repeats: int) -> list[float]:
     """Bytes a second, read and written, of large copies."""
     a, b = torch.randn(2, COPIED, device=device)
     took = in_turn(lambda: a.copy_(b), repeats=repeats, device=device)[0]
+    # Read and written, 4 bytes a number.
     return (2 * 4 * COPIED / took).tolist()
 
 
@@ -52,6 +53,7 @@ def reached(model: str, rate: float, bandwidth: float, repeats: int, device: tor
 
     def update() -> None:
         for parameter, gradient in zip(parameters, gradients, strict=True):
+            # Clipping changes a gradient in place, and zero_grad drops it: the same tensor is set again each time.
             parameter.grad = gradient
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

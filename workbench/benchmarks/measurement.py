@@ -51,6 +51,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 512
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     times = [seconds(lambda: torch.matmul(a, b), device) for _ in range(30 if device.type == "cuda" else 5)]
+    # A product of square matrices has size^3 multiplications and as many additions. The first two calls choose kernels.
     return 2 * size**3 / min(times[2:])
 
 
@@ -130,6 +131,7 @@ def _measure(config: Config, shape: Shape, device: torch.device) -> Measured:
     for _ in range(config.train.steps):
         times.append(seconds(lambda: last.append(next(training.records)), device))
     as_floats(last[-1:])
+    # Before the test of the logits, which takes memory of its own.
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     exact = _exact_zero(training, backend, pairs, process, device, size)
     return Measured(

@@ -47,7 +47,7 @@ def peak(options: Options) -> Iterator[Figure]:
 
 
 def _weights(model: str) -> int:
-    """Of one UNet, bytes, float32."""
+    """Size of one UNet's weights in float32, bytes."""
     return sum(4 * p.numel() for p in random_backend(SHAPES[model], torch.device("meta")).denoiser().parameters())
 
 
@@ -61,6 +61,7 @@ def in_new_process(side: str, model: str, rank: int, device: torch.device, image
     program = f"from workbench.benchmarks.memory import measured; print({call})"
     told = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(told, stdout=subprocess.PIPE, text=True, check=True)
+    # The last word: libraries may print before it.
     return int(done.stdout.split()[-1])
 
 
@@ -69,6 +70,7 @@ def measured(side: str, model: str, rank: int, name: str, images: int) -> int:
     device = torch.device(name)
     work = partial(train, images=images) if side == "train" else floor
     work("tiny", rank, device)
+    # Garbage of the tiny model would be part of `before`, and make the peak look smaller.
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -89,7 +91,7 @@ def _resident(name: str) -> int:
 
 
 def train(model: str, rank: int, device: torch.device, images: int) -> None:
-    """A few steps of a run."""
+    """Take a few training steps of a run whose reference moves, its probe included."""
     moves = {"reference.policy": "update", "reference.interval": INTERVAL, "diagnostics.probe": 256}
     moves |= {"diagnostics.batch_size": images}
     made = loop(*open_model(model, device), pairs=PAIRS, rank=rank, settings=moves)
@@ -99,7 +101,7 @@ def train(model: str, rank: int, device: torch.device, images: int) -> None:
 
 
 def floor(model: str, rank: int, device: torch.device) -> None:
-    """The same arithmetic and nothing else."""
+    """Take as many steps of the same forward and backward passes and of the optimizer, and nothing else."""
     backend = random_backend(SHAPES[model], device)
     policy: torch.nn.Module
     fixed: torch.nn.Module

@@ -31,6 +31,7 @@ def report(options: Options, runs: int = 50, command: bool = True) -> Iterator[F
         stores = {name: databases(folder)[name] for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_STORAGE")}
         with sandbox(folder, **stores, MPLBACKEND="agg"):
             invent("bench", runs)
+            # Not measured: the first drawing imports libraries and finds fonts.
             executed, _, _ = draw_all("bench", folder / "warm")
             measured = [draw_all("bench", folder / "figures")[1:] for _ in range(max(3, options.repeats // 5))]
             took, reading = np.array(measured).T
@@ -69,5 +70,6 @@ def _execute(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> 
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 exec(cell.source, names)
+                # After the cell of defaults, where papermill puts the given values.
                 names |= parameters if "parameters" in cell.metadata.get("tags", ()) else {}
     plt.close("all")

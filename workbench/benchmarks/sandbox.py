@@ -62,6 +62,7 @@ def run_command(
         environment = databases(folder) if folder else {}
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
+    # The command runs in another folder, where Python would find an installed workbench or none.
     path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run(
         [sys.executable, "-m", *arguments],

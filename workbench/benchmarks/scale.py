@@ -34,9 +34,11 @@ def measure_scale(trials: int, alone: int, workers: int, out: Path) -> str:
     require_own(out, "scale.md", "scale.json")
     with TemporaryDirectory() as name:
         folder = Path(name)
+        # Databases that the person names come before those of the folder, so that a server can be measured.
         environment = databases(folder) | {k: v for k, v in os.environ.items() if k in databases(folder)}
         few = _run(folder, environment, "one-worker", alone, 1)
         many = _run(folder, environment, "many", trials, workers)
+        # Sizes before the report, which adds artifacts of its own to the study.
         measured |= compare(few, many, workers) | _sizes(folder, trials)
         _write(out, measured)  # before the report, which may fail after an hour of measuring
         begin = time.monotonic()

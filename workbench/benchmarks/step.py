@@ -96,6 +96,7 @@ def open_model(name: str, device: torch.device, dtype: torch.dtype = torch.float
         return random_backend(SHAPES[name], device, dtype), SHAPES[name]
     backend = models.load(name, device, dtype)
     told = {key: tuple(x.shape[1:]) for key, x in backend.encode_text([""]).items()}
+    # The text encoder was needed for the shapes alone.
     backend.offload()
     described = backend.checkpoint.config
     return backend, Shape("sd", described(backend.DENOISER), told, vae=described("vae"))
@@ -151,6 +152,7 @@ def updates(name: str, made: Loop, repeats: int) -> Iterator[Figure]:
         warm=2,
         name=name,
     )
+    # 2: the rounds that warm up. A refused update would be measured without its copy.
     assert reference.updates == repeats + 2, "an update was not accepted"
     for interval, goal in INTERVALS.items():
         share = 100 * update / (interval * step)
@@ -159,5 +161,5 @@ def updates(name: str, made: Loop, repeats: int) -> Iterator[Figure]:
 
 
 def repeats_of(model: str, options: Options) -> int:
-    """Fewer of the large model's, whose steps are long."""
+    """How often a model is measured: less often the large one, whose steps are long."""
     return max(5, options.repeats // 3) if model == LARGE else options.repeats

@@ -14,6 +14,7 @@ def stopwatch(owner: Any, *names: str) -> Iterator[dict[str, float]]:
     The functions are wrapped and put back, so callers have to look them up on the owner.
     """
     spent, before = dict.fromkeys(names, 0.0), {name: getattr(owner, name) for name in names}
+    # A method found on the class is deleted from the object again: set back, it would hide the class's for ever.
     own = {name: name in vars(owner) for name in names}
 
     def timed(name: str) -> Callable:

@@ -32,6 +32,7 @@ def run_suite(
         folder: of the table and of what is made on the way.
         say: is given a line at a time.
     """
+    # Asked now and not after hours of measuring.
     require_own(folder, *FILES)
     options = Options(repeats, pick_device(device), (folder / "work").resolve(), sweeps)
     options.folder.mkdir(exist_ok=True)
@@ -45,6 +46,7 @@ def run_suite(
             measured.append(figure)
         kept = [figure for figure in figures if figure.group != name]
         figures = sorted([*kept, *measured], key=lambda figure: [*GROUPS].index(figure.group))
+        # After each group: groups take minutes to hours, and one that fails loses no other.
         table.write(figures, folder, options)
     if with_growth:
         series = growth.growth(options)

@@ -60,7 +60,7 @@ def load(folder: Path) -> list[Figure]:
 
 
 def write(figures: Sequence[Figure], folder: Path, options: Options) -> None:
-    """bench.json, bench.md and bench.png."""
+    """Write bench.json, from which a later call goes on, bench.md and bench.png."""
     with output_file(folder / "bench.json") as path:
         path.write_text(json.dumps([figure.as_dict() for figure in figures], indent=1) + "\n", encoding="utf-8")
     rows = [
@@ -85,6 +85,7 @@ def draw(figures: Sequence[Figure], path: Path) -> None:
     """Figures with a goal, controls aside, as multiples of it: left of 1 is met (inverted where more is better)."""
     from matplotlib.figure import Figure as Canvas
 
+    # From last to first: the y axis counts from below, and the table from above.
     shown = [f for f in figures if f.goal and not f.name.startswith("control")][::-1]
     canvas = Canvas(figsize=(9, 1 + 0.24 * max(len(shown), 3)), layout="constrained")
     axes = canvas.subplots()

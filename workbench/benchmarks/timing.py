@@ -13,13 +13,14 @@ CPU = torch.device("cpu")
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was told."""
+    """Block until the device has finished all work that was queued on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Work, device: torch.device = CPU) -> float:
     """Wall-clock time of one call, the device's work included."""
+    # Calls only queue work on a GPU: what was queued before must not count, and what this call queues must.
     wait(device)
     begin = time.perf_counter()
     work()

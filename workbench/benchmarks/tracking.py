@@ -67,6 +67,7 @@ def tracking(
         for name, uri in stores.items():
             os.environ["MLFLOW_TRACKING_URI"] = uri
             clients[name] = connect()
+            # EVERY steps, so that the numbers of the buckets are delivered once, too.
             tracked(clients[name], records, EVERY, 0, options.device)  # the first delivery opens what later ones use
         chunks: dict[str, list[Chunk]] = {name: [] for name in (*stores, *map(_untracked, stores))}
         for _ in range(max(4, options.repeats // 3)):

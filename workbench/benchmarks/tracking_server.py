@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 class TrackingServer:
-    """Runs while the context lasts.
+    """A `mlflow server` that runs while the context lasts.
 
     Args:
         folder: gets its artifacts and its log.
@@ -42,7 +42,7 @@ class TrackingServer:
         self.stop()
 
     def start(self, wait: bool = True) -> None:
-        """Start it, or start it again on the same port and database.
+        """Start the server, or start it again on the same port and database.
 
         Args:
             wait: until it answers.
@@ -54,6 +54,7 @@ class TrackingServer:
             "MLFLOW_BACKEND_STORE_URI": self.database,
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
+        # On this machine alone: the server asks for no password.
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         options += ["--artifacts-destination", str(self.folder / "artifacts")]
         output = self.folder / "server.log"
@@ -71,14 +72,14 @@ class TrackingServer:
             time.sleep(0.2)
 
     def answers(self) -> bool:
-        """Whether it is up."""
+        """Whether the server answers requests."""
         try:
             return requests.get(f"{self.url}/health", timeout=5).ok
         except requests.RequestException:
             return False
 
     def stop(self) -> None:
-        """Kill it with all processes that it started: its whole session, since it leaves children behind."""
+        """Kill the server with all processes that it started: its whole session, since it leaves children behind."""
         if self._process is not None:
             with suppress(ProcessLookupError):  # it may have ended by itself
                 os.killpg(self._process.pid, signal.SIGKILL)

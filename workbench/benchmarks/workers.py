@@ -19,6 +19,7 @@ def workers(options: Options) -> Iterator[Figure]:
             with sandbox.temporary_folder(options.folder) as folder:  # a finished sweep would not run again
                 run = partial(sandbox.sweep, folder, f"{number}-workers", "default.toml", number, TRIALS)
                 took.append(seconds(run))
+        # Both take the same trials, so the ratio of times is that of throughputs.
         ratios.append(took[0] / took[1])
         alone.append(took[0])
     yield figure("workers", "default sweep, its four arms: throughput of 2 workers over 1", ratios, 1.85, at_least=True)

@@ -67,6 +67,7 @@ def find(client: Client, name: str, source: str, base: str, variant: str) -> Mod
     if not is_place(source):
         raise UserError(f"--model {name}={source}: no file or folder has such a name")
     folder = Path(source)
+    # What is neither a checkpoint nor weights goes on to `models.load`, which says what is wrong with it.
     if (folder / "model_index.json").is_file() or not any((folder / part).exists() for part in WEIGHTS):
         return ModelSource(name, source, source, variant=variant)
     if not base:
@@ -82,6 +83,7 @@ def open_backend(model: ModelSource, device: torch.device, sampling: Mapping[str
     Raises:
         UserError, Failure: the model is missing, or not what it should be; names the option.
     """
+    # A folder may have an @ in its name: only what is no folder is split.
     path, _, revision = (model.base, "", "") if Path(model.base).exists() else model.base.partition("@")
     try:
         return models.load(
@@ -108,6 +110,7 @@ def describe(model: ModelSource, device: torch.device, sampling: Mapping[str, An
     backend = open_backend(model, device, sampling)
     backend.require_steps(sampling["steps"])
     own = sorted(path for path in model.folder.rglob("*") if path.is_file()) if model.folder else []
+    # Headers only, but now: damaged weights are found before another model's images are drawn.
     read_shapes([path for path in own if path.suffix == ".safetensors"], f"--model {model.name}={model.source}")
     return {
         "source": model.source,

@@ -110,6 +110,7 @@ def prepare(client: Client, request: Request) -> Job:
         run_name("--name", request.name)
     before = sample_store.read_settings(output, request.sampling)
     prompts, about_prompts = _prompts(before["prompts"], request)
+    # Of the folder as it is, without this request: what an earlier command left undone is finished too.
     lacking = _lacking(_shards(output, before["models"], prompts, about_prompts), ["image", *before["scorers"]])
     sources = _model_sources(client, before["models"], lacking["image"], request)
     models = list(dict.fromkeys([*before["models"], *sources]))
@@ -119,12 +120,15 @@ def prepare(client: Client, request: Request) -> Job:
     if ours not in models:
         raise UserError(f"--ours {ours}: not among the models {', '.join(models)}")
     new_models = set(models) - set(before["models"])
+    # A new model needs every score of the folder, so that all models can be compared by each.
     unfinished = {name for name in before["scorers"] if lacking[name] or new_models}
     scorers = _scorers(before["scorers"], unfinished, request)
     files = {name: reward_models.locate(name, source) for name, source in scorers.items()}
     for name in files:
         for prompt_set in prompts.values():
             reward_models.REWARD_MODELS[name].check(prompt_set.prompts)
+    # Known models and scorers that still have work are described again, so that `write_settings` refuses them if their
+    # files have changed since.
     wanted = {
         "sampling": request.sampling,
         "prompts": about_prompts,
@@ -133,6 +137,7 @@ def prepare(client: Client, request: Request) -> Job:
     }
     for name in prompts:
         writable_folder("--output", output / "data" / name)
+    # Last: a mistake above leaves the folder as it was.
     settings = sample_store.write_settings(writable_folder("--output", output), before, wanted)
     return Job(output, device, settings, sources, prompts, files, request.batch_size, ours)
 
@@ -178,6 +183,7 @@ def _prompts(before: Mapping[str, Any], request: Request) -> tuple[dict[str, Pro
     own = {key: getattr(request, key) for key in PROMPT_OPTIONS}
     about = {name: {key: e[key] for key in ("source", *PROMPT_OPTIONS)} for name, e in before.items()}
     about |= {name: {"source": source} | own for name, source in named.items()}
+    # Both decide which image lies in which shard.
     for name, key in ((name, key) for name in before for key in PROMPT_OPTIONS):
         old, new = before[name][key], about[name][key]
         if old != new:

@@ -44,6 +44,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 # Mean and standard deviation of ImageReward's raw output on its authors' data (`image-reward` package)
 REWARD_MEAN, REWARD_STD = 0.16717362830052426, 1.0333394966054072
+# Length to which the `image-reward` package pads and cuts a prompt
 REWARD_TOKENS = 35
 
 
@@ -62,6 +63,7 @@ def square(image: Image.Image | NDArray[np.uint8], size: int) -> NDArray[np.uint
     picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     if picture.size != (size, size):
         shorter = min(picture.size)
+        # Rounded down, as CLIP's own preprocessing does; another size would move the crop by a pixel.
         width, height = (int(size * edge / shorter) for edge in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - size) // 2, (height - size) // 2
@@ -167,6 +169,7 @@ def _aesthetic(files: Files, device: torch.device, batch_size: int) -> Scorer:
     def score(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         return head(embed_images(clip, pixels))[:, 0]
 
+    # One module, so that Batched moves and freezes both.
     both = nn.ModuleList([clip, head])
     return Batched(both, clip.config.vision_config.image_size, score, device, batch_size)
 
@@ -194,6 +197,7 @@ def _imagereward(files: Files, device: torch.device, batch_size: int) -> Scorer:
 
 def _small_reward(files: Files, device: torch.device, batch_size: int) -> Scorer:
     folder = files["scorer"][0].parent.parent
+    # ImageModel loads without the checks that `load_network` makes.
     for part in ("scorer", "critic"):
         check_weights(folder / part, str(folder / part))
     with explained(str(folder)):

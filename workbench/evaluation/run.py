@@ -18,6 +18,7 @@ def complete(job: Job) -> None:
         Failure: the device has no memory left, or a score is not a number.
     """
     try:
+        # All images before all scores: a model that draws and a reward model are never in memory together.
         draw(job)
         score(job)
     except torch.OutOfMemoryError:
@@ -30,6 +31,7 @@ def draw(job: Job) -> None:
     sampling = job.settings["sampling"]
     missing = [shard for shard in job.shards() if "image" not in sample_store.columns(shard.path)]
     with tqdm(total=sum(len(shard.rows) for shard in missing), desc="draw", unit="image", disable=not missing) as bar:
+        # Shards come model by model, as groupby needs them, so that each model is loaded once.
         for name, shards in groupby(missing, key=lambda shard: shard.model):
             bar.set_postfix_str(name)
             backend, denoiser = model_sources.open_model(job.models[name], job.device, sampling)
@@ -61,6 +63,7 @@ def score(job: Job) -> None:
         with tqdm(total=sum(len(shard.rows) for shard in missing), desc=f"score {name}", unit="image") as bar:
             for shard in missing:
                 values = scorer(np.stack(sample_store.read_images(shard.path)), shard.captions)
+                # Before it is written: a shard that has the column would count as scored.
                 if not np.isfinite(values).all():
                     prompt = shard.captions[int(np.flatnonzero(~np.isfinite(values))[0])]
                     raise Failure(f"--scorer {name}: not a finite score for {shard.model}'s image of {prompt!r}")

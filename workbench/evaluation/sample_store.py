@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SHARD = 32  # images; a process that is killed loses at most so many
 SETTINGS = "settings.json"
+# The layout of an image in Hugging Face's datasets.
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TEXT = ("model", "prompts", "prompt", "category")
 
@@ -68,6 +69,7 @@ class Shard(NamedTuple):
 
 def noise_seed(row: int, seed: int) -> int:
     """The generator's seed for image `seed` of the prompt at `row`."""
+    # A factor above the size of prompt sets, so that no two images share their noise.
     return seed * 1_000_000 + row
 
 
@@ -100,6 +102,7 @@ def columns(path: Path, rows: int = 0) -> set[str]:
     if not path.exists() and not path.is_symlink():
         return set()
     if path.is_file():
+        # First: a shard that this user may not read must not pass for a damaged one, and be drawn again.
         require_readable(path, "choose another --output")
     what = f"{path.parent.name}/{path.name} in the evaluation's folder"
     require_regular(path, f"{what} (move it, or choose another --output)")
@@ -205,6 +208,7 @@ def read_settings(folder: Path, sampling: Mapping[str, Any]) -> Settings:
         settings = {}
     if not _is_valid(settings, sampling):
         raise UserError(f"--output {folder}: its {SETTINGS} is damaged; choose another folder")
+    # Settings are written before the first image, so an entry may be of a command that drew nothing.
     used = _used(folder)
     settings |= {kind: {name: e for name, e in settings[kind].items() if name in used[kind]} for kind in used}
     for key, old in settings["sampling"].items():

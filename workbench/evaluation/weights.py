@@ -137,6 +137,7 @@ def clip_from_open_clip(path: Path, eos_token_id: int) -> Any:
     try:
         patches, tokens = state["visual.conv1.weight"], state["token_embedding.weight"]
         width, patch = patches.shape[0], patches.shape[-1]
+        # One position is the class token's.
         grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
         text = {
             "vocab_size": tokens.shape[0],
@@ -145,6 +146,7 @@ def clip_from_open_clip(path: Path, eos_token_id: int) -> Any:
             "num_hidden_layers": _depth(state, r"transformer\.resblocks\.(\d+)"),
             "max_position_embeddings": len(state["positional_embedding"]),
             "eos_token_id": eos_token_id,
+            # CLIP's vocabulary ends with these two. open_clip pads with 0, unlike OpenAI's tokenizer.
             "bos_token_id": eos_token_id - 1,
             "pad_token_id": 0,
         }
@@ -169,6 +171,7 @@ def clip_from_open_clip(path: Path, eos_token_id: int) -> Any:
         ),
     }
     named = {f"{part}.{name}": value for part, own in parts.items() for name, value in _split_attention(own).items()}
+    # open_clip multiplies by x @ W; a Linear layer holds the transpose.
     named["visual_projection.weight"] = state["visual.proj"].float().T
     named["text_projection.weight"] = state["text_projection"].float().T
     named["logit_scale"] = state["logit_scale"].float()
@@ -239,5 +242,6 @@ def blip_from_imagereward(path: Path, config: Path) -> tuple[Any, Any, Any]:
         raise UserError(f"{path}: not ImageReward's weights with its med_config.json ({one_line(error)})") from None
     _load(vision, _renamed(state, "blip.visual_encoder.", _BLIP_VISION), path)
     words = _renamed(state, "blip.text_encoder.", {})
+    # position_ids is a buffer that transformers makes itself and does not store.
     _load(text, {name: value for name, value in words.items() if not name.endswith("position_ids")}, path)
     return vision, text, linear_head(state, "mlp.", path)

@@ -76,12 +76,15 @@ class Backend(ABC):
 
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.folder = checkpoint.folder
+        # The parts come first: everything below reads their configs.
         self._require_parts()
         self._corrected = self._corrections()
         self.scheduler = checks.load_scheduler(checkpoint, getattr(diffusers, self.SCHEDULER), self._corrected)
         self.sampler = self.SCHEDULER
         checks.require_sizes(checkpoint, self.DENOISER, self._vae_channels, self.PACKING)
         self._shapes_tried: set[tuple] = set()  # those that `require_fit` found to be taken
+        # The resolution before the process: families of flow matching shift their timestep axis by the size of the
+        # image.
         self.resolution = self._checked(resolution) if resolution else self._own_resolution()
         self.process = self._process()
         checks.require_noise(checkpoint, self.process.abar)
@@ -116,6 +119,7 @@ class Backend(ABC):
         kind = self.scheduler.config.prediction_type
         try:
             return diffusion(self.scheduler.alphas_cumprod.float(), kind)
+        # TypeError: a config may give a list here, which cannot be looked up.
         except (KeyError, TypeError):
             raise UserError(
                 f"{self.checkpoint.name}: the model predicts {shown(kind)}; expected 'epsilon' or 'v_prediction'"
@@ -138,6 +142,7 @@ class Backend(ABC):
 
     def _encode(self, vae: Any, images: Tensor) -> Tensor:
         """Latents as the denoiser expects them, of images (N, 3, H, W) in -1..1: the posterior's mean, normalized."""
+        # SD1.x's and SDXL's autoencoders have no shift: their configs say None.
         return (vae.encode(images).latent_dist.mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
     def _decode(self, vae: Any, latents: Tensor) -> Tensor:
@@ -238,6 +243,7 @@ class Backend(ABC):
         on_meta = {name: x.to("meta", torch.float32) for name, x in condition.items()}
         time = torch.zeros(len(latents), device="meta")
         try:
+            # Without autocast, which the meta device does not have.
             self._predict(self._placeholder, latents.to("meta", torch.float32), time, on_meta)
         except (RuntimeError, ValueError, TypeError) as error:
             parts = f"its {self.DENOISER} does not take what its autoencoder and text encoders make"
@@ -270,9 +276,12 @@ class Backend(ABC):
 
         kind, checkpoint = getattr(diffusers, self.PIPELINE), self.checkpoint
         known = inspect.signature(kind.__init__).parameters
+        # What is no part in model_index.json is a plain argument of the pipeline, such as SDXL's
+        # force_zeros_for_empty_prompt.
         given: dict[str, Any] = {k: v for k, v in checkpoint.index.items() if k in known and not isinstance(v, list)}
         # No safety checker: it would black out images of random weights, and the comparison needs every image.
         given |= {name: None for name in checkpoint.parts if name in known} | {"requires_safety_checker": False}
+        # Every part is None until here, so that optional ones which are not needed stay so.
         parts = {name: self._load_part(name) for name in ("vae", *self.ENCODERS) if checkpoint.parts[name][0]}
         checks.require_tokens(checkpoint, parts)
         given |= {self.DENOISER: self._placeholder, "scheduler": self.scheduler, **parts}
@@ -360,6 +369,7 @@ class Backend(ABC):
         """
         if resolution > EDGE:
             raise UserError(f"model.resolution = {resolution}: expected at most {EDGE}")
+        # A transformer lists no blocks and halves nothing. 8: the pipelines of SD1.x and SDXL refuse other edges.
         halvings = checks.halvings(self.checkpoint, self.DENOISER)
         step = max(8, self._pixels_per_latent * self._patch * 2**halvings)
         if resolution % step:
@@ -450,11 +460,15 @@ class Backend(ABC):
                 texts = list(captions[chunk])
                 options = self._sampler_options(texts, guidance)
                 with self._precision():
+                    # Latents only: inside of autocast the pipeline would decode in half precision, where the
+                    # autoencoder overflows.
                     latents = pipe(
                         prompt=texts,
                         height=self.resolution,
                         width=self.resolution,
                         num_inference_steps=steps,
+                        # On the CPU, so that diffusers draws the noise there, and a seed means the same noise on every
+                        # device.
                         generator=[Generator().manual_seed(seed) for seed in seeds[chunk]],
                         output_type="latent",
                         **options,
@@ -482,5 +496,6 @@ class Backend(ABC):
     def digest(self, *parts: str) -> str:
         """Digest of the files of some parts and of how they are used: precision, variant and resolution."""
         files = sorted(f for part in parts for f in (self.folder / part).rglob("*") if f.is_file())
+        # Part of the digest, so that samples which were drawn without the correction are not taken from the cache.
         corrected = "".join(f"-{k}={v}" for k, v in self._corrected.items()) if "scheduler" in parts else ""
         return f"{self.dtype}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}{corrected}"

@@ -124,6 +124,7 @@ class Checkpoint:
             if not folder.is_dir() or part == "scheduler":
                 continue
             kind = self.kind(part)
+            # Tokenizers have no weights; neither has a scheduler, above.
             if "Tokenizer" in kind.__name__:
                 continue
             pickled = [*folder.glob("*.bin"), *folder.glob("*.ckpt")]
@@ -139,6 +140,7 @@ class Checkpoint:
             if part == without or not (self.folder / part).is_dir():
                 continue
             (folder / part).mkdir(exist_ok=True)
+            # Files are copied and not saved by the library, so that digests of encoded pairs stay true of the copy.
             for file in sorted((self.folder / part).iterdir()):
                 if file.is_file():
                     shutil.copyfile(file, folder / part / file.name)
@@ -171,6 +173,7 @@ def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
     if not is_place(source) or not is_place(variant) or "/" in variant:
         raise UserError(f"model.path = {shown(source)}, variant {shown(variant)}: nothing has such a name")
     folder = ASSETS / "model" if source == "embedded" else Path(source)
+    # A folder here comes before a hub id of the same name.
     if not folder.exists() and HUB_ID.fullmatch(source):
         folder = _download(source, revision, variant)
     elif revision:

@@ -25,11 +25,13 @@ def load_scheduler(checkpoint: Checkpoint, kind: Any, corrected: Mapping[str, An
     Raises:
         UserError: its config holds what that class cannot work with.
     """
+    # Before the constructor, which allocates tables of this length.
     checkpoint.number("scheduler", "num_train_timesteps", 1000, 2, 100_000, "scheduler_config.json")
     with explained(f"{checkpoint.name}: scheduler"):
         scheduler = kind.from_pretrained(checkpoint.folder, subfolder="scheduler", local_files_only=True)
         scheduler.register_to_config(**corrected or {})
         shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}  # diffusers insists on it
+        # On a copy: the families read the noise levels of training, which set_timesteps overwrites.
         copy.deepcopy(scheduler).set_timesteps(2, **shift)  # reads the settings that the constructor only stores
     return scheduler
 
@@ -40,6 +42,7 @@ def require_noise(checkpoint: Checkpoint, abar: Tensor) -> None:
     Args:
         abar: signal's share of the variance at each t, shape (T,).
     """
+    # Exactly 0 is allowed: a flow ends in pure noise.
     if not (((abar >= 0) & (abar < 1)).all() and (abar.diff() <= 0).all()):
         raise UserError(f"{checkpoint.name}: scheduler describes no noise that grows with the timesteps")
 
@@ -76,6 +79,7 @@ def halvings(checkpoint: Checkpoint, part: str, key: str = "block_out_channels")
     Raises:
         UserError: its config lists no such blocks.
     """
+    # By default one block, which halves nothing: transformers have no such list.
     blocks = checkpoint.config(part).get(key, [0])
     if not isinstance(blocks, list) or not 0 < len(blocks) <= 8:
         raise UserError(f"{checkpoint.name}: {part} has {key} = {shown(blocks)}, expected 1 to 8 of them")

@@ -51,7 +51,7 @@ class Adapter(nn.Module):
 
     @contextmanager
     def _on(self) -> Iterator[None]:
-        """This set on; afterwards the policy's again, also after an error."""
+        """Switch this set on; afterwards the policy's again, also after an error."""
         if self.name == POLICY:
             yield
             return
@@ -98,6 +98,8 @@ def adapt(
     config = lora_config(denoiser, rank, alpha, targets)
     for name in (REFERENCE, POLICY):  # peft switches on the set that was added last: the policy's, see Adapter
         try:
+            # peft draws the factors on the CPU, whichever device the denoiser is on. The caller's generator stays as it
+            # is.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 denoiser.add_adapter(copy.deepcopy(config), adapter_name=name)
@@ -108,6 +110,7 @@ def adapt(
                 f"end in {', '.join(known)}"
             ) from None
     prepare(denoiser)  # the adapters' own layers
+    # The same denoiser three times: its weights exist once.
     policy, reference, pretrained = (Adapter(denoiser, name) for name in (POLICY, REFERENCE, ""))
     for ours, theirs in zip(policy.parameters(), reference.parameters(), strict=True):
         ours.data = ours.data.float()  # peft makes them in the precision of the layer that they adapt
@@ -130,6 +133,7 @@ def lora_config(denoiser: nn.Module, rank: int, alpha: float, targets: Sequence[
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by the rank, whole or not
+        # As in diffusers' LoRA training scripts.
         init_lora_weights="gaussian",
         target_modules=list(targets),
         exclude_modules=wrong or None,

@@ -42,9 +42,11 @@ def export(source: Path, target: Path, layout: str) -> None:
         raise UserError(f"{target}: {problem}")
     weights, part, alpha = read(source / LORA_FILE if source.is_dir() else source)
     rank = len(next(value for name, value in weights.items() if name.endswith(DOWN)))
+    # safetensors refuses views that are not contiguous.
     tensors = {name: value.contiguous() for name, value in LAYOUTS[layout](weights, part, alpha).items()}
     about = {"format": "pt", "ss_network_module": "networks.lora", "ss_network_dim": str(rank)}
     target.parent.mkdir(parents=True, exist_ok=True)
+    # The folded layout has the scale inside of B, so a reader must find alpha equal to the rank.
     with in_place(target) as partial:
         save_file(tensors, partial, metadata=about | {"ss_network_alpha": f"{alpha if layout == 'kohya' else rank:g}"})
 

@@ -197,6 +197,7 @@ def random_backend(shape: Shape, device: torch.device, dtype: torch.dtype = torc
             return nullcontext() if self.device.type == "meta" else super()._precision()  # meta has no autocast
 
     temporary = TemporaryDirectory()
+    # Real config files: the backend reads and checks them as it does those of a published checkpoint.
     folder = Path(temporary.name)
     for part in (family.DENOISER, "vae", "scheduler", *family.ENCODERS):
         (folder / part).mkdir()

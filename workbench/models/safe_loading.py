@@ -50,8 +50,10 @@ def read_json(path: Path, what: str, longest: int = LONGEST_JSON) -> dict[str, A
     """
     require_regular(path, what)
     try:
+        # The size first: a hostile file would fill the memory before it is found to be no JSON.
         if path.stat().st_size > longest:
             raise UserError(f"{what}: {path.name} is too long to be what it should be")
+        # utf-8-sig: editors on Windows put a byte order mark first, over which json fails.
         content = json.loads(path.read_text("utf-8-sig"))
     except UserError:
         raise
@@ -73,6 +75,7 @@ def load_network(kind: Any, folder: Path, what: str, **options: Any) -> Any:
     Raises:
         UserError: the weights are damaged, incomplete, not finite, or of other shapes than config.json says.
     """
+    # Before from_pretrained, which allocates what the config describes.
     check_weights(folder, what, options.get("variant", ""))
     with explained(what):
         network, info = kind.from_pretrained(

@@ -36,6 +36,7 @@ def run_checks(experiment: Experiment, study: StudyId) -> None:
         UserError: a finished seed was run with other settings.
     """
     client = tracking.connect()
+    # Before runs are looked up: those of earlier versions have no token, by which a study's runs are found.
     reconcile.adopt(client, study, {})
     done, missing = reconcile.complete_runs(client, study), {}
     for seed in experiment.sweep.seeds or (experiment.config.seed,):
@@ -122,8 +123,10 @@ def estimator_checks(config: Config, prepared: Prepared) -> dict[str, float]:
             errors.append(pool.errors(training.policy) - init)
     first, second = errors
     rng = np.random.default_rng(config.seed)
+    # Parts of equal size along t; a fixed probe has one image of each.
     strata = np.array_split(np.argsort(pool.t.numpy(), kind="stable"), PASSES)
     fixed = np.stack([rng.choice(stratum, REPEATS) for stratum in strata], axis=1)
+    # Half as many images: the pretrained model's errors are not known beforehand, and cost a pass too.
     fresh, again = (rng.integers(POOL, size=(REPEATS, PASSES // 2)) for _ in range(2))
     change_fixed = second[fixed].mean(1) - first[fixed].mean(1)
     change_fresh = second[again].mean(1) - first[fresh].mean(1)
@@ -139,6 +142,7 @@ class _Pool:
     """Noised winners at timesteps drawn evenly."""
 
     def __init__(self, ready: Prepared, seed: int):
+        # Another seed than training's, so that the pool does not hold its noise.
         generator = Generator().manual_seed(seed + 10_000)
         self.ready, self.pairs = ready, ready.train.sample(POOL)
         self.index = torch.randint(len(self.pairs), (POOL,), generator=generator)

@@ -72,7 +72,7 @@ class Evidence:
         return runs
 
     def final(self, arm: str, metric: str) -> BySeed:
-        """A metric's last value.
+        """A metric's last value in the complete runs of an arm, by seed.
 
         Raises:
             UserError: no complete run of the arm has it.
@@ -83,16 +83,16 @@ class Evidence:
         return dict(runs.select("seed", metric).drop_nulls().iter_rows())
 
     def setting(self, arm: str, name: str) -> BySeed:
-        """A numerical setting."""
+        """A numerical setting of the complete runs of an arm, by seed."""
         return dict(self.of(arm).select("seed", pl.col(name).cast(pl.Float64)).iter_rows())
 
     def peak(self, arm: str, metric: str) -> BySeed:
-        """A metric's largest value in the run."""
+        """A metric's largest value in the complete runs of an arm, by seed."""
         points = self._points(arm, metric)
         return dict(points.group_by("seed").agg(pl.col(metric).max()).iter_rows())
 
     def growth(self, arm: str, metric: str) -> BySeed:
-        """A metric's last value minus its last in the first half of the run."""
+        """A metric's last value minus its last in the first half of the run, by seed."""
         points = self._points(arm, metric).sort("seed", "step")
         halfway = points.filter(pl.col("step") <= pl.col("step").max() // 2).group_by("seed").last()
         both = points.group_by("seed").last().join(halfway, on="seed", suffix="_half")
@@ -129,7 +129,7 @@ class Evidence:
         return dict(rates.select("seed", "value").iter_rows())
 
     def check(self, metric: str) -> BySeed:
-        """A value of the checks."""
+        """A value that the checks measured, by the name of their run (one a seed)."""
         if metric not in self.checks.columns:
             raise UserError(f"the checks have no {metric}")
         return dict(self.checks.select("name", metric).drop_nulls().iter_rows())

@@ -76,6 +76,7 @@ def check_claims(
     """
     name = study_name(study or ("claims-quick" if quick else "claims"))
     folder = writable_folder("--out", out / name)
+    # Asked before the studies run, which takes most of an hour.
     require_own(folder, "claims.md", "claims.json", "claims.png", "regime.json")
     declared = _declared(experiment or DEFAULT, overrides, quick)
     candidates, arms = len(tuning.candidates(declared)), len(declared.sweep.arms)
@@ -88,6 +89,7 @@ def check_claims(
     findings = lifecycle.search_findings(declared, name) if candidates else None
     measures = regime.of_study(name, findings.on_edge if findings else None)
     files, is_new = _write(folder, rows, measures, findings, declared)
+    # Otherwise a second run would change the study's artifacts though nothing is new.
     if is_new:
         for path in files:
             tracking.attach(own.address, path, "claims")

@@ -48,8 +48,10 @@ def margin_gradients(
         weight = (factor * direction).requires_grad_(True)
         logits = features @ weight.T
         score = logits.log_softmax(-1).gather(-1, responses[..., None]).sum((-1, -2))
+        # The graph is kept, since both margins are computed from the same logits.
         softmax.append(torch.autograd.grad(score[0] - score[1], weight, retain_graph=True)[0].norm())
         error = (targets - logits).square().mean(-1).sum(-1)
+        # An error is a negative reward, so winner and loser change places.
         squared.append(torch.autograd.grad(error[1] - error[0], weight)[0].norm())
     return MarginGradients(factors, torch.stack(softmax), bound, torch.stack(squared))
 

@@ -57,6 +57,7 @@ class Flux1(Flux):
             guidance=self._guidance(time),
             pooled_projections=condition["pooled"],
             encoder_hidden_states=text,
+            # FLUX.1's text tokens all have position 0; those of FLUX.2 are numbered.
             txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
             img_ids=positions(1, height, width, device=x_t.device),
             return_dict=False,
@@ -129,7 +130,7 @@ class Flux2Klein(Flux):
 
 
 def _batch_norm(vae: Any) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of FLUX.2's packed latents, (1, C, 1, 1), which its autoencoder holds."""
+    """Mean and standard deviation of FLUX.2's packed latents, (1, C, 1, 1), from its autoencoder's batch norm."""
     mean, variance = (x.view(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
     return mean, (variance + vae.config.batch_norm_eps).sqrt()
 

@@ -48,6 +48,7 @@ class QwenImage(FlowMatching):
             hidden_states=pack(x_t),
             timestep=time / 1000,  # which the transformer multiplies again
             encoder_hidden_states=condition["text"],
+            # Stored as numbers like every embedding; attention wants a boolean.
             encoder_hidden_states_mask=condition["text_mask"] > 0.5,
             img_shapes=[[(1, height, width)]] * len(x_t),
             return_dict=False,
@@ -70,6 +71,7 @@ class QwenImage(FlowMatching):
         return vae.decode(latents[:, :, None] * deviation + mean, return_dict=False)[0][:, :, 0]
 
     def _sampler_options(self, captions: list[str], guidance: float) -> dict[str, Any]:
+        # Without a negative prompt the pipeline ignores the scale and draws without guidance.
         negative = {"negative_prompt": [" "] * len(captions)} if guidance > 1 else {}
         return {"true_cfg_scale": guidance} | negative
 

@@ -28,6 +28,7 @@ class Sana(FlowMatching):
 
     def _process(self) -> ForwardProcess:
         """The sampler's own noise levels over T steps, turned around; they hold its config's `flow_shift`."""
+        # A copy, since set_timesteps changes the scheduler that draws samples.
         scheduler = copy.deepcopy(self.scheduler)
         timesteps = scheduler.config.num_train_timesteps
         scheduler.set_timesteps(timesteps)
@@ -48,6 +49,7 @@ class Sana(FlowMatching):
         )[0]
 
     def _embed(self, captions: list[str]) -> dict[str, Tensor]:
+        # The instruction is a default of the pipeline's call, not of encode_prompt, and would be missing here.
         instruction = inspect.signature(type(self.pipeline).__call__).parameters["complex_human_instruction"].default
         text, mask, _, _ = self.pipeline.encode_prompt(
             captions, False, device=self.device, complex_human_instruction=instruction

@@ -19,6 +19,7 @@ class StableDiffusion(Backend):
         return denoiser(x_t, time, encoder_hidden_states=condition["text"], return_dict=False)[0]
 
     def _embed(self, captions: list[str]) -> dict[str, Tensor]:
+        # One image a prompt, and no embeddings of the empty prompt beside it.
         text, _ = self.pipeline.encode_prompt(captions, self.device, 1, False)
         return {"text": text}
 

@@ -38,6 +38,7 @@ class ZImage(FlowMatching):
         lengths = [text.shape[1]] * len(text) if text.is_meta else mask.sum(1).int().tolist()
         velocities = denoiser(
             list(images.unbind()),
+            # Time and velocity are turned round, so that both are those of the other families: noise grows with t.
             (1000 - time) / 1000,
             [tokens[:length] for tokens, length in zip(text, lengths, strict=True)],
             return_dict=False,

@@ -107,6 +107,7 @@ def pose(rng: random.Random, small: bool, aslant: bool, displaced: bool) -> Pose
     if not displaced:
         return Pose(round(edge), angle) if not angle else Pose(edge, angle)
     while True:  # far enough from the middle, and at most a fifth of it outside
+        # Half an edge minus three tenths: a fifth of the drawing lies outside at most.
         reach = SIZE / 2 - 0.3 * edge
         dx, dy = rng.uniform(-reach, reach), rng.uniform(-reach, reach)
         if max(abs(dx), abs(dy)) > 8:
@@ -157,6 +158,7 @@ def rasterise(image: str) -> NDArray[np.uint8]:
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=image, width=SIZE, height=SIZE))
     rgba = np.array(Image.open(io.BytesIO(png)).convert("RGBA")).transpose(2, 0, 1).astype(np.float32)
+    # Premultiplied, so that to resample (`recipe.warp`) does not mix in the colour of transparent pixels.
     rgba[:3] *= rgba[3:] / 255
     return rgba.round().astype(np.uint8)
 
@@ -177,7 +179,7 @@ class Drawings(NamedTuple):
     pose: Tensor
 
     def to(self, device: torch.device | str) -> "Drawings":
-        """The same on a device."""
+        """These drawings on a device."""
         return Drawings(*(x.to(device) for x in self))
 
 
@@ -198,7 +200,7 @@ class Artwork(NamedTuple):
     clutter: Tensor
 
     def to(self, device: torch.device | str) -> "Artwork":
-        """The same on a device."""
+        """All drawings on a device."""
         named, others, held_out = (x.to(device) for x in (self.named, self.others, self.held_out))
         return Artwork(named, others, held_out, self.clutter.to(device))
 
@@ -212,6 +214,7 @@ def load(folder: Path, workers: int | None = None) -> Artwork:
     kept = folder / f"rendered-{SIZE}.pt"
     if not kept.exists():
         art = _render({style: fetch(style, folder) for style in STYLES}, workers)
+        # Moved into place whole: that the file exists says that it is complete.
         torch.save([art.clutter, *art.named, *art.others, *art.held_out], kept.with_suffix(".tmp"))
         kept.with_suffix(".tmp").replace(kept)
     clutters, *rest = torch.load(kept, weights_only=True, mmap=True)
@@ -227,6 +230,8 @@ def _render(icons: dict[str, dict], workers: int | None) -> Artwork:
     if missing:
         raise UserError(f"artwork: no drawing of {', '.join(missing)} in all of {', '.join(STYLES)}")
     unfit = ("flag", "button", "keycap", "skin-tone", "square", "-oclock", "-thirty")
+    # One generator for all: the order of the draws below decides every rendering, and names are sorted as sets have no
+    # order.
     slugs, rng = list(CONCEPTS.values()), random.Random(0)
     others = sorted(s for s in shared - set(slugs) if not any(word in s for word in unfit))
     held_out = set(rng.sample(others, HELD_OUT))

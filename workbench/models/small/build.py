@@ -54,6 +54,7 @@ def fit(
     device = next(module.parameters()).device
     fast: list[Tensor] = list(module.parameters())
     steppers = optimizers(module, lr, muon)
+    # Read before a checkpoint is loaded, which holds the rates of the step that it was taken at.
     full = [o.param_groups[0]["lr"] for o in steppers]
     average = copy.deepcopy(module)
     slow: list[Tensor] = list(average.parameters())
@@ -75,6 +76,7 @@ def fit(
     marks = {round(share * steps): work / f"{name}-{round(100 * share)}.pt" for share in keep}
     bar = tqdm(desc=name, initial=step, total=steps, mininterval=5, maxinterval=20)
     while step < steps:
+        # A linear warm-up, and a cosine that ends at a hundredth of the rate.
         now = min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for stepper, most in zip(steppers, full, strict=True):
             stepper.param_groups[0]["lr"] = most * now
@@ -87,22 +89,27 @@ def fit(
             stepper.step()
         step += 1
         with torch.no_grad():
+            # The decay grows from small values, so that the average forgets the random weights of the start.
             torch._foreach_lerp_(slow, fast, 1 - min(ema_decay, step / (step + 9)))
         recent.append(value.detach())
+        # Only every hundredth step: to read the loss waits for the GPU.
         if len(recent) == 100:
             mean = torch.stack(recent).mean().item()
+            # NaN alone differs from itself.
             if mean != mean:
                 raise FloatingPointError(f"{name}: loss is not finite near step {step}")
             bar.set_postfix(loss=f"{mean:.4f}")
             recent.clear()
         bar.update()
         if step in marks:
+            # Before the checkpoint below: a kill in between repeats the step and writes this file again.
             write(half_of(average), marks[step])
         if time.monotonic() - saved > save_every:
             save()
             saved = time.monotonic()
     bar.close()
     save()
+    # The checkpoint just saved is of the last step, so a finished stage that is called again comes straight here.
     module.load_state_dict(average.state_dict())
     module.eval().requires_grad_(False)
 
@@ -133,6 +140,7 @@ def save_model(out: Path, vae, model: nn.ModuleDict, tokenizer, scaling_factor: 
     from workbench.models.checkpoints import declare_float32
 
     vae.register_to_config(scaling_factor=scaling_factor)
+    # Copies of the networks: `half` changes in place, and the caller goes on with them in float32.
     pipeline: Any = StableDiffusionPipeline(
         vae=copy.deepcopy(vae),
         text_encoder=copy.deepcopy(model["text_encoder"]),
@@ -196,6 +204,8 @@ def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> floa
         confidence: of the likeliest class, (N,), in 0..1.
         right: whether it is the right one, (N,), bool.
     """
+    # A bin's sum of (confidence - right) is its count times the difference of its means: the count is the weight
+    # already.
     place = (confidence * bins).long().clamp(max=bins - 1)
     total = torch.zeros(bins, dtype=torch.float64)
     total.index_add_(0, place.cpu(), (confidence.double() - right.double()).cpu())
@@ -211,6 +221,7 @@ def held_out_pictures(
         (Pictures, which drawings they show, (384,)).
     """
     g = Generator(device).manual_seed(seed)
+    # 384 = 2 x 192 drawings: 64 concepts in three styles.
     for start in range(0, count, 384):
         drawing = torch.arange(start, start + 384, device=device) % (len(recipe.labels()) - 1)
         ground = artwork.palette().to(device)[recipe.pick(384, len(COLOURS), g)]
@@ -225,6 +236,7 @@ def calibrate(model, art: Artwork, device: torch.device, count: int = 7680) -> f
         The temperature.
     """
     logits, wanted = [], []
+    # Another seed than the reports', so that the calibration error is measured on other pictures than it was fitted to.
     for shown, drawing in held_out_pictures(art, device, count, 2 * 10**9):
         logits.append(model(shown.images).logits)
         wanted.append(drawing // len(STYLES))
@@ -234,6 +246,8 @@ def calibrate(model, art: Artwork, device: torch.device, count: int = 7680) -> f
         log_probs = concept_log_probs(every * (100 / hundredths))
         losses[hundredths / 100] = -log_probs[torch.arange(len(right), device=device), right].mean().item()
     best = min(losses, key=losses.__getitem__)
+    # To divide the last layer divides the logits: the saved network is calibrated, and nobody has to know the
+    # temperature.
     last = [m for m in model.classifier.modules() if isinstance(m, nn.Linear)][-1]
     last.weight.div_(best)
     last.bias.div_(best)
@@ -273,6 +287,7 @@ def critic_report(model, art: Artwork, device: torch.device, count: int = 7680) 
     for shown, _ in held_out_pictures(art, device, count, 10**9):
         found, wanted = model(shown.images).logits, recipe.pose_code(shown.pose)
         edge = artwork.EDGE * (found[:, 0].exp2() - wanted[:, 0].exp2())
+        # Back from the units of `pose_code` to degrees and pixels.
         rest = (found - wanted)[:, 1:] * torch.tensor([30, 16, 16], device=device)
         errors.append(torch.cat([edge[:, None], rest], 1))
         flawed.append(shown.faults.any(1))
@@ -284,7 +299,7 @@ def critic_report(model, art: Artwork, device: torch.device, count: int = 7680) 
 
 
 def held_out_images(art: Artwork) -> Tensor:
-    """The drawings on which nothing was trained, on the named colours in turn, in -1..1."""
+    """Images (N, 3, SIZE, SIZE) in -1..1 of the drawings on which nothing was trained, on the named colours in turn."""
     palette = artwork.palette().to(art.held_out.rgba.device)
     ground = palette[torch.arange(len(art.held_out.rgba)) % len(palette)]
     return artwork.over(art.held_out.rgba, ground[:, :, None, None]) * 2 - 1

@@ -40,6 +40,7 @@ def uniform(g: Generator, shape: tuple[int, ...], low: float = 0.0, high: float 
 
 def draw_faults(count: int, g: Generator, clean: float = CLEAN) -> Tensor:
     """Which faults each of `count` pictures gets, (count, 7): none, one, or two different ones."""
+    # A random order of all faults: its first two are different ones.
     order = uniform(g, (count, len(FAULTS))).argsort(1)
     faults = F.one_hot(order[:, 0], len(FAULTS)).bool()
     faults |= F.one_hot(order[:, 1], len(FAULTS)).bool() & (uniform(g, (count, 1)) < SECOND)
@@ -56,6 +57,7 @@ def rendering(drawing: Tensor, faults: Tensor, g: Generator, part: str = "all") 
     """
     counts = torch.tensor(list(artwork.POSES.values()))
     starts = counts.cumsum(0) - counts
+    # The three faults of pose as bits of a number -> their place in POSES, which is ordered otherwise.
     code = torch.zeros(8, dtype=torch.long)
     for place, (small, aslant, displaced) in enumerate(artwork.POSES):
         code[small + 2 * aslant + 4 * displaced] = place
@@ -86,6 +88,7 @@ def compose(rgba: Tensor, ground: Tensor, faults: Tensor, clutter: Tensor, g: Ge
     images = torch.where(washed, images + (haze - images) * strength, images)
     sigma, soft = uniform(g, (n,), 1.0, 2.2), blurred.view(n).nonzero()[:, 0]
     images[soft] = blur(images[soft], sigma[soft])
+    # Grain comes after the blur, which would smooth it away.
     cells = torch.randn(n, 1, size // 3, size // 3, generator=g, device=g.device)
     grain = F.interpolate(cells, size=size, mode="bicubic") * uniform(g, (n, 1, 1, 1), 0.07, 0.16)
     images = torch.where(grainy, images + grain, images)

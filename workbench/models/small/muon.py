@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 def orthogonalised(x: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrices, nearly, by Newton and Schulz's iteration, (N, rows, columns)."""
+    # x x^T is the smaller of the two products where x is wide.
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
+    # The iteration needs singular values of at most 1, and the Frobenius norm bounds the largest.
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    # Jordan's coefficients, made for few steps: singular values end near 1 and not exactly at it.
     for _ in range(steps):
         square = x @ x.mT
         x = 3.4445 * x + torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315) @ x
@@ -41,6 +44,7 @@ class Muon(torch.optim.Optimizer):
         """Take one step."""
         assert closure is None
         for group in self.param_groups:
+            # Weights of one shape are stacked, so that many small products become one of a batch.
             alike: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
@@ -53,6 +57,7 @@ class Muon(torch.optim.Optimizer):
                 grads = [p.grad for p in params if p.grad is not None]
                 weights: list[Tensor] = list(params)
                 torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
+                # Nesterov's momentum: the gradient counts once more than in the average.
                 ahead = torch._foreach_lerp(grads, averages, group["momentum"])
                 update = orthogonalised(torch.stack([x.flatten(1) for x in ahead]))
                 size = group["lr"] * max(1.0, rows / columns) ** 0.5

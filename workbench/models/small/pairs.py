@@ -58,6 +58,7 @@ def plan(
     Args:
         models: the first draws 60 % of the images, the others share the rest.
         steps, guidance: drawn uniformly from these.
+        seed: of the plan; images have 10^7 seeds for each plan, so that two plans share no noise.
     """
     rng, rest = random.Random(seed), len(models) - 1
     weights = [0.6, *[0.4 / rest] * rest] if rest else [1.0]
@@ -107,7 +108,7 @@ def _batches(drawings: Sequence[Drawing], size: int) -> Iterator[list[int]]:
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
-    """An image as AVIF."""
+    """An image (H, W, 3) as the bytes of an AVIF file."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "AVIF", quality=QUALITY, subsampling="4:4:4", speed=6, max_threads=1)
     return stream.getvalue()
@@ -141,6 +142,7 @@ def rows(
     The reward is that of the images as they are stored.
     """
     coded = [encode(image) for image in images]
+    # Scored as decoded again: compression changes pixels, and a label must be true of what training sees.
     stored = np.stack([np.asarray(Image.open(io.BytesIO(jpg)).convert("RGB")) for jpg in coded])
     parts = reward.parts(stored, [d.caption for d in drawings])
     total = np.sum(list(parts.values()), axis=0)
@@ -152,6 +154,7 @@ def rows(
     for start in range(0, len(drawings), GROUP):
         for pair in PAIRS:
             i, j = (start + place for place in pair)
+            # A number is drawn for ties too, so that the other labels do not depend on how many ties there are.
             label_0 = label(total[i] - total[j], slope, tie, rng.random())
             row: dict[str, Any] = {
                 "are_different": uids[i] != uids[j],
@@ -188,9 +191,11 @@ def write(made: Sequence[Mapping[str, Any]], path: Path) -> None:
     exact = {name: pa.float32() for name in made[0] if name.startswith(("reward_", *(f"{part}_" for part in PARTS)))}
     table = pa.Table.from_pylist([dict(row) for row in made])
     for i, field in enumerate(table.schema):
+        # A column of None alone would have no type, unlike Pick-a-Pic's.
         kind = pa.timestamp("us") if field.name == "created_at" else exact.get(field.name, field.type)
         table = table.set_column(i, field.name, table.column(i).cast(kind))
     with in_place(path) as partial:
+        # The dictionary must hold all images: beyond its limit, 1 MiB by default, parquet stores repeated ones again.
         pq.write_table(table, partial, compression="zstd", dictionary_pagesize_limit=2**25, write_statistics=False)
 
 

@@ -107,6 +107,7 @@ class Prompt(NamedTuple):
 
 
 def _one(noun: str) -> str:
+    # By sound: an umbrella, but a unicorn.
     return f"{'an' if noun[0] in 'aeio' or noun.startswith('um') else 'a'} {noun}"
 
 
@@ -145,6 +146,7 @@ def split() -> dict[str, list[Prompt]]:
         {"train": 1544 prompts, "validation": 128, "test": 128, "unseen": 120}, always the same; "unseen" are the
         concepts of `UNSEEN` in the style that they were never seen in.
     """
+    # The order of the draws below decides the sets. The shipped pairs rest on it: do not change it.
     rng = random.Random(0)
     sets: dict[str, list[Prompt]] = {"train": [], "validation": [], "test": [], "unseen": []}
     for concept in CONCEPTS:

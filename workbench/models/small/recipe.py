@@ -83,6 +83,7 @@ def autoencoder_loss(vae, scorer, art: Artwork, batch: int) -> Loss:
         with torch.no_grad():
             wanted = features(images)
         seen = sum((a - b).square().sum(1).mean() for a, b in zip(features(decoded), wanted, strict=True))
+        # diffusers sums the divergence over elements; all other terms are means.
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return 4 * error.square().mean() + error.abs().mean() + 0.5 * gradients + 0.05 * seen + 1e-3 * kl
 
@@ -93,6 +94,7 @@ def autoencoder_loss(vae, scorer, art: Artwork, batch: int) -> Loss:
 def psnr(vae, images: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image's reconstruction, in dB, (N,)."""
     decoded = torch.cat([vae.decode(vae.encode(x).latent_dist.mean).sample for x in images.split(64)])
+    # Halved: the range -1..1 has a peak of 2, and the formula assumes 1.
     return -10 * ((decoded.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3)).log10()
 
 
@@ -103,6 +105,7 @@ def latent_pool(vae, art: Artwork, count: int, g: Generator, batch: int = 512) -
     Returns:
         Latents, (count, C, 8, 8), in half precision on a GPU, and each one's caption as an index into `captions`.
     """
+    # Concepts in the style of UNSEEN are kept from the denoiser alone: scorer and judge must know them.
     seen = torch.tensor([UNSEEN.get(c) != s for c, s in itertools.product(CONCEPTS, STYLES)]).nonzero()[:, 0]
     latents, captions = [], []
     half = torch.float16 if g.device.type == "cuda" else torch.float32
@@ -285,6 +288,7 @@ def image_loss(model, draw: Draw, batch: int) -> Loss:
     held: list[Any] = [-1, None]
 
     def loss(g: Generator) -> Tensor:
+        # `build.fit` seeds g with the step: BLOCK steps share a draw, and a resumed run cuts the same batch out of it.
         block, place = divmod(g.initial_seed(), BLOCK)
         if held[0] != block:
             with torch.no_grad():
@@ -365,6 +369,7 @@ def new_text_encoder(folder: Path):
     bpe.train_from_iterator(itertools.chain(captions(), *probes().values()), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     bpe.model.save(str(folder))
+    # The first line of merges.txt is its version.
     merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text("utf-8").splitlines()[1:]]
     vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=16)  # type: ignore[arg-type]
@@ -430,7 +435,10 @@ def denoiser_loss(
     def loss(g: Generator) -> Tensor:
         chosen = pick(batch, len(latents), g)
         x0 = latents[chosen].float() * scale
+        # The last row of tokens is the empty caption.
         text = caption[chosen].masked_fill(uniform(g, (batch,)) < 0.1, len(tokens) - 1)
+        # One timestep from each of `batch` equal parts of the axis: less noise than independent draws. Rounding may
+        # reach 1000.
         t = ((torch.arange(batch, device=g.device) + uniform(g, (batch,))) / batch * 1000).long().clamp(max=999)
         eps = torch.randn(x0.shape, generator=g, device=g.device)
         a = abar[t].view(-1, 1, 1, 1)

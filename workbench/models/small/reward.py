@@ -73,7 +73,7 @@ class Reward:
         return np.sum(list(self.parts(images, captions).values()), axis=0)
 
     def parts(self, images: NDArray[np.uint8], captions: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Each of PARTS, (N,)."""
+        """The parts that the reward is the sum of, by name (PARTS), each (N,), in nats."""
         return rewards(images, captions, self.scorer(images), self.critic(images))
 
 
@@ -99,6 +99,7 @@ def rewards(
         "concept": concept_likelihood(scored, captions).clip(min=-6),
         "colour": -4 * np.abs(middle - wanted).mean(1),
         "place": -place.clamp(max=4).numpy(),
+        # 1e-6: an image of one colour has no edges, and gets the worst value and no division by 0.
         "sharpness": -2 * (1 - 4 * step / (ramp + 1e-6) / 0.65).clip(min=0),
         "contrast": -2 * (1 - (high - low) / 0.55).clip(min=0),
         "cleanliness": -12 * np.abs(frame - middle[:, None]).mean((1, 2)),

@@ -30,6 +30,7 @@ def image_model(kind: str, art: Artwork, work: Path, out: Path, *, steps: int, b
     draw = recipe.posed(art) if kind == "critic" else recipe.labelled(kind, art)
     lr, muon = (1.5e-3, 0.01) if kind == "judge" else (2e-3, 0.02)
     build.fit(kind, model, recipe.image_loss(model, draw, batch), work, steps=steps, lr=lr, muon=muon, ema_decay=0.998)
+    # Statistics before temperature: the temperature must fit the logits of the network as it is saved.
     recipe.settle(model, draw, batch, batches=48 if device.type == "cuda" else 8)
     if kind == "critic":
         report = build.critic_report(model, art, device)
@@ -68,6 +69,7 @@ def denoiser(art: Artwork, work: Path, out: Path, *, steps: int, batch: int, poo
     vae.load_state_dict(_full(work / "autoencoder-final.pt"))
     vae = vae.to(device).eval().requires_grad_(False)
     latents, caption = recipe.latent_pool(vae, art, pool, Generator(device).manual_seed(10**9))
+    # Latents of unit variance, as the noise has: that is what the schedule assumes.
     scale = 1 / latents[:20_000].float().std().item()
     torch.manual_seed(11)
     tokenizer, text_encoder = recipe.new_text_encoder(work / "tokenizer")
@@ -107,6 +109,6 @@ def verdicts(
 
 
 def _full(path: Path) -> dict[str, torch.Tensor]:
-    """A state in single precision."""
+    """Read a state dict that was kept in half precision, as float32."""
     state = torch.load(path, weights_only=True, map_location="cpu")
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
