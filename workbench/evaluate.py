@@ -89,6 +89,7 @@ def main(**options: Any) -> None:
          --seeds 5 --steps 50 --guidance 7.5 --dtype float16 --paper sd15 --output reports/evaluation/sd15
     """
     silence_transformers()
+    # Imported here, so that --help does not wait for it.
     from workbench.analysis.evaluation_report import evaluate
     from workbench.evaluation import Request
     from workbench.tracking import ui_command

@@ -85,6 +85,7 @@ def main(
     # Whatever can be missing is loaded before anything is written.
     backends, reward, sets = pairs.load_models(models, place), Reward(scorers or ASSETS, place), split()
     out.mkdir(parents=True, exist_ok=True)
+    # Asked before the images are drawn, which takes minutes.
     require_own(out, *(f"{name}_prompts.txt" for name in PROMPTS), "train.parquet", "validation.parquet")
     for name in PROMPTS:
         with output_file(out / f"{name}_prompts.txt") as path:

@@ -60,6 +60,7 @@ def main(
     silence_transformers()
     place, wanted = pick_device(device), only or tuple(STAGES)
     work.mkdir(parents=True, exist_ok=True)
+    # The verdict alone needs no artwork, and so no npm.
     if set(wanted) != {"verdict"}:
         art = artwork.load(work / "artwork").to(place)
         batch = 64 * batch_factor

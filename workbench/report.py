@@ -27,6 +27,7 @@ def main(study: str | None, chosen: tuple[str, ...], out: Path, parameters: tupl
       python -m workbench.report
       python -m workbench.report --study default --notebook divergence -p smoothing=3 -p formats=pdf
     """
+    # Imported here, so that --help does not wait for it.
     from workbench.analysis.report import make_report
 
     study, page = make_report(study, out, chosen, parameters, say=click.echo)

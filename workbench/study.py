@@ -34,6 +34,7 @@ maybe_name_argument = click.argument("name", metavar="[NAME]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(name: str | None, as_json: bool) -> None:
     """Trials by state, the best, who works on it and how long it may take; without a name, all studies."""
+    # Each command imports what it needs by itself, so that --help does not wait for torch, Optuna and MLflow.
     from workbench.common.paths import storage_url
     from workbench.studies import lifecycle
 
@@ -50,10 +51,11 @@ def status(name: str | None, as_json: bool) -> None:
 
 
 def _standing(study: "Study") -> dict[str, Any]:
-    """How a study stands, as plain values."""
+    """The state of a study as plain values: its trials by state, the best, its workers, the seconds left."""
     from workbench.studies.records import StudyRecord
     from workbench.studies.trials import counts, state_of
 
+    # Not copied: nothing is changed here, and a study may have very many trials.
     trials, several = study.get_trials(deepcopy=False), len(study.directions) > 1
     states = [state_of(trial) for trial in trials]
     asked = StudyRecord.of(study).trials or len(trials)
@@ -106,7 +108,7 @@ def _best(trial: "FrozenTrial") -> dict[str, Any]:
 
 
 def _in_words(standing: dict[str, Any]) -> str:
-    """A study's standing in words."""
+    """What `_standing` returns, as text for a terminal."""
     from workbench.common.markdown import markdown_table
 
     counted = ", ".join(f"{count} {state}" for state, count in standing["trials"].items()) or "none yet"
@@ -252,6 +254,7 @@ def relocate(old: str, new: str) -> None:
     from workbench.common.paths import storage_url
     from workbench.studies import relocation
 
+    # An address stays as it is; a path is made absolute, as MLflow stores it.
     old, new = (each if ":/" in each else str(Path(each).absolute()) for each in (old, new))
     changes = list(relocation.relocate(old, new, storage_url()))
     click.echo("\n".join(f"Changed: {change}" for change in changes) or f"Nothing here lies below {old}.")
@@ -325,6 +328,7 @@ def delete(name: str, yes: bool) -> None:
     from workbench.studies import alterations
 
     client, url = tracking.connect(), storage_url()
+    # Looked up first: the question says what would be lost.
     trials, runs, snapshots = alterations.contents(client, study_name(name), url)
     what = f"{trials} trials, {runs} runs in MLflow and the snapshots of {snapshots} trials"
     _confirm(f"Delete study {name!r} of {storage_place(url)}, with {what}?", yes)

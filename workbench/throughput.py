@@ -189,7 +189,7 @@ def _print(rows: Iterator[dict[str, Any]], head: dict[str, str], place: Path) ->
 
 
 def _number(value: float) -> str:
-    """Two figures, or all of the whole ones."""
+    """A number with two significant digits; from 10 on, all digits before the point."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 

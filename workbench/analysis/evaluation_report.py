@@ -130,8 +130,7 @@ def track(
         tracker.log(0, metrics(job, numbers))
         _attach_files(tracker, job, images)
         for run_id, scores in scores_of_runs(job, numbers["scores"]).items():
-            # Before the run says complete: after a kill here the evaluation is tracked again, and gives the same
-            # scores.
+            # Before the run is complete: after a kill here all is tracked again, and these get the same scores.
             tracking.add_scores(client, run_id, scores)
         state = "complete"
     except KeyboardInterrupt:

@@ -226,7 +226,7 @@ def _points(
 
 
 def _panels(width: float) -> tuple[Figure, dict[str, Axes]]:
-    """A panel a prompt set."""
+    """A figure with one panel a prompt set, and its axes by prompt set."""
     figure, panels = plt.subplots(1, len(PROMPT_SETS), figsize=(width, 3.8))
     for axes, prompts in zip(panels, PROMPT_SETS, strict=True):
         axes.set_title("all prompts" if prompts == "all" else f"{prompts} style", fontsize="medium")

@@ -139,7 +139,7 @@ class OwnKernels(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """How such a kernel is started."""
+        """How a kernel of this interpreter is started."""
         return KernelSpec(argv=make_ipkernel_cmd(), display_name="Python 3 (ipykernel)", language="python")
 
 

@@ -90,7 +90,7 @@ def _number(axes: Axes, search: Search, trials: pl.DataFrame, x: str, y: str) ->
 
 
 def _draw(axes: Axes, trials: pl.DataFrame, x: np.ndarray, y: str, look: Mapping[str, Any]) -> None:
-    """Trials at x, shape (trials,), each as it came out."""
+    """Draw trials at x, shape (trials,), with the look of how each came out (LOOKS)."""
     kinds, values = _kinds(trials), trials[y].to_numpy()
     for kind, how in LOOKS.items():
         axes.plot(x[kinds == kind], values[kinds == kind], **{"mec": look["color"], **look, **how})

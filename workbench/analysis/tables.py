@@ -462,6 +462,7 @@ def save(table: pl.DataFrame, folder: Path | str, name: str) -> Path:
 
 def report_folder(folder: Path | str) -> Path:
     """The folder, made if need be; a relative one lies under $WORKBENCH_HOME, or the working folder."""
+    # Jupyter runs a notebook in the notebook's own folder; `make lab` names the project's in this variable.
     path = Path(os.environ.get("WORKBENCH_HOME", ".")) / folder
     path.mkdir(parents=True, exist_ok=True)
     return path

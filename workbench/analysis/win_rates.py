@@ -25,7 +25,7 @@ def _over_prompts(values: pl.DataFrame, column: str) -> dict[str, Any]:
 
 
 def _groups(scores: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:
-    """Prompt set by prompt set, each model's rows."""
+    """Prompt set, model and that model's scores there, prompt set by prompt set."""
     for (prompts,), whole in scores.group_by("prompts", maintain_order=True):
         for (model,), part in whole.group_by("model", maintain_order=True):
             yield str(prompts), str(model), part

@@ -42,6 +42,7 @@ def sandbox(folder: Path, **environment: str) -> Iterator[None]:
         with chdir(folder):
             yield
     finally:
+        # Cleared first: the work may have set variables that were not there before.
         os.environ.clear()
         os.environ.update(before)
 

@@ -17,7 +17,7 @@ HEAD = f"{'figure':62s} {'median':>9s}  {'10 % to 90 %':>19s}  {'goal':>9s}"
 
 
 def machine(options: Options) -> str:
-    """What was measured on, in a line."""
+    """One line on the machine, Python and torch that figures are measured with."""
     if options.device.type == "cuda":
         name = torch.cuda.get_device_name(options.device)
     else:
@@ -34,7 +34,7 @@ def _cpuinfo() -> list[str]:
 
 
 def line(figure: Figure) -> str:
-    """A figure as it is printed when it is there."""
+    """One line of text for a measured figure, whose columns HEAD names."""
     verdict = "" if figure.met is None else "  met" if figure.met else "  MISSED"
     span = f"{_number(figure.low)} to {_number(figure.high)}"
     return (
@@ -54,13 +54,14 @@ def _number(value: float) -> str:
 
 
 def load(folder: Path) -> list[Figure]:
-    """What an earlier call has measured."""
+    """Read the figures that an earlier call has written to bench.json; none where there is no such file."""
     path = folder / "bench.json"
     return [Figure(**one) for one in json.loads(path.read_text("utf-8"))] if path.is_file() else []
 
 
 def write(figures: Sequence[Figure], folder: Path, options: Options) -> None:
     """Write bench.json, from which a later call goes on, bench.md and bench.png."""
+    # First: a later call makes the table and the figure from it again.
     with output_file(folder / "bench.json") as path:
         path.write_text(json.dumps([figure.as_dict() for figure in figures], indent=1) + "\n", encoding="utf-8")
     rows = [

@@ -73,6 +73,7 @@ def tracking(
         for _ in range(max(4, options.repeats // 3)):
             for name, client in clients.items():
                 chunks[_untracked(name)].append(untracked(records, steps, options.device))
+                # The client knows its store; where artifacts go, the tracker asks the environment.
                 os.environ["MLFLOW_TRACKING_URI"] = stores[name]
                 chunks[name].append(tracked(client, records, steps, FLUSH, options.device))
     yield from _figures(chunks, steps)

@@ -127,8 +127,7 @@ def prepare(client: Client, request: Request) -> Job:
     for name in files:
         for prompt_set in prompts.values():
             reward_models.REWARD_MODELS[name].check(prompt_set.prompts)
-    # Known models and scorers that still have work are described again, so that `write_settings` refuses them if their
-    # files have changed since.
+    # Known models and scorers with work left are described again: `write_settings` refuses them if they have changed.
     wanted = {
         "sampling": request.sampling,
         "prompts": about_prompts,

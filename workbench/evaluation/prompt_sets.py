@@ -110,7 +110,7 @@ def _pick_a_pic(path: Path, what: str) -> Rows:
 
 def _parti(path: Path, what: str) -> Rows:
     text = read_text(path, what)
-    # Prompts contain quotation marks of their own, and some are numbers: nothing is quoted, everything is text.
+    # A prompt's quotation marks are its own, and one that looks like a number stays a text.
     table = pl.read_csv(text.encode(), separator="\t", quote_char=None, infer_schema=False)
     missing = [column for column in ("Prompt", "Category") if column not in table.columns]
     if missing:

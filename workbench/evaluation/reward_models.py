@@ -190,6 +190,7 @@ def _imagereward(files: Files, device: torch.device, batch_size: int) -> Scorer:
         ).to(device)
         seen = vision(pixels).last_hidden_state
         read = text(tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen)
+        # The head reads the text encoder's first token, as the package does.
         return (head(read.last_hidden_state[:, 0])[:, 0] - REWARD_MEAN) / REWARD_STD
 
     return Batched(nn.ModuleList([vision, text, head]), vision.config.image_size, score, device, batch_size)
@@ -300,6 +301,7 @@ REWARD_MODELS: dict[str, RewardModel] = {
     "hpsv2": RewardModel(
         "HPSv2",
         {
+            # By its name before any .pt: a folder may hold v2.1 beside v2.0, whose scores are others.
             "model": Part(
                 "xswu/HPSv2", (*MODEL, "HPS_v2_compressed.pt"), (MODEL, ("HPS_v2_compressed.pt",), ("*.pt",))
             ),

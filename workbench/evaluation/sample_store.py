@@ -112,6 +112,7 @@ def columns(path: Path, rows: int = 0) -> set[str]:
     except UserError:
         log.warning("%s is damaged: drawing it again", path)
         return set()
+    # By index: a damaged file may have a name twice, over which schema.field(name) fails.
     other = [name for name in schema.names if not _is_column(name, schema.field(schema.names.index(name)).type)]
     twice = [name for name in schema.names if schema.names.count(name) > 1]
     if other or twice or rows not in (0, count):

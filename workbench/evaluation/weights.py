@@ -225,6 +225,7 @@ def blip_from_imagereward(path: Path, config: Path) -> tuple[Any, Any, Any]:
                 layer_norm_eps=1e-6,  # as BLIP's own encoder; transformers' default is another
             )
         )
+        # Before the model is built: this config comes from the same stranger as the weights.
         check_declared(med, {name: x.shape for name, x in state.items()}, str(config))
         text = BlipTextModel(
             BlipTextConfig(

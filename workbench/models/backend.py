@@ -83,8 +83,7 @@ class Backend(ABC):
         self.sampler = self.SCHEDULER
         checks.require_sizes(checkpoint, self.DENOISER, self._vae_channels, self.PACKING)
         self._shapes_tried: set[tuple] = set()  # those that `require_fit` found to be taken
-        # The resolution before the process: families of flow matching shift their timestep axis by the size of the
-        # image.
+        # The resolution before the process: flow-matching families shift their timestep axis by the image's size.
         self.resolution = self._checked(resolution) if resolution else self._own_resolution()
         self.process = self._process()
         checks.require_noise(checkpoint, self.process.abar)
@@ -276,8 +275,7 @@ class Backend(ABC):
 
         kind, checkpoint = getattr(diffusers, self.PIPELINE), self.checkpoint
         known = inspect.signature(kind.__init__).parameters
-        # What is no part in model_index.json is a plain argument of the pipeline, such as SDXL's
-        # force_zeros_for_empty_prompt.
+        # Other entries are plain arguments of the pipeline, such as SDXL's force_zeros_for_empty_prompt.
         given: dict[str, Any] = {k: v for k, v in checkpoint.index.items() if k in known and not isinstance(v, list)}
         # No safety checker: it would black out images of random weights, and the comparison needs every image.
         given |= {name: None for name in checkpoint.parts if name in known} | {"requires_safety_checker": False}
@@ -460,15 +458,13 @@ class Backend(ABC):
                 texts = list(captions[chunk])
                 options = self._sampler_options(texts, guidance)
                 with self._precision():
-                    # Latents only: inside of autocast the pipeline would decode in half precision, where the
-                    # autoencoder overflows.
+                    # Latents only: under autocast the autoencoder would decode in half precision, and overflow.
                     latents = pipe(
                         prompt=texts,
                         height=self.resolution,
                         width=self.resolution,
                         num_inference_steps=steps,
-                        # On the CPU, so that diffusers draws the noise there, and a seed means the same noise on every
-                        # device.
+                        # On the CPU: diffusers then draws noise there, and a seed gives the same on every device.
                         generator=[Generator().manual_seed(seed) for seed in seeds[chunk]],
                         output_type="latent",
                         **options,

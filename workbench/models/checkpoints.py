@@ -170,6 +170,7 @@ def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
         UserError: no such folder or hub model, or not a diffusers checkpoint.
         Failure: the hub does not answer, or wants a licence accepted.
     """
+    # First: over a name that is too long, the file system raises an error where a question was asked.
     if not is_place(source) or not is_place(variant) or "/" in variant:
         raise UserError(f"model.path = {shown(source)}, variant {shown(variant)}: nothing has such a name")
     folder = ASSETS / "model" if source == "embedded" else Path(source)

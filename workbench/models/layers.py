@@ -17,8 +17,7 @@ def prepare(denoiser: nn.Module) -> nn.Module:
     for layer in denoiser.modules():
         if isinstance(layer, nn.Linear) and _contiguous not in layer._forward_pre_hooks.values():
             layer.register_forward_pre_hook(_contiguous)
-        # Only torch's own class: a subclass has a forward of its own. To change the class keeps the parameters and
-        # their names.
+        # Not for subclasses, which have a forward of their own. A changed class keeps the parameters' names.
         elif type(layer) is nn.RMSNorm:
             layer.__class__ = _FusedRMSNorm
     return denoiser

@@ -98,8 +98,7 @@ def adapt(
     config = lora_config(denoiser, rank, alpha, targets)
     for name in (REFERENCE, POLICY):  # peft switches on the set that was added last: the policy's, see Adapter
         try:
-            # peft draws the factors on the CPU, whichever device the denoiser is on. The caller's generator stays as it
-            # is.
+            # peft draws the factors on the CPU, on whichever device the denoiser is. The caller's generator is kept.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 denoiser.add_adapter(copy.deepcopy(config), adapter_name=name)
@@ -114,6 +113,7 @@ def adapt(
     policy, reference, pretrained = (Adapter(denoiser, name) for name in (POLICY, REFERENCE, ""))
     for ours, theirs in zip(policy.parameters(), reference.parameters(), strict=True):
         ours.data = ours.data.float()  # peft makes them in the precision of the layer that they adapt
+        # The policy's numbers in the policy's precision, so that both compute alike to the bit.
         theirs.data = ours.data.clone()
         theirs.requires_grad_(False)
         ours.requires_grad_(True)

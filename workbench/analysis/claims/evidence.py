@@ -66,6 +66,7 @@ class Evidence:
             UserError: there is none, or a seed was run twice.
         """
         runs = tables.of_arms(self.runs, arm).sort("seed")
+        # Arms are paired by seed: of two runs with one seed nobody could say which counts.
         twice = runs.filter(pl.col("seed").is_duplicated())
         if not twice.is_empty():
             raise UserError(f"arm {arm!r}: two runs with seed {twice['seed'][0]}; give the study another name")

@@ -3,7 +3,8 @@
 In the paper frozen Diffusion-DPO hardly diverges, the reference follows the policy many times before its threshold
 stops it somewhere in the middle of training, and without a threshold it goes far beyond. Where a study's runs do not do
 that, its verdicts are about another regime than the paper's: a reference that freezes at its first update cannot show
-what updates do. The bounds below were written before the runs that they judge.
+what updates do. The bounds below were written before the runs that they judge; docs/method.md says where each comes
+from.
 """
 
 import math
@@ -19,7 +20,6 @@ from workbench.common.errors import UserError
 from workbench.common.markdown import markdown_table
 from workbench.tracking import study_runs
 
-# Where each bound comes from: docs/method.md, "The paper's regime on a small model".
 TITLE = "The paper's regime"
 RUNS = "These runs are in"  # how the sentence starts where there are no verdicts
 
@@ -51,12 +51,12 @@ class Measure:
         return self.least <= self.value <= self.most
 
     def shown(self, value: float) -> str:
-        """A value of this measure, for people."""
+        """A value of this measure as text: three significant digits, in per cent where it is a share."""
         return f"{value:.3g} %" if self.percent and math.isfinite(value := 100 * value) else f"{value:.3g}"
 
     @property
     def bounds(self) -> str:
-        """The bounds, for people."""
+        """The bounds of this measure as text."""
         if math.isfinite(self.least) and math.isfinite(self.most):
             return f"{self.shown(self.least)} to {self.shown(self.most)}"
         return f"at least {self.shown(self.least)}" if math.isfinite(self.least) else f"at most {self.shown(self.most)}"
@@ -122,6 +122,8 @@ def _mean(runs: pl.DataFrame, column: str) -> float | None:
 def _ratio(above: float | None, below: float | None) -> float | None:
     if above is None or below is None:
         return None
+    # Eq. 8 is a difference of errors: a frozen arm may come out below 0, and any other is then infinitely far beyond
+    # it.
     return above / below if below > 0 else math.inf
 
 

@@ -20,8 +20,7 @@ class FlowMatching(Backend):
         """
         scheduler = self.scheduler
         sigma, time = scheduler.sigmas.flip(0).float(), scheduler.timesteps.flip(0).float()
-        # The scheduler has applied a constant shift itself; one by image size is known only to the pipeline, at every
-        # call.
+        # A constant shift is in the loaded levels already; one by image size is only made at each call of a pipeline.
         if scheduler.config.use_dynamic_shifting:
             sigma = scheduler.time_shift(self._shift(), 1.0, sigma)
             time = scheduler.config.num_train_timesteps * sigma

@@ -99,7 +99,7 @@ class Pose(NamedTuple):
 
 
 def pose(rng: random.Random, small: bool, aslant: bool, displaced: bool) -> Pose:
-    """A random pose: well framed but for the faults named."""
+    """A random pose: well framed but for the faults that are True."""
     edge = rng.uniform(24, 36) if small else rng.uniform(51, 55)
     angle = rng.choice((-1, 1)) * rng.uniform(14, 40) if aslant else 0.0
     if not small and (aslant or displaced):
@@ -230,8 +230,7 @@ def _render(icons: dict[str, dict], workers: int | None) -> Artwork:
     if missing:
         raise UserError(f"artwork: no drawing of {', '.join(missing)} in all of {', '.join(STYLES)}")
     unfit = ("flag", "button", "keycap", "skin-tone", "square", "-oclock", "-thirty")
-    # One generator for all: the order of the draws below decides every rendering, and names are sorted as sets have no
-    # order.
+    # One generator for all: the order of the draws decides every rendering. Names are sorted, since sets have no order.
     slugs, rng = list(CONCEPTS.values()), random.Random(0)
     others = sorted(s for s in shared - set(slugs) if not any(word in s for word in unfit))
     held_out = set(rng.sample(others, HELD_OUT))

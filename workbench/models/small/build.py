@@ -204,8 +204,7 @@ def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> floa
         confidence: of the likeliest class, (N,), in 0..1.
         right: whether it is the right one, (N,), bool.
     """
-    # A bin's sum of (confidence - right) is its count times the difference of its means: the count is the weight
-    # already.
+    # A bin's sum of (confidence - right) is the difference of its means, weighted by its count already.
     place = (confidence * bins).long().clamp(max=bins - 1)
     total = torch.zeros(bins, dtype=torch.float64)
     total.index_add_(0, place.cpu(), (confidence.double() - right.double()).cpu())
@@ -246,8 +245,7 @@ def calibrate(model, art: Artwork, device: torch.device, count: int = 7680) -> f
         log_probs = concept_log_probs(every * (100 / hundredths))
         losses[hundredths / 100] = -log_probs[torch.arange(len(right), device=device), right].mean().item()
     best = min(losses, key=losses.__getitem__)
-    # To divide the last layer divides the logits: the saved network is calibrated, and nobody has to know the
-    # temperature.
+    # To divide the last layer divides the logits: whoever loads the network needs no temperature.
     last = [m for m in model.classifier.modules() if isinstance(m, nn.Linear)][-1]
     last.weight.div_(best)
     last.bias.div_(best)

@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]
-        """Take one step."""
+        """Update all weights that have a gradient."""
         assert closure is None
         for group in self.param_groups:
             # Weights of one shape are stacked, so that many small products become one of a batch.
@@ -60,7 +60,9 @@ class Muon(torch.optim.Optimizer):
                 # Nesterov's momentum: the gradient counts once more than in the average.
                 ahead = torch._foreach_lerp(grads, averages, group["momentum"])
                 update = orthogonalised(torch.stack([x.flatten(1) for x in ahead]))
+                # Larger for tall matrices, as in Jordan's code.
                 size = group["lr"] * max(1.0, rows / columns) ** 0.5
+                # Weight decay apart from the gradient, as in AdamW.
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, [u.view_as(p) for u, p in zip(update, params, strict=True)], alpha=-size)
 

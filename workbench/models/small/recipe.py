@@ -437,8 +437,7 @@ def denoiser_loss(
         x0 = latents[chosen].float() * scale
         # The last row of tokens is the empty caption.
         text = caption[chosen].masked_fill(uniform(g, (batch,)) < 0.1, len(tokens) - 1)
-        # One timestep from each of `batch` equal parts of the axis: less noise than independent draws. Rounding may
-        # reach 1000.
+        # One timestep from each of `batch` equal parts of the axis: less noise than free draws. Rounding can give 1000.
         t = ((torch.arange(batch, device=g.device) + uniform(g, (batch,))) / batch * 1000).long().clamp(max=999)
         eps = torch.randn(x0.shape, generator=g, device=g.device)
         a = abar[t].view(-1, 1, 1, 1)

@@ -52,6 +52,7 @@ def autoencoder(art: Artwork, work: Path, scorer: Path, *, steps: int, batch: in
     device = art.clutter.device
     if not (scorer / "config.json").exists():
         raise UserError(f"{scorer}: no scorer there; run the stage scorer first")
+    # Initial weights come from torch's own generator; batches have generators of their own, see `build.fit`.
     torch.manual_seed(10)
     vae = recipe.new_autoencoder().to(device)
     loss = recipe.autoencoder_loss(vae, ImageModel(scorer, device).model, art, batch)
