@@ -63,6 +63,7 @@ def delete(client: tracking.Client, name: str, url: str) -> None:
         for run in study_runs.all_runs(client, own):
             client.delete_run(run.info.run_id)
         shutil.rmtree(recovery.snapshot_folder(study, 0).parent, ignore_errors=True)
+        # Last: a repetition after a kill finds the study by its name here.
         optuna.delete_study(study_name=name, storage=study._storage)
 
 
@@ -77,8 +78,10 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
     """
     with locked(url):
         there = optuna.get_all_study_names(open_storage(url))
+    # `lifecycle.search_findings` names the studies of the tuning so.
     beside = [old for old in there if re.fullmatch(rf"{re.escape(name)}-tuning(-\d+)?", old)]
     names = {old: new + old.removeprefix(name) for old in (name, *beside)}
+    # All are checked before the first is changed.
     for old, changed in names.items():
         with _idle(client, old, url) as (study, own):
             study_runs.find_study(client, own)  # in the trash it could not get another name
@@ -90,6 +93,7 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
             if snapshots.is_dir():
                 snapshots.rename(state_path("studies", f"{changed}-{own.token}"))
             with open_storage(url).engine.begin() as connection:
+                # Optuna has no call that renames a study.
                 query = text("UPDATE studies SET study_name = :new WHERE study_name = :old")
                 connection.execute(query, {"old": old, "new": changed})
     return [*names.values()]
@@ -139,6 +143,7 @@ def forget(client: tracking.Client, name: str, number: int, url: str) -> list[in
 
 def _belonging(trials: Sequence[FrozenTrial], number: int) -> set[int]:
     """Numbers of all attempts at the trial of which one has this number, and of trials that copied its result."""
+    # Attempts lead back to the first one, which all attempts at a trial share.
     first = [*recovery.attempts(trials, number)][-1]
     same = {t.number for t in trials if [*recovery.attempts(trials, t.number)][-1] == first}
     return same | {t.number for t in trials if TrialRecord.of(t).copied_from in same}
@@ -148,6 +153,7 @@ def _mark_forgotten(url: str, trials: Sequence[FrozenTrial]) -> None:
     """Take the results from trials that have ended, which Optuna's interface refuses to change."""
     with open_storage(url).engine.begin() as connection:
         for trial in trials:
+            # Done by a call that was cut short: the database refuses a second attribute of this name.
             if TrialRecord.of(trial).forgotten:
                 continue
             which = {"id": trial._trial_id}
@@ -179,6 +185,7 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
         assert study is not None
         if not StudyRecord.of(study).token:
             lifecycle.give_token(study)
+        # First: the trial of a worker that died would count as running, and nothing could be changed.
         recovery.recover(study)
         running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
         if running:
@@ -188,6 +195,7 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
         own = lifecycle.study_id(study, url)
         if not study_runs.own_parents(client, own, deleted=True):
             reconcile.adopt(client, own, statuses(study))  # of a study made before there were tokens
+        # Those in the trash too: a deletion that was cut short has put them there already.
         for parent in study_runs.own_parents(client, own, deleted=True):
             lifecycle.require_original(parent, own)
         yield study, own

@@ -32,7 +32,7 @@ from workbench.training.provenance import datasets, describe, provenance
 from workbench.training.run import execute
 from workbench.training.snapshots import Snapshots
 
-PROGRESS_INTERVAL = 10.0  #: seconds between two records of a trial's progress
+PROGRESS_INTERVAL = 10.0  #: seconds between two records of a trial's progress, each a write to a shared database
 
 
 class TrialTakenError(RuntimeError):
@@ -90,6 +90,8 @@ class Attempt:
         except BaseException as error:
             self.error = error
             self.reason = hide_passwords(str(error))
+            # Before Optuna sees the error and ends the trial, which then takes no attribute; and before the delivery,
+            # in which the process may be killed: a stop without its reason may count as a crash (`trials.crashes`).
             self._store_reason(trial, error)
             if self._tracker is not None:
                 with suppress(Failure):  # what cannot be delivered now waits on disk
@@ -103,6 +105,7 @@ class Attempt:
         records.write(trial, process=this_process())
 
     def _store_reason(self, trial: Trial, error: BaseException) -> None:
+        # Any other error leaves no reason, and the trial is tried again (`trials.counts`).
         fields = {TrialPruned: "pruned", FloatingPointError: "failed", KeyboardInterrupt: "interrupted"}
         if type(error) in fields:
             with suppress(UpdateFinishedTrialError):
@@ -132,10 +135,13 @@ class Attempt:
         trials = self.study.get_trials(deepcopy=False)
         numbers = [*recovery.attempts(trials, trial.number)]
         folders = [recovery.snapshot_folder(self.study, number) for number in numbers]
+        # Each attempt writes into a folder of its own, since a worker that was taken for dead may still be writing.
+        # It resumes from the snapshots of earlier attempts too.
         self._snapshots = snapshots = Snapshots(
             folders[0], config.snapshots.interval, config.snapshots.keep, folders[1:]
         )
         self._tracker = self._track(trial, config, prepared)
+        # A kill before this line leaves a run that only its process ties to the trial (`TrialStatus.has`).
         records.write(trial, run_id=self._tracker.run_id)
         reported = {step: v for number in numbers[1:] for step, v in trials[number].intermediate_values.items()}
         measured: dict[str, float] = {}
@@ -144,14 +150,18 @@ class Attempt:
             resumed = not metrics  # a run that resumes calls once, before its first step, with nothing measured
             if resumed:
                 self._repeat_reports(trial, step, reported)
+            # Metrics come at different steps; a trial that is pruned is judged by the last value of each.
             measured.update(metrics)
             self.on_step(step)
+            # The run has written the snapshot before it calls this (`training.run.execute`), so the record never
+            # claims one that is not there. After the last step the run takes none.
             if not resumed and snapshots.due(step) and step < config.train.steps:
                 self._write(trial, snapshot=step)
             reason = self._collapsed(step, metrics) or self._pruned(trial, step, metrics)
             if reason or time.monotonic() - self._last_progress > PROGRESS_INTERVAL:
                 self._write_progress(trial, step, config)
             if reason:
+                # Optuna accepts no constraint once the trial has ended, which it does as soon as this raises.
                 constrain(trial, self.experiment.sweep, measured)
                 raise TrialPruned(reason)
 
@@ -181,7 +191,11 @@ class Attempt:
         )
 
     def _repeat_reports(self, trial: Trial, step: int, reported: Mapping[int, float]) -> None:
-        """Report to the pruner what earlier attempts had reported up to the step that this one resumes from."""
+        """Report to the pruner what earlier attempts had reported up to the step that this one resumes from.
+
+        Each attempt is a trial of its own in Optuna, and would otherwise lack the beginning of its curve. What came
+        after that step is run, and reported, again.
+        """
         for earlier, value in sorted(reported.items()):
             if earlier <= step:
                 trial.report(value, earlier)
@@ -239,13 +253,18 @@ class Attempt:
             if not frozen.state.is_finished():
                 return
             self._tracker.end(state_of(frozen), self.reason, self._patience())
+        # Last: what a kill before this leaves, `recovery.remove_unused_snapshots` removes.
         if counts(frozen) and self._snapshots is not None:
             self._snapshots.discard()
 
     def _patience(self) -> float:
-        """Seconds to wait for a tracking store that is away; a process that was told to stop has little time."""
+        """Seconds to wait for a tracking store that is away.
+
+        A process that was told to stop has little time: the stop is forced after `common.signals.PATIENCE`.
+        """
         return 5.0 if isinstance(self.error, KeyboardInterrupt) else 60.0
 
     def _frozen(self) -> FrozenTrial:
         assert self.trial is not None
+        # From the database: the `Trial` object does not see what another process has done to the trial.
         return self.study.get_trials(deepcopy=False)[self.trial.number]

@@ -52,6 +52,7 @@ class Doctor:
         lost = [*self.lost_studies(name)]
         yield from lost
         names = lifecycle.names(self.url)
+        # A lost study has been reported already, and is not in this database, where `require_study` would refuse it.
         if name is not None:
             names = [] if lost and name not in names else [name]
         for each in names:
@@ -62,6 +63,7 @@ class Doctor:
         """What is wrong with the tracking store, and with runs that belong to no trial."""
         waiting = delivery.undelivered() if self.dry_run else delivery.deliver(self.client)
         for run in waiting:
+            # Without `dry_run` this is what a delivery has just left undone, so there is nothing more to try.
             yield Finding(f"run {run}: has not delivered everything it logged", False if self.dry_run else None)
         for what in reconcile.close_dead_runs(self.client, dry_run=self.dry_run):
             yield Finding(what, not self.dry_run)
@@ -89,6 +91,7 @@ class Doctor:
 
     def study(self, study: Study) -> Iterator[Finding]:
         """What is wrong with a study."""
+        # Optuna first: the checks below make the runs agree with it.
         yield from self._repaired(recovery.to_recover(study), partial(self._recover, study))
         try:
             parent = yield from self._parent(study)
@@ -106,10 +109,12 @@ class Doctor:
         unused = [int(path.name) for path in recovery.unused_snapshots(study)]
         problems = [f"snapshots of trial {trial}: no attempt will resume from them" for trial in unused]
         yield from self._repaired(problems, partial(recovery.remove_unused_snapshots, study))
+        # Without its settings, which earlier versions did not store, a study cannot be summarised.
         if not self.dry_run and StudyRecord.of(study).settings is not None:
             lifecycle.finish_study(study, self.client, number, lifecycle.stored_experiment(study))
 
     def _repaired(self, problems: list[str], repair: Callable[[], object]) -> Iterator[Finding]:
+        """Problems as findings, repaired unless `dry_run`; one call of `repair` is for all of them."""
         if problems and not self.dry_run:
             repair()
         yield from (Finding(problem, not self.dry_run) for problem in problems)

@@ -80,6 +80,7 @@ class Experiment:
         settings = without(declared, "sweep.tuning", "sweep.arms") | {"sweep.arms": arms}
         config = resolve(settings)
         space = tuple(read_space(config))
+        # Made to be checked, before anything runs, and thrown away: each worker makes its own.
         read_sampler(config.sweep, space)
         read_pruner(config.sweep)
         return cls(declared, sweep, tuned, settings, config, space, tuple(_with_seeds(config, settings, space)))
@@ -96,7 +97,7 @@ class Experiment:
 
     @property
     def trials(self) -> int:
-        """How many finished trials the study is to have in all."""
+        """How many finished trials the study is to have in all; with `sweep.trials = 0` the arms alone."""
         return self.sweep.trials or len(self.arms)
 
     def changed(self, layer: Settings) -> "Experiment":
@@ -123,9 +124,11 @@ class Experiment:
             config = resolve(merge(settings, overrides))
             point = arm_point(config.flat(), self.space)
             for dimension in self.space:
+                # Without a coordinate, `suggest` would let the sampler choose a value that the arm does not have.
                 if dimension.name in point:
                     dimension.suggest(trial)  # returns the arm's own value; the sampler learns from it
             return config
+        # In the order declared: what one dimension chooses decides whether the setting of a later one exists.
         for dimension in self.space:
             if dimension.name in resolve(settings).flat():
                 settings = merge(settings, {dimension.name: dimension.suggest(trial)})
@@ -142,6 +145,7 @@ class Experiment:
         if not sweep["constraints"]:
             del sweep["constraints"]  # studies made before there were constraints lack the key
         settings = {key: value for key, value in self.config.flat().items() if not key.startswith("snapshots.")}
+        # Through JSON, as it comes back from the database: tuples would differ from the lists that they become there.
         return json.loads(json.dumps(settings | {f"sweep.{key}": value for key, value in sweep.items()}))
 
 
@@ -176,6 +180,7 @@ def times(name: str, value: Any, factor: Any) -> float:
     """
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in (value, factor)):
         raise UserError(f"{name} = {value!r} times {factor!r}: both must be numbers")
+    # Unrounded, 0.1 * 3 is 0.30000000000000004 in labels, tables and the study's definition.
     product = float(f"{value * factor:.3g}")
     return int(product) if isinstance(value, int) and product.is_integer() else product
 
@@ -194,7 +199,9 @@ def _final_arms(sweep: Sweep, declared: Settings, tuned: Tuned) -> dict[str, dic
             raise UserError(f"sweep.arms.{name}.like = {model!r}: expected an arm that is tuned itself: {others}")
         own = own_settings(arm)
         existing = arm_config(name, declared, own).flat()
+        # What was tuned for another arm may not exist under the choices of this one.
         own |= {key: value for key, value in tuned.get(model, {}).items() if key in existing}
+        # Once more, since `times` multiplies what tuning has chosen.
         existing = arm_config(name, declared, own).flat()
         for key, factor in dict(arm.get("times", {})).items():
             if key not in existing:

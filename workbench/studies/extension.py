@@ -64,6 +64,7 @@ def extend(study: Study, experiment: Experiment, url: str) -> Iterator[str]:
         )
     for dimension in experiment.space:
         if dimension.name not in stored.get("sweep.space", {}):
+            # Every trial is checked before the first one is changed.
             values = {t.number: _value(t, dimension, experiment, study.study_name) for t in trials}
             _place(study, url, dimension, {n: value for n, value in values.items() if value is not None})
             yield f"dimension {dimension.name}"
@@ -73,6 +74,7 @@ def extend(study: Study, experiment: Experiment, url: str) -> Iterator[str]:
             attributes = trial_attributes(arm=arm.name, name=arm.label, overrides=dict(arm.overrides))
             study.enqueue_trial(dict(arm.point), user_attrs=attributes)
             yield f"arm {arm.label}"
+    # Last: as long as the definition is the old one, a repetition after a kill does all of this again.
     write_study(study, definition=experiment.definition())
 
 
@@ -102,6 +104,7 @@ def _place(study: Study, url: str, dimension: Dimension, values: Mapping[int, An
     with open_storage(url).engine.begin() as connection:
         for number, value in values.items():
             trial = trials[number]
+            # Placed already, by a call that was cut short: the database refuses a second value of a parameter.
             if trial.state == TrialState.WAITING or dimension.name in trial.params:
                 continue
             row = {
@@ -111,7 +114,8 @@ def _place(study: Study, url: str, dimension: Dimension, values: Mapping[int, An
                 "distribution": distribution_to_json(dimension.distribution),
             }
             connection.execute(text(f"{columns} VALUES (:id, :name, :value, :distribution)"), row)
-    for number, value in values.items():  # what waits is not placed yet, but its settings are
+    # A waiting trial has no coordinates yet. When it starts, Optuna takes them from its `fixed_params`.
+    for number, value in values.items():
         if trials[number].state == TrialState.WAITING:
             fixed = trials[number].system_attrs.get("fixed_params", {}) | {dimension.name: value}
             study._storage.set_trial_system_attr(trials[number]._trial_id, "fixed_params", fixed)

@@ -101,11 +101,13 @@ def open_study(experiment: Experiment, name: str, url: str) -> Study:
         tqdm.write(f"Study {name}: {what} added.")
     if added:  # Optuna keeps what it has once read of trials that have ended
         study = optuna.load_study(study_name=name, storage=open_storage(url))
+    # A study may be started again with another number of trials, or with other settings of snapshots.
     write_study(study, **_resumable(experiment))
     return study
 
 
 def _new_token(name: str) -> str:
+    # Twelve hexadecimal digits: `storage.is_draft` recognises a draft by them.
     return digest(name, time.time_ns(), os.urandom(8))[:12]
 
 
@@ -184,6 +186,7 @@ def search_findings(
             break
         study = f"{name}-tuning" if number == 1 else f"{name}-tuning-{number}"
         run(tuning.search(experiment, new), study)
+        # By address, since the tracking store may have another study of this name.
         parts.append(tracking.load_runs(identity(study).address))
         findings = tuning.read(experiment, tried, pl.concat(parts, how="diagonal_relaxed"))
         new = findings.further
@@ -216,6 +219,7 @@ def _run_study(experiment: Experiment, name: str, workers: int) -> Study:
     _check(experiment, prepared=workers > 0)
     study, own, parent = start(experiment, name, url, client)
     with delivery.require_reachable():
+        # In this order: an outbox may say that a run ended otherwise than its trial, and Optuna has the last word.
         delivery.deliver(client)
         reconcile.reconcile_runs(client, parent, statuses(study))
     to_run = remaining(study, experiment.trials, running=False)
@@ -266,6 +270,7 @@ def _complete_study(experiment: Experiment, name: str, url: str, client: trackin
         study = find_study(name, open_storage(url))
         if study is None or remaining(study, experiment.trials, running=False):
             return None
+        # The command was killed after the last trial: the caller goes on, and so completes the study's run.
         if not study_runs.is_complete(client, study_id(study, url)):
             return None
         return open_study(experiment, name, url)
@@ -322,6 +327,7 @@ def require_original(parent: tracking.Run, own: StudyId) -> None:
     """
     place = parent.data.tags.get(tags.STORAGE, own.storage)
     host, _, path = place.partition(":")
+    # A database on another machine cannot be looked into, so a copy from there is not noticed.
     if place != own.storage and host == platform.node() and has_study(Path(path), own.token):
         raise UserError(
             f"study {own.name!r} in {own.storage} is a copy; its runs in this tracking store belong to {place}. Go on "
@@ -358,12 +364,15 @@ def finish_study(
 
     While the tracking store is away, that is left to `python -m workbench.study doctor`.
     """
+    # First of all, and not cut short by a signal: trials go back to the queue even where the tracking store is away,
+    # or a scheduler is about to kill this process.
     with held("SIGINT", "SIGTERM", "SIGHUP"), locked(storage_url(), PATIENCE):
         recover(study)
         remove_unused_snapshots(study)
     if not delivery.wait_until_reachable(seconds=60):
         return
     try:
+        # Without the lock, which workers of other commands need: uploads may take long.
         with delivery.require_reachable():
             delivery.deliver(client)
         # Under the lock, since two commands may come to their end at once: the later one sees that none is left.

@@ -74,6 +74,7 @@ class TrialRecord:
         for name in ("interrupted", "failed", "pruned"):
             if found.get(name) is True:  # a reason that had no text
                 found[name] = "no reason given"
+        # The name of a metric has a slash; no other attribute's has.
         metrics = {key: value for key, value in stored.items() if "/" in key and isinstance(value, float)}
         return cls(**found, metrics=metrics)
 

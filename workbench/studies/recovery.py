@@ -34,6 +34,7 @@ def to_recover(study: Study) -> list[str]:
     """What `recover` would do, a line for each trial."""
     trials = study.get_trials(deepcopy=False)
     lost = {t.number for t in trials if lost_worker(t)}
+    # Optuna's public call finds stale trials only in order to fail them.
     stale_ids = set(study._storage._get_stale_trial_ids(study._study_id))  # type: ignore[attr-defined]
     stale = {t.number for t in trials if t._trial_id in stale_ids} - lost
     return [
@@ -113,6 +114,7 @@ def unused_snapshots(study: Study) -> list[Path]:
     trials = study.get_trials(deepcopy=False)
     # An open trial needs the snapshots of all its attempts, since the newest of them may be damaged.
     used = {attempt for last in _open(trials) for attempt in attempts(trials, last.number)}
+    # A folder with a number beyond these trials may be of one that has begun since they were read.
     every = (path for path in snapshot_folder(study, 0).parent.glob("*") if path.name.isdigit())
     unused = (path for path in every if int(path.name) in range(len(trials)) and int(path.name) not in used)
     return sorted(path for path in unused if snapshot_files(path) or not any(path.iterdir()))

@@ -29,6 +29,7 @@ def relocate(old: str, new: str, url: str) -> Iterator[str]:
     Raises:
         UserError: the tracking store is behind a server.
     """
+    # First, since it refuses a store behind a server before anything is changed.
     for table, count in artifacts.relocate(old, new).items():
         if count:
             yield f"{count} artifact locations of {table}"

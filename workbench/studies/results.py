@@ -34,6 +34,7 @@ def open_search(name: str) -> Study:
     """
     url = storage_url()
     file = make_url(url).database if url.startswith("sqlite") else None
+    # Whether the file is there is asked first: opening an sqlite database creates it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that heartbeats are experimental
         study = None if file and not Path(file).exists() else find_study(name, open_storage(url))
@@ -61,6 +62,7 @@ def _inside(trial: FrozenTrial, sweep: Sweep) -> bool:
 def read(study: Study) -> Search:
     """A study's search as data."""
     sweep, best = _declared(study), {trial.number for trial in study.best_trials}
+    # Choices of one setting may be of several types, a column has one type.
     kinds = {name: str if d["type"] == "CategoricalDistribution" else float for name, d in sweep.space.items()}
     rows = [
         {
@@ -127,6 +129,7 @@ def importance(study: Study) -> pl.DataFrame:
 
 def _shares(trials: list[FrozenTrial], settings: list[str], values: np.ndarray) -> dict[str, float]:
     """Each setting's share in explaining values, shape (trials,), by fANOVA; the shares sum to 1."""
+    # In memory, with the ranks as values. Its direction has no influence on importance.
     study = optuna.create_study()
     study.add_trials(
         optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
@@ -140,8 +143,10 @@ def _predictable(trials: list[FrozenTrial], settings: list[str], values: np.ndar
     columns: list[list[float]] = []
     for name in settings:
         distribution = trials[0].distributions[name]
+        # On a logarithmic dimension no logarithm is needed: trees split by order alone.
         inside = [distribution.to_internal_repr(trial.params[name]) for trial in trials]
         choices = len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 0
+        # A column a choice: the indices of choices would give them an order that they do not have.
         columns += [[float(value == choice) for value in inside] for choice in range(choices)] if choices else [inside]
     forest = RandomForestRegressor(200, oob_score=True, random_state=0).fit(np.array(columns).T, values)
     return max(0.0, float(forest.oob_score_))

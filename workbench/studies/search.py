@@ -40,6 +40,7 @@ class Search:
         Raises:
             UserError: there is none.
         """
+        # Metrics have a slash in their names, settings a dot.
         known = [name for name in self.trials.columns if "/" in name]
         for metric in metrics:
             if metric not in known:

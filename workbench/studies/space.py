@@ -137,6 +137,7 @@ def read_sampler(sweep: Sweep, space: Sequence[Dimension], offset: int = 0) -> s
     try:
         with warnings.catch_warnings():  # a worker makes its sampler before it has silenced anything
             warnings.simplefilter("ignore", ExperimentalWarning)
+            # Two alike: the trial below draws from one, so that the other is returned with its random numbers unused.
             tried, sampler = (sampler_class(**options, seed=seed) for _ in range(2))
     except Exception as error:  # each sampler checks its options in its own way
         raise UserError(f"sweep.sampler_options = {options}: {error}") from None
@@ -181,6 +182,7 @@ def constrain(trial: Trial, sweep: Sweep, measured: Mapping[str, float]) -> None
         measured: metrics; one that is missing or not finite exceeds its bound by infinity.
     """
     for metric, bound in sweep.constraints.items():
+        # Optuna refuses NaN as a constraint; infinity is beyond every bound.
         excess = measured.get(metric, math.inf) - bound
         trial.set_constraint(metric, excess if math.isfinite(excess) else math.inf)
 
@@ -193,6 +195,7 @@ def outcome(trial: Trial, sweep: Sweep, final: Mapping[str, float]) -> float | t
     Raises:
         FloatingPointError: an objective or a constrained metric is not finite.
     """
+    # Optuna would only mark such a trial as failed, and failed trials without a reason are tried again.
     for metric in (*sweep.objectives, *sweep.constraints):
         if not math.isfinite(final[metric]):
             raise FloatingPointError(f"{metric} = {final[metric]} at the end: not finite")

@@ -46,6 +46,7 @@ def locked(url: str, patience: float = 0.0) -> Iterator[None]:
         try:
             stack.enter_context(exclusive(url, patience=patience))
         except (SQLAlchemyError, ImportError, OSError) as error:
+            # ImportError: the driver of PostgreSQL is not installed.
             raise _unreachable(url, error) from None
         yield
 
@@ -65,9 +66,12 @@ def open_storage(url: str) -> RDBStorage:
         Failure: the database cannot be opened.
     """
     sqlite = url.startswith("sqlite")
+    # sqlite lets a writer wait this many seconds for another one, where the driver's default is 5. Other databases: a
+    # connection that the server has closed meanwhile is replaced before it is used.
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
     patience = grace()
     try:
+        # Four heartbeats a grace, so that a late one costs nobody a trial.
         storage = RDBStorage(
             url, engine_kwargs=options, heartbeat_interval=max(1, patience // 4), grace_period=patience
         )
@@ -120,8 +124,10 @@ def create_whole(
     draft = f"{name}.{token}.draft"
     fill(optuna.create_study(study_name=draft, storage=storage, directions=directions))
     with storage.engine.begin() as connection:
+        # Optuna has no call that renames a study.
         rename = text("UPDATE studies SET study_name = :name WHERE study_name = :draft")
         connection.execute(rename, {"name": name, "draft": draft})
+    # Loaded anew, since the object that was filled keeps the draft's name.
     return optuna.load_study(study_name=name, storage=storage)
 
 
@@ -129,6 +135,7 @@ def has_study(path: Path, token: str) -> bool:
     """Whether an sqlite database, which is not changed, has the study with this token."""
     query = "SELECT 1 FROM study_user_attributes WHERE key = 'token' AND value_json = ?"
     try:
+        # Read only: sqlite would otherwise create a database that is not there.
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
             return connection.execute(query, (json.dumps(token),)).fetchone() is not None
     except sqlite3.Error:  # it is not there, or no study database
@@ -150,6 +157,7 @@ def _one_writer(engine: Engine) -> None:
 
     @event.listens_for(engine, "connect")
     def _disable_implicit_begin(connection: Any, record: Any) -> None:
+        # Otherwise the driver begins transactions by itself, and without the write lock.
         connection.isolation_level = None
 
     @event.listens_for(engine, "begin")

@@ -34,6 +34,7 @@ class LongStudy:
         sampled = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
         for i in range(finished):
             trial = sampled.ask()
+            # Called so that random values are chosen for the trial; the configuration is not needed.
             experiment.trial_config(trial)
             sampled.tell(trial, float(np.sin(i)))
         with locked(url):
@@ -46,6 +47,7 @@ class LongStudy:
         """Take the next trial as a worker does, under the lock and with the sampler's choice; it ends at once."""
         with locked(self.url):
             recover(self.study)
+            # The number is not needed, but a worker counts before each trial: its time belongs to what is measured.
             remaining(self.study, 10**6, running=True)
             trial = self.study.ask()
             self.experiment.trial_config(trial)

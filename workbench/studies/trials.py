@@ -31,6 +31,7 @@ STATES = {
 def crashes(trial: FrozenTrial) -> int:
     """How many attempts in a row, this failed one included, ended without a snapshot or an orderly stop."""
     record = TrialRecord.of(trial)
+    # A snapshot is progress, and an orderly stop is not the trial's fault: both begin the count anew.
     return 0 if record.snapshot is not None or record.interrupted else record.crashes + 1
 
 
@@ -54,6 +55,7 @@ def state_of(trial: FrozenTrial) -> str:
 def statuses(study: Study) -> dict[int, TrialStatus]:
     """Every trial by its number, as its run has to be; forgotten trials have no runs."""
     found = {}
+    # Without copies, here and elsewhere: trials are only read, and Optuna would copy every one at each call.
     for trial in study.get_trials(deepcopy=False):
         record = TrialRecord.of(trial)
         if not record.forgotten:
@@ -78,6 +80,7 @@ def feasible(trial: FrozenTrial) -> bool:
 
 def measured(trial: FrozenTrial, sweep: Sweep) -> dict[str, float]:
     """Final metrics of a trial: those shown, those constrained and, if it is complete, the objectives."""
+    # Of a constrained metric that is not among those shown, only the excess over its bound is stored.
     values = {metric: excess + sweep.constraints[metric] for metric, excess in trial.constraints.items()}
     values |= TrialRecord.of(trial).metrics
     if trial.state == TrialState.COMPLETE:
@@ -118,6 +121,7 @@ def summary(study: Study, config: Config) -> str:
         if len(sweep.objectives) > 1 and trial.number in front:
             mark = ", on the front"
         value = values.get(first, 0.0) * (-1 if direction == "maximize" else 1)
+        # False sorts before True: complete trials, within the constraints, on the front come first; then by value.
         rank = (not complete, not feasible(trial), trial.number not in front, value)
         rows.append((rank, (trial.number, *cells, state_of(trial) + mark, label_of(trial))))
     rows.sort(key=lambda row: row[0])

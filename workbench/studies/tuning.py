@@ -65,6 +65,7 @@ def _combinations(factors: Sequence[Sequence[float]], design: str) -> Iterator[t
     middle = (1.0,) * len(factors)
     yield middle
     for place, own in enumerate(factors):
+        # A factor of 1 is the middle once more.
         yield from ((*middle[:place], factor, *middle[place + 1 :]) for factor in own if factor != 1)
 
 
@@ -76,6 +77,7 @@ def search(experiment: Experiment, tried: Mapping[str, Candidate]) -> Experiment
     """Some candidates as an experiment of its own, of which they are the arms."""
     sweep = experiment.declared_sweep
     extra = sweep.tuning.settings
+    # What the search sets for all its runs (a seed and prompts of its own) takes precedence over an arm's value.
     arms = {
         label: {k: v for k, v in own_settings(sweep.arms[candidate.arm]).items() if k not in extra} | candidate.values
         for label, candidate in tried.items()
@@ -105,6 +107,7 @@ class Findings:
         best: dict[str, str] = {}
         for label, candidate in self.tried.items():
             arm, score = candidate.arm, self.scores.get(label)
+            # Of equal scores the first stays; in a star the arm's own values come first.
             if score is not None and (arm not in best or self.sign * (score - self.scores[best[arm]]) > 0):
                 best[arm] = label
         return {arm: self.tried[label].values for arm, label in best.items()}
@@ -143,6 +146,7 @@ class Findings:
         if len(values) < 2 or best not in (values[0], values[-1]):
             return None
         neighbour = values[1] if best == values[0] else values[-2]
+        # Factors multiply, so one step further is the same ratio once more.
         return best * best / neighbour
 
 

@@ -92,14 +92,17 @@ def work(assignment: Assignment, events: Connection) -> None:
         with stop_on_signals("SIGTERM") as stop_requested:
             run_trials(assignment, events, stop_requested)
     except KeyboardInterrupt:
-        pass
+        pass  # the exit code is 0, so that a worker that was told to stop is not replaced
     except (UserError, Failure) as error:
         with contextlib.suppress(OSError):
+            # Sent instead of raised: another worker would meet the same, so none shall take this one's place.
             events.send((type(error).__name__, str(error)))
     except Exception as error:
         print_uncaught(error)
         sys.exit(1)
     finally:
+        # A SIGTERM that comes while the process ends would give it the exit code of a crash, and the command would
+        # start another worker.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -119,6 +122,7 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
     parent = multiprocessing.parent_process()
 
     def stopping() -> bool:
+        # A command that is killed cannot stop its workers, so they look whether it is still there.
         return stop_requested() or (parent is not None and not parent.is_alive())
 
     def send(kind: str, value: Any) -> None:
@@ -129,9 +133,11 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
     prepare = Preparations()  # for all trials of this process, which mostly share what they need
     prepare(experiment.config)  # before a trial is taken, since it may take long
     study = optuna.load_study(study_name=assignment.study.name, storage=open_storage(url))
+    # The number of trials differs from one start of the study to the next; 1000 leaves room for a pool's indices.
     offset = assignment.index + 1000 * len(study.get_trials(deepcopy=False)) + _task_number()
     study.sampler, study.pruner = experiment.sampler(offset), experiment.pruner()
     try:
+        # Only with the tracking store at hand is a trial taken, since its run is created at once.
         while not stopping() and (client := delivery.wait_until_reachable(stopping)):
             with ExitStack() as lock:
                 # Until the trial has this process's name, no other worker may look: it would find a running trial
@@ -152,11 +158,13 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
                     stopping=stopping,
                 )
                 try:
+                    # Numbers that are not finite concern this trial alone: it has failed, the worker takes the next.
                     study.optimize(attempt, n_trials=1, catch=(FloatingPointError,))
                 except Exception as error:
                     if not attempt.was_taken(error):
                         raise
                 finally:
+                    # Held until here only if the attempt ended before it had claimed its trial.
                     lock.close()
                     attempt.finish()
             send("trial", None)
@@ -168,6 +176,7 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
 def _task_number() -> int:
     """A number that differs between commands of one job, which would otherwise sample alike; 0 outside of a job."""
     task = [f"{name}={os.environ[name]}" for name in TASK_VARIABLES if name in os.environ]
+    # A checksum, since Python's `hash` of a text is another in every process.
     return zlib.crc32(" ".join([platform.node(), *task]).encode()) if task else 0
 
 
@@ -182,6 +191,7 @@ class WorkerPool:
         self.assignment = assignment
         self.started = 0
         self.workers: dict[Connection, Any] = {}
+        # A forked worker could not use a GPU that this process has used, and inherits locks that its threads hold.
         self._context = multiprocessing.get_context("spawn")
 
     def start(self) -> None:
@@ -193,6 +203,7 @@ class WorkerPool:
         process.start()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        # The worker has a copy. As long as one is open here, reading does not end when the worker dies.
         writer.close()
         self.started += 1
         self.workers[reader] = process
@@ -212,6 +223,7 @@ class WorkerPool:
 
     def stop(self) -> None:
         """Request all workers to stop, and wait for them; a KeyboardInterrupt meanwhile ends the waiting."""
+        # All are told before the first is waited for, so that they take their snapshots at the same time.
         for process in self.workers.values():
             process.terminate()
         for process in self.workers.values():
@@ -267,6 +279,7 @@ class _Supervisor:
             self.pool.stop()
             raise
         finally:
+            # After an error, or a second Ctrl-C, workers are left. Their trials are found as lost and queued again.
             self.pool.kill()
             self.bar.close()
         for error in self.errors:
@@ -278,12 +291,14 @@ class _Supervisor:
         elif event.kind in ("UserError", "Failure"):
             self.errors.append((UserError if event.kind == "UserError" else Failure)(event.value))
         else:
+            # A trial has ended, or its worker has: the steps of this attempt are no longer under way.
             self.steps.pop(event.worker, None)
             self.show_ended()
             if event.kind == "exited" and event.value:
                 self.replace_worker(event.value)
 
     def show_ended(self) -> None:
+        # Other commands' trials too, since they count for the study like this command's.
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in self.seen:
                 self.seen.add(trial.number)

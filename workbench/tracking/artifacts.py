@@ -44,12 +44,14 @@ def check_artifacts(client: MlflowClient) -> None:
     folder = local_path(found.artifact_location)
     if folder is None:  # a server or an object store, which is asked when the first artifact is sent
         return
+    # A server that hands out a plain path lets its clients write there themselves.
     if tracking_uri().startswith("http"):
         _require_shared(folder)
     else:
         _require_in_place(client, found, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Writing is the only sure test: permission bits say nothing about a read-only mount or a full disk.
         with NamedTemporaryFile(dir=folder, prefix=".probe-"):
             pass
     except OSError as error:
@@ -62,6 +64,7 @@ def check_artifacts(client: MlflowClient) -> None:
 def _require_shared(folder: Path) -> None:
     """Refuse a server that lets clients write artifacts themselves, to a path that this machine does not have."""
     host = urlparse(tracking_uri()).hostname
+    # A server here has the same paths; a folder that both machines have mounted is right too.
     if host in ("localhost", "127.0.0.1", "::1") or folder.is_dir():
         return
     raise Failure(
@@ -80,8 +83,10 @@ def _require_in_place(client: MlflowClient, found: Experiment, folder: Path) -> 
         # A missing project folder was moved; a missing `mlruns` in an existing one has only not been needed yet.
         if not folder.exists() and not folder.parent.exists():
             raise _moved(folder.parent, database.parent)
+    # An artifact folder outside of the old project has not moved with the database, so it is still the right one.
     elif folder.is_relative_to(Path(chosen_for).parent) and not _same_file(Path(chosen_for), database):
         raise _moved(Path(chosen_for).parent, database.parent)
+    # The place is right, but the database is not noted yet, or by another path. Only a noted one shows a later move.
     if chosen_for != str(database):
         client.set_experiment_tag(found.experiment_id, tags.STORE, str(database))
 
@@ -117,6 +122,7 @@ def relocate(old: str, new: str) -> dict[str, int]:
         raise UserError(
             "relocate: a tracking server does not change artifact locations; set MLFLOW_TRACKING_URI to its database"
         )
+    # MLflow's client cannot change a location, so its tables are changed directly.
     engine, changed = create_engine(uri), {}
     with engine.begin() as connection:  # all or nothing
         metadata = MetaData()
@@ -135,6 +141,7 @@ def relocate(old: str, new: str) -> dict[str, int]:
             if (moved := _moved_location(path, old, new)) is not None:
                 row = update(table).where(table.c.run_uuid == run, table.c.key == key)
                 connection.execute(row.values(value=f"{host}:{moved}"))
+        # Without this `check_artifacts` would still take the store for one that was moved, and refuse it.
         database = database_path()
         if database is not None:
             table = Table("experiment_tags", metadata, autoload_with=engine)
@@ -148,6 +155,7 @@ def _moved_location(location: str | None, old: str, new: str) -> str | None:
     """A location below `old` as it is below `new`; None if it lies elsewhere."""
     for before, after in _spellings(old.rstrip("/"), new.rstrip("/")):
         if location == before:
+            # `mlflow-artifacts:/` has lost its slash to `rstrip`, and is no address without it.
             return f"{after}/" if after.endswith(":") else after
         if location is not None and location.startswith(f"{before}/"):
             return after + location[len(before) :]

@@ -40,6 +40,7 @@ def deliver(client: MlflowClient) -> list[str]:
                     "run %s: the store refused something (%s), kept in %s", outbox.run_id, outbox.refused, outbox.folder
                 )
         except Exception as error:
+            # An error of any kind: the outboxes of other runs are delivered all the same.
             left.append(outbox.run_id)
             log.warning("run %s: still waits in %s (%s)", outbox.run_id, outbox.folder, in_short(error))
         finally:
@@ -80,6 +81,7 @@ def deliver_outbox(client: MlflowClient, outbox: Outbox) -> None:
             else:
                 records[0]["refused"] = in_short(error)
 
+    # Where `send` raises, the next batch is never requested, so the outbox does not count this one as accepted.
     for batch in outbox.batches():
         send(batch)
 
@@ -96,12 +98,17 @@ def is_away(error: BaseException) -> bool:
     elif isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
     else:
+        # The two exceptions are about one file, and a retry meets them again; other errors of the system are the
+        # network's, or a full disk's.
         return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
+    # 401 and 403: a login that is wrong or has expired. 404: a run of another store. 408, 425, 429: too slow, too
+    # early, too many requests.
     return status >= 500 or status in (401, 403, 404, 408, 425, 429)
 
 
 def _metrics(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
     metrics = [Metric(k, v, record["time"], record["step"]) for record in records for k, v in record["values"].items()]
+    # The outbox never splits a record, so a step with more values than one request may have is split here.
     for start in range(0, len(metrics), LIMIT):
         client.log_batch(outbox.run_id, metrics=metrics[start : start + LIMIT])
 
@@ -122,6 +129,7 @@ def _inputs(client: MlflowClient, outbox: Outbox, records: list[Record], tries: 
     MLflow looks a data set up and then inserts it. Of two runs that do so at once, one violates MLflow's uniqueness
     constraint; when it tries again, it finds the other's row.
     """
+    # 36 characters are the longest digest that MLflow accepts.
     inputs = [
         DatasetInput(
             Dataset(
@@ -138,6 +146,7 @@ def _inputs(client: MlflowClient, outbox: Outbox, records: list[Record], tries: 
         except MlflowException:
             if not left:
                 raise
+            # A pause of random length, so that the same two runs do not collide again.
             time.sleep(0.1 * random.random())
 
 
@@ -149,12 +158,14 @@ def _artifact(client: MlflowClient, outbox: Outbox, records: list[Record]) -> No
 def _remove(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
     """Remove a folder of artifacts; one that is not there, since a first try removed it, is no error."""
     folder = records[0]["folder"]
+    # MLflow's client has no call that deletes artifacts, the repository behind it has.
     if client.list_artifacts(outbox.run_id, folder):
         get_artifact_repository(client.get_run(outbox.run_id).info.artifact_uri).delete_artifacts(folder)
 
 
 def _image(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
     _artifact(client, outbox, records)
+    # MLflow's own `log_image` marks a run that has images by this tag.
     client.set_tag(outbox.run_id, MLFLOW_LOGGED_IMAGES, True)
 
 
@@ -163,6 +174,7 @@ def _table(client: MlflowClient, outbox: Outbox, records: list[Record]) -> None:
     _artifact(client, outbox, records)
     tables = json.loads(client.get_run(outbox.run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
     table = {"path": outbox.path(records[0]).name, "type": "table"}
+    # A second delivery must not list the table twice.
     if table not in tables:
         client.set_tag(outbox.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*tables, table]))
 
@@ -193,7 +205,7 @@ _SENDERS: dict[str, Callable[[MlflowClient, Outbox, list[Record]], None]] = {
 
 @contextmanager
 def require_reachable() -> Iterator[None]:
-    """For requests to the store that cannot be made later.
+    """Around requests that cannot wait in an outbox: a store that is away becomes one line for the user.
 
     Raises:
         Failure: the tracking store has gone away since it was connected to.
@@ -226,6 +238,7 @@ def wait_until_reachable(
                 log.warning("%s; waiting until it is back", error)
             warned = True
         again = time.monotonic() + pause
+        # In short naps, so that a stop is noticed at once and not after a pause of up to 30 seconds.
         while time.monotonic() < again:
             if stopping() or time.monotonic() - begin > seconds:
                 return None

@@ -25,7 +25,7 @@ SHEET, PRETRAINED_SHEET = "samples.png", "pretrained.png"  #: artifacts with the
 
 
 def load_runs(study: str, runs: str = "") -> pl.DataFrame:
-    """The ended trials of a study: run_id, name, arm, state, every parameter as text, every last metric.
+    """The ended trials of a study: run_id, name, arm, state, every parameter as text, the last value of every metric.
 
     Complete and pruned ones: interrupted attempts were run again, failed ones have no end to compare.
 
@@ -53,6 +53,7 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
             "artifacts": run.info.artifact_uri,
         }
         rows.append(about | run.data.params | run.data.metrics)
+    # All rows decide the type of a column: by default polars looks at the first hundred, which may lack a metric.
     frame = pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame()
     if runs and not frame.is_empty():
         wanted = [name.strip() for name in runs.split(",")]
@@ -81,6 +82,7 @@ def load_history(runs: pl.DataFrame) -> pl.DataFrame:
             frames.append(pl.read_parquet(path).with_columns(about))
     if not frames:
         raise UserError("no run of the study has a history yet")
+    # Runs log different metrics, by their method: a column that a run lacks is null in its rows.
     return pl.concat(frames, how="diagonal")
 
 
@@ -102,6 +104,7 @@ def load_samples(runs: pl.DataFrame) -> pl.DataFrame:
             content = json.loads(path.read_text("utf-8"))
             about = [pl.lit(row[key]).alias(key) for key in ("run_id", "name", "arm")]
             table = pl.DataFrame(content["data"], schema=content["columns"], orient="row", infer_schema_length=None)
+            # A column of whole numbers or nulls would have another type than in the next run: `concat` refuses that.
             scores = pl.exclude("caption", "seed").cast(pl.Float64)
             frames.append(table.select(*about, "caption", pl.col("seed").alias("image_seed"), scores))
     if not frames:
@@ -115,7 +118,7 @@ def load_sheets(runs: pl.DataFrame, pretrained: bool = False) -> dict[str, np.nd
     Seeds and prompts come in the order of `load_samples`. Runs without samples are left out.
 
     Args:
-        pretrained: the pretrained model's instead.
+        pretrained: load the images that the pretrained model drew for the same prompts and seeds.
     """
     sheets = {}
     with tempfile.TemporaryDirectory() as folder:

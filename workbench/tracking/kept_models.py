@@ -27,6 +27,7 @@ def kept_model(client: MlflowClient, source: str) -> tuple[dict[str, str], Path]
         Failure: the store does not hand them out.
     """
     run_id, at, step = source.partition("@")
+    # Checkpoint folders have leading zeros (`checkpoints/000100`), people write 100.
     step = step.lstrip("0")
     try:
         run = client.get_run(run_id)

@@ -63,6 +63,7 @@ class Outbox:
             self._files.mkdir(parents=True, exist_ok=True)
             # Others look for journals. The lock comes first, or one of them could deliver from a live run's outbox.
             self.acquire()
+            # Unbuffered: once `write` returns, the system has the line, and a kill of this process cannot lose it.
             self._stream = self._journal.open("ab", buffering=0)
 
     def acquire(self) -> bool:
@@ -84,6 +85,7 @@ class Outbox:
         with self._append, self._disk_errors():
             size = os.fstat(self._stream.fileno()).st_size
             try:
+                # On a disk that is nearly full the system may accept the beginning of a line without an error.
                 if self._stream.write(line) < len(line):
                     raise OSError(ENOSPC, os.strerror(ENOSPC))
             except OSError:
@@ -108,6 +110,7 @@ class Outbox:
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
+        """Errors of the disk become one line that names the folder and the remedy."""
         try:
             yield
         except OSError as error:
@@ -146,6 +149,7 @@ class Outbox:
         values, end = 0, self.accepted
         for line in self._lines():
             record = _parse(line)
+            # LIMIT fills a batch by itself, so that a record of another kind travels alone and in order.
             more = len(record["values"]) if record["kind"] == METRICS else LIMIT
             if batch and values + more > LIMIT:
                 yield from self._deliver(batch, end)
@@ -161,6 +165,7 @@ class Outbox:
         refused = [record for record in batch if "refused" in record]
         if refused:
             self.refused = self.refused or refused[0]["refused"]
+            # Before the mark: a kill in between writes them twice, the other order would lose them.
             with self._rejects.open("a", encoding="utf-8") as stream:
                 stream.writelines(_encode(record) + "\n" for record in refused)
         # First the mark that the batch is accepted, then its files go: a kill in between leaves files that nobody
@@ -168,6 +173,7 @@ class Outbox:
         with in_place(self._accepted) as partial:
             partial.write_text(str(end), encoding="utf-8")
         for record in batch:
+            # A rejected record keeps its file, since it may be the only copy of what the run logged.
             if "file" in record and "refused" not in record:
                 shutil.rmtree(self.path(record).parent, ignore_errors=True)
 
@@ -176,9 +182,11 @@ class Outbox:
         if self._stream is not None:
             self._stream.close()
         if not self.waiting:
+            # First the journal, by which others find outboxes: what a kill leaves behind is then never taken for one.
             self._journal.unlink(missing_ok=True)
             if not self._rejects.exists():
                 shutil.rmtree(self.folder, ignore_errors=True)
+        # Last: no other process may deliver from the outbox while it is being removed.
         self._lock.release()
 
 

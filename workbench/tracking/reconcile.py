@@ -29,7 +29,7 @@ class TrialStatus(NamedTuple):
     """A trial as Optuna has it.
 
     Attributes:
-        state: in the words that runs have.
+        state: what the run's tag `tags.STATE` has to say; "running" or "waiting" while the trial has not ended.
         run_id: of the run that tracks it; None if its worker has not stored it, or has not created one.
         process: that runs or ran it.
     """
@@ -73,6 +73,7 @@ def reconcile_runs(client: MlflowClient, parent: str, trials: Trials, *, dry_run
         if trial is None or trial.state in ("running", "waiting"):  # not ours to end, or its worker will end it
             continue
         state = trial.state
+        # Tag and status are set by two requests (`end_run`), so a kill in between may leave only one of them right.
         before = (run.info.status, run.data.tags.get(tags.STATE))
         if before != (STATUS.get(state, "KILLED"), state):
             changes.append(f"run of trial {number}: is {before[0]} ({before[1] or 'no state'}), its trial {state}")
@@ -145,6 +146,7 @@ def adopt(client: MlflowClient, study: StudyId, trials: Trials, *, dry_run: bool
             return found or parent
         target = found
         if found is None and len(own) == len(of_trials):
+            # No other study has trials under this parent, so the runs without a trial under it are the study's too.
             target, own = parent, runs
         if target is None:
             target = client.get_run(open_study(client, study, parent.data.tags.get(tags.NOTE, "")))

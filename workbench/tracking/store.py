@@ -40,6 +40,7 @@ CLIENT_ENVIRONMENT = {
 }
 
 
+#: Variables that send requests through a proxy. Programs read them in upper or in lower case.
 PROXIES = [name for kind in ("HTTP", "HTTPS", "ALL") for name in (f"{kind}_PROXY", f"{kind.lower()}_proxy")]
 
 
@@ -62,10 +63,12 @@ def connect() -> MlflowClient:
     else:
         ready = _require_database(uri)
     try:
+        # `mlflow.artifacts` takes no client: it asks the store of this global address.
         mlflow.set_tracking_uri(uri)
         # Two processes that create the tables at once both fail, so one at a time does it.
         with nullcontext() if ready else exclusive(uri, "schema"):
             client = MlflowClient(uri)
+            # A client alone asks nothing: only a request shows whether the store answers.
             client.search_experiments(max_results=1)
         return client
     except Exception as error:  # whatever the store's driver raises
@@ -82,6 +85,7 @@ def _require_server(uri: str) -> None:
 
     host = urlsplit(uri).hostname or ""
     if host in ("localhost", "127.0.0.1", "::1"):
+        # A proxy would look for `localhost` on its own machine.
         exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (exempt, host)))
     try:

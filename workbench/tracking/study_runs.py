@@ -126,6 +126,7 @@ def study_names(client: MlflowClient) -> list[str]:
     here, names = storage_place(), list[str]()
     runs = _search(client, f"tags.`{tags.KIND}` = 'study'")
     runs.sort(key=_touched, reverse=True)
+    # Sorting is stable: within each of the two groups the order by time stays.
     runs.sort(key=lambda run: run.data.tags.get(tags.STORAGE, here) != here)
     for run in runs:
         name = run.data.tags[tags.STUDY]
@@ -170,7 +171,10 @@ def own_parents(client: MlflowClient, study: StudyId, *, deleted: bool = False) 
 
 
 def all_runs(client: MlflowClient, study: StudyId) -> list[Run]:
-    """Every run with a study's token, parents last. Those in the trash are left out."""
+    """Every run with a study's token. Those in the trash are left out.
+
+    Parents come last, so that a change of all runs which is cut short leaves the study where people find it.
+    """
     runs = _search(client, f"tags.`{tags.TOKEN}` = '{study.token}'")
     return sorted(runs, key=lambda run: run.data.tags.get(tags.KIND) == "study")
 
@@ -210,6 +214,7 @@ def open_group(client: MlflowClient, name: str, note: str) -> Run:
         UserError: the name belongs to a study of another database, or its run is in the trash.
     """
     found = parents(client, name)
+    # A parent run without this tag is from an earlier version, and counts as this database's.
     own = [run for run in found if run.data.tags.get(tags.STORAGE, storage_place()) == storage_place()]
     for run in own:
         if is_deleted(run):
@@ -363,6 +368,7 @@ def set_runs_aside(client: MlflowClient, runs: Sequence[Run], study: str) -> str
     about = {tags.STUDY: name, tags.KIND: "study", tags.NOTE: f"Runs set aside from study **{study}**."}
     aside = client.create_run(experiment(client).experiment_id, run_name=name, tags=about)
     for run in runs:
+        # With an empty token no search for the study's runs finds them any more.
         moved = {tags.PARENT: aside.info.run_id, tags.STUDY: name, tags.TOKEN: ""}
         client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in moved.items()])
     client.set_terminated(aside.info.run_id, "KILLED")

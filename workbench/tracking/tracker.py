@@ -62,6 +62,7 @@ class Tracker:
         seconds: float = 5.0,
     ):
         all_tags = {key: hide_passwords(value) for key, value in tags.items()}
+        # By these a run that a dead process left open is recognised and ended later (`reconcile`).
         all_tags |= {PROCESS: this_process(), STATE_FOLDER: state_place()} | ({PARENT: parent} if parent else {})
         try:
             check_artifacts(client)  # before anything is trained that could not be kept
@@ -83,7 +84,9 @@ class Tracker:
         self._away = ""
         self._attached = self._urgent = self._gave_up = self._ended = self._over = False
         self._wake, self._attempted = threading.Event(), threading.Condition()
+        # The first delivery comes at once: parameters and data sets wait already.
         self._wake.set()
+        # A daemon thread does not keep a process alive that is done; what it has not delivered is on disk.
         self._thread = threading.Thread(target=self._deliver, name="tracking", daemon=True)
         self._thread.start()
 
@@ -93,6 +96,7 @@ class Tracker:
         self._rows.setdefault(step, {}).update(metrics)
         self._outbox.add(METRICS, step=step, values=dict(metrics))
         self._values += len(metrics)
+        # While the store is away, the thread alone decides when to retry.
         if self._values >= self._flush and not self._away:
             self._values = 0
             self._wake.set()
@@ -104,6 +108,7 @@ class Tracker:
             place.mkdir()
             image = Image.fromarray(pixels)
             image.save(place / f"{name}.png")
+            # The size of MLflow's own previews.
             image.thumbnail((256, 256))
             image.save(place / f"{name}+compressed.webp")
 
@@ -164,6 +169,7 @@ class Tracker:
                 with suppress(Exception):
                     end_run(self.client, self.run_id, tags)
             self._wait_until_delivered(2.0 if self._gave_up else patience)
+            # From here on the thread starts no delivery; it closes the outbox and ends.
             self._over = True
             self._wake.set()
             self._thread.join(5.0)  # no longer: it may be in the middle of a request that hangs
@@ -227,6 +233,7 @@ class Tracker:
                 if time.monotonic() - since > patience and not uploading:
                     self._gave_up = True
                     return False
+                # Not only woken: one delivery may take long, and shows its progress by what has been accepted.
                 self._attempted.wait(0.2)
         return True
 
@@ -235,6 +242,7 @@ class Tracker:
         pause = self._seconds
         while True:
             self._wake.wait(pause)
+            # Before the delivery: what is logged during it wakes the thread once more.
             self._wake.clear()
             if self._over:
                 break
@@ -251,9 +259,12 @@ class Tracker:
                         self.name, in_short(error), self._outbox.folder,
                     )  # fmt: skip
                 self._away = in_short(error)
+                # A process that waits for its end notices within two seconds that the store is back.
                 pause = min(2 * pause, 2.0 if self._urgent else 15.0)
             with self._attempted:
                 self._attempted.notify_all()
+        # By this thread and not by `end`, which may give up waiting: the lock is held as long as a delivery may be
+        # under way.
         self._outbox.close()
 
 

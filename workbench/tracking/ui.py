@@ -52,6 +52,7 @@ def claim_links(client: MlflowClient, study: str, claims: Mapping[int, Sequence[
     for run in children(client, parent):
         of_arm = numbers.get(run.data.tags.get(tags.ARM, ""), [])
         wanted = f" {' '.join(map(str, of_arm))} "
+        # A run of no claim would get "  ": one that never had the tag is left as it is.
         if run.data.tags.get(tags.CLAIMS, "  ") != wanted:
             client.set_tag(run.info.run_id, tags.CLAIMS, wanted)
     inside = f"{_of_study(parent)} AND tags.`{tags.CLAIMS}` LIKE"
