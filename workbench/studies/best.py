@@ -57,7 +57,7 @@ def retrain(
     """Train as a trial did and save the model; stopped, the same call goes on from the last snapshot.
 
     Args:
-        config: the trial's.
+        config: the trial's configuration.
         output: an empty folder, which becomes a diffusers folder.
         on_step: called after each step with what was measured after it.
         stopping: whether to stop; asked before each batch.
@@ -68,6 +68,7 @@ def retrain(
         KeyboardInterrupt: it was stopped.
     """
     label = f"{study.study_name}-{StudyRecord.of(study).token}-{number}"
+    # Not in the trial's folder, where `recovery.unused_snapshots` takes those of an ended trial for unused.
     snapshots = Snapshots(paths.state_path("best", label), config.snapshots.interval, config.snapshots.keep)
     with locks.try_lock(snapshots.folder) as free:
         if not free:
@@ -81,5 +82,6 @@ def retrain(
             snapshots=snapshots,
             stopping=stopping,
         )
+        # Once the model is saved: until then, a repetition goes on from the last snapshot.
         snapshots.discard()
     return final

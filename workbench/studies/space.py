@@ -24,7 +24,7 @@ class Dimension(NamedTuple):
     distribution: distributions.BaseDistribution
 
     def suggest(self, trial: Trial | FrozenTrial) -> Any:
-        """The value of this setting in a trial."""
+        """The value of this setting in a trial: chosen now, or for a `FrozenTrial` the one that it had."""
         d = self.distribution
         if isinstance(d, distributions.CategoricalDistribution):
             return trial.suggest_categorical(self.name, d.choices)
