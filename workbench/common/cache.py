@@ -40,6 +40,7 @@ def cached(kind: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dic
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with in_place(path) as partial:
+            # safetensors refuses tensors with gaps in memory, such as slices.
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     except (OSError, SafetensorError) as error:
         raise Failure(f"{path.parent}: cannot be written ({error}); free some space or set WORKBENCH_CACHE") from None

@@ -177,6 +177,7 @@ def default_workers(device: str) -> int:
 
     if pick_device(device).type != "cpu":
         return 1
+    # The cores that this process may use: in a container or a job often fewer than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)
 

@@ -129,6 +129,7 @@ def wrap(model: nn.Module, how: str, trained: bool) -> nn.Module:
     """
     if _state() is None:
         return model
+    # fully_shard works in place: the model that others hold is the sharded one, and there is no wrapper to take off.
     if how == "fsdp":
         from torch.distributed.fsdp import fully_shard
 

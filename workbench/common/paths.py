@@ -96,6 +96,7 @@ def _unusable(path: Path, error: OSError) -> Failure:
         "HOME": home,
         "TMPDIR": Path(os.environ.get("TMPDIR", "/tmp")),
     }
+    # The first that fits: HOME comes after those that may lie below it.
     variable = next((name for name, folder in movable.items() if path.absolute().is_relative_to(folder)), None)
     remedy = f"set {variable} to another folder" if variable else "work in another folder"
     return Failure(f"{path}: cannot be used ({error.strerror}); make it accessible, or {remedy}")

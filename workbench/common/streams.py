@@ -60,6 +60,7 @@ def make_sturdy() -> None:
             stream.flush()
             # As Python has it: standard error is written line by line, into a file too.
             whole_lines = name == "stderr" or stream.line_buffering
+            # closefd=False: the descriptor stays open without this object, as others write to it by its number.
             file = io.BufferedWriter(_Sturdy(number, "w", closefd=False))
             # A letter that the terminal's encoding lacks is written as its number.
             sturdy = io.TextIOWrapper(file, stream.encoding, "backslashreplace", line_buffering=whole_lines)

@@ -113,4 +113,5 @@ class Finite(click.FloatRange):
 
 def is_place(text: str) -> bool:
     """Whether a text could name a file or folder, or something on the hub."""
+    # The limits of Linux: 255 bytes a name, 4096 a path.
     return text.isprintable() and len(text) < 4096 and all(len(part.encode()) < 256 for part in text.split("/"))

@@ -201,6 +201,7 @@ def _entry(path: Path, pairs: int) -> dict[str, Any]:
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     with in_place(path) as partial:
+        # safetensors refuses tensors with gaps in memory.
         save_file({name: x.contiguous() for name, x in tensors.items()}, partial, metadata=header)
 
 
@@ -242,6 +243,7 @@ def _shards(
     # A pair is two images.
     size = batch_size or backend.images_at_once // 2
     counts, captions = progress.counts, progress.captions
+    # Every row that was read is counted as one kind, so the total is the number of rows to leave out.
     initial = counts.total()
     bar = tqdm(total=rows.total or None, initial=initial, desc="encode pairs", unit="row", leave=False)
     with bar:

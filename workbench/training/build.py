@@ -33,7 +33,10 @@ CAPTIONS = 2**40
 
 
 class StopRequested(BaseException):
-    """The loop was asked to stop, and did so before a batch: the weights are those of the last whole step."""
+    """The loop was asked to stop, and did so before a batch: the weights are those of the last whole step.
+
+    No Exception, as KeyboardInterrupt is none: whoever handles failures does not take it for one.
+    """
 
 
 class Position(NamedTuple):

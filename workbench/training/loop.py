@@ -93,6 +93,7 @@ def pair_errors(
     with torch.no_grad():  # before the policy's, whose activations wait for the backward pass
         predicted_reference = denoise(reference, x_t, t, condition)
     predicted = denoise(policy, x_t, t, condition)
+    # Of the winners alone, which come first in the batch.
     distance_w = squared_error(predicted.chunk(2)[0], predicted_reference.chunk(2)[0])
     policy_w, policy_l = squared_error(predicted, target).chunk(2)
     reference_w, reference_l = squared_error(predicted_reference, target).chunk(2)
