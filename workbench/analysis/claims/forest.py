@@ -30,6 +30,7 @@ def forest(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.axvline(0, color="0.3", lw=1, zorder=1)
     for place, (_, effect) in enumerate(effects):
         half = (effect["high"] - effect["low"]) / 2
+        # No interval, for too few or equal seeds: nothing to divide by, so such an effect is drawn at the edge.
         ratio = effect["mean"] / half if half else FARTHEST * (1 if effect["mean"] > 0 else -1)
         shown = min(max(ratio, -FARTHEST), FARTHEST)
         colour, marker = LOOKS[effect["verdict"]]
@@ -40,6 +41,7 @@ def forest(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot(shown, place, marker, color=colour, ms=6, mew=1.6, zorder=3)
     axes.set_yticks(range(len(effects)), [f"{number}  {_short(effect['statement'])}" for number, effect in effects])
     axes.tick_params(axis="y", labelsize="x-small", length=0)
+    # The y axis is turned over: the first claim is on top.
     axes.set(xlim=(-FARTHEST - 1.2, FARTHEST + 1.2), ylim=(len(effects) - 0.4, -0.6))
     axes.set_xlabel("mean over seeds in half-widths of its 95 % interval (right: as the paper says)", fontsize="small")
     marks = [
