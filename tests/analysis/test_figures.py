@@ -125,3 +125,9 @@ def test_sample_grids_cut_the_same_prompts_from_every_sheet():
     assert figure.axes[0].get_ylabel().startswith("fox")
     with pytest.raises(UserError, match="arm 'frozen': no finished run with training seed 5"):
         figures.sample_grid(runs(), samples(), sheets, {}, seed=5)
+
+
+def test_the_zeros_of_fig_1bs_axes_coincide():
+    left, right = figures.margin_and_divergence(runs(), history(), margin="validation/margin").axes
+    heights = [-low / (high - low) for low, high in (left.get_ylim(), right.get_ylim())]
+    assert heights[0] == pytest.approx(heights[1]) and heights[0] < 0.5

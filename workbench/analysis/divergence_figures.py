@@ -194,5 +194,5 @@ def _point(axes: Axes, row: Mapping[str, Any], place: int, **look: Any) -> None:
     spans = [[[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]] for name in ("divergence", "score")]
     axes.errorbar(
         row["divergence"], row["score"], xerr=spans[0], yerr=spans[1], color=f"C{place % 10}",
-        marker=MARKERS[place % len(MARKERS)], ls="", ms=8, lw=1, label=label(row["arm"]), **look,
+        marker=MARKERS[(place + place // 10) % len(MARKERS)], ls="", ms=8, lw=1, label=label(row["arm"]), **look,
     )  # fmt: skip

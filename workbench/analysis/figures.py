@@ -112,6 +112,7 @@ def margin_and_divergence(
     caption = f"Margin: {MARGINS.get(margin, margin)}{smoothed}."
     figure.text(0.5, -0.03, caption, ha="center", va="top", color="0.3", fontsize="small")
     right.set_ylabel("divergence, paper's Eq. 8 (dotted)")
+    _share_zero(left, right)
     # Solid lines above dotted ones. The left axes, now on top, would hide the right ones by their background.
     left.set_zorder(right.get_zorder() + 1)
     left.patch.set_visible(False)
@@ -126,6 +127,15 @@ def margin_and_divergence(
     figure.legend(handles=marks + kinds, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
     sns.despine(figure, right=False)
     return figure
+
+
+def _share_zero(*panels: Axes) -> None:
+    """Put the zeros of two vertical axes at one height, so that what is positive on one looks so beside the other."""
+    limits = [(min(low, 0.0), max(high, 0.0)) for low, high in (axes.get_ylim() for axes in panels)]
+    below = max(-low / (high - low) for low, high in limits)  # share of the height below zero
+    for axes, (_, high) in zip(panels, limits, strict=True):
+        if high > 0 and below < 1:
+            axes.set_ylim(-high * below / (1 - below), high)
 
 
 def _points_of(history: pl.DataFrame, metric: str) -> int:
