@@ -71,7 +71,7 @@ def execute(
     if snapshot:
         # The pretrained model's grid is among these events, so that `report_start` is for runs that begin.
         session.recorder.replay(snapshot.events)
-        # Before the first new step, so that the caller can take up its own part, such as a trial's reports to the pruner.
+        # Before the first new step, so that the caller can take up its own part, such as reports to a pruner.
         on_step(training.done, {})
     else:
         session.report_start()
