@@ -389,3 +389,11 @@ def test_a_pruner_that_cannot_be_is_one_line(settings, message):
 def test_what_a_pruner_sees_is_among_what_a_study_needs_only_where_there_is_one():
     assert ("pruner_metric", "samples/reward_gain") in resolve({"sweep.pruner": "MedianPruner"}).sweep.metrics
     assert "pruner_metric" not in dict(resolve({}).sweep.metrics)
+
+
+def test_soft_labels_can_be_searched_where_the_scores_are_named():
+    space = {"objective.label": {"type": "CategoricalDistribution", "choices": ["hard", "soft"]}}
+    settings = {"sweep.space": space, "sweep.trials": 1}
+    assert Experiment.resolve(settings | {"data.scores": "reward"}).space[0].name == "objective.label"
+    with pytest.raises(UserError, match=r"data\.scores"):
+        Experiment.resolve(settings)

@@ -5,7 +5,7 @@ import pytest
 
 from workbench.common.errors import UserError
 from workbench.studies.experiment import Experiment
-from workbench.studies.tuning import candidates, read, search
+from workbench.studies.tuning import accepted, candidates, read, search
 from workbench.training.config import merge, parse_override
 
 SETTINGS = {
@@ -99,6 +99,25 @@ def test_the_search_goes_on_below_the_smallest_value_too():
     assert [c.values["train.lr"] for c in findings.further.values()] == [pytest.approx(7.5e-6 / 4)]
 
 
+def test_the_search_ends_where_a_setting_accepts_no_more():
+    tuning = {"arms": ["ema"], "factors": {"reference.rate": [0.5, 1.0], "train.lr": [0.5, 1.0]}}
+    arms = {"ema": {"reference.policy": "ema", "reference.rate": 1.0}}
+    experiment = EXPERIMENT.changed({"sweep.arms": arms, "sweep.tuning": tuning})
+    tried = candidates(experiment)
+    best = next(label for label, c in tried.items() if c.values == {"reference.rate": 1.0, "train.lr": 3e-5})
+    findings = read(experiment, tried, ended({best: -1.0}))
+    assert len(findings.further) == 2  # a rate of 2 is none
+    assert [c.values for c in accepted(experiment, findings.further).values()] == [
+        {"reference.rate": 1.0, "train.lr": 6e-5}
+    ]
+    assert findings.on_edge["ema"] == ["reference.rate", "train.lr"]
+
+
+def test_a_round_in_which_every_run_failed_finds_nothing():
+    failed = pl.DataFrame({"arm": list(candidates(EXPERIMENT)), "state": "failed"})
+    assert read(EXPERIMENT, candidates(EXPERIMENT), failed).best == {}
+
+
 def test_the_lowest_decides_where_the_study_minimises():
     rewards = dict.fromkeys(candidates(EXPERIMENT), -3.0) | {"dpo lr=3e-05 beta=300": -5.0}
     best = best_values(EXPERIMENT.changed({"sweep.direction": "minimize"}), ended(rewards))
@@ -185,3 +204,9 @@ def test_an_experiment_reaches_another_process_as_it_is():
     there = pickle.loads(pickle.dumps(tuned))
     assert (there.settings, there.config, there.tuned) == (tuned.settings, tuned.config, tuned.tuned)
     assert [arm.config for arm in there.arms] == [arm.config for arm in tuned.arms]
+
+
+def test_how_long_a_trial_may_run_is_no_part_of_what_the_study_is():
+    freer = EXPERIMENT.changed({"train.max_hours": 2.0, "train.checkpoint_every": 8, "snapshots.interval": 4})
+    assert freer.definition() == EXPERIMENT.definition()
+    assert EXPERIMENT.changed({"train.steps": 2}).definition() != EXPERIMENT.definition()

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 
 from workbench.common.errors import UserError, shown
-from workbench.studies.experiment import Experiment
+from workbench.studies.experiment import Experiment, is_definite
 from workbench.studies.records import StudyRecord, TrialRecord, trial_attributes, write_study
 from workbench.studies.space import Dimension
 from workbench.studies.storage import open_storage
@@ -27,9 +27,10 @@ EXTENSIBLE = ("sweep.arms", "sweep.seeds", "sweep.space")
 def comparable(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored definition as `Experiment.definition` gives it now: with the defaults of later settings.
 
-    Without those of snapshots, which no definition has: how safely a study runs may be changed.
+    Without those of snapshots and others that decide nothing about a trial, which no definition has: how long and how
+    safely a study runs may be changed.
     """
-    whole = {key: value for key, value in completed(stored).items() if not key.startswith("snapshots.")}
+    whole = {key: value for key, value in completed(stored).items() if is_definite(key)}
     return json.loads(json.dumps(whole))
 
 

@@ -164,20 +164,26 @@ def run_study(experiment: Experiment, name: str, workers: int) -> Study:
     if tuning.candidates(experiment):
         if not workers:
             raise UserError("sweep.tuning: one command has to tune the arms before others can share the study")
-        findings = search_findings(experiment, name, lambda rest, study: _run_study(rest, study, workers))
+        findings = search_findings(
+            experiment, name, lambda rest, study, first: _run_study(rest, study, workers, required=first)
+        )
         experiment = Experiment.resolve(experiment.declared, findings.best)
     return _run_study(experiment, name, workers)
 
 
 def search_findings(
-    experiment: Experiment, name: str, run: Callable[[Experiment, str], object] = lambda search, study: None
+    experiment: Experiment,
+    name: str,
+    run: Callable[[Experiment, str, bool], object] = lambda search, study, first: None,
 ) -> tuning.Findings:
     """What the search of a study found for each arm.
 
     The search is itself a study, called NAME-tuning; where it goes on beyond its edge, NAME-tuning-2 and so on.
 
     Args:
-        run: called with each of these studies and its name before its runs are read.
+        run: called with each of these studies, its name and whether it is the first, before its runs are read.
+    Raises:
+        UserError: the first round has no ended run.
     """
     tried, findings, parts = dict(tuning.candidates(experiment)), tuning.Findings(), []
     new = tried
@@ -185,11 +191,16 @@ def search_findings(
         if not new:
             break
         study = f"{name}-tuning" if number == 1 else f"{name}-tuning-{number}"
-        run(tuning.search(experiment, new), study)
-        # By address, since the tracking store may have another study of this name.
-        parts.append(tracking.load_runs(identity(study).address))
+        run(tuning.search(experiment, new), study, number == 1)
+        try:
+            # By address, since the tracking store may have another study of this name.
+            parts.append(tracking.load_runs(identity(study).address))
+        except UserError:
+            if number == 1:
+                raise
+            # Beyond the edge every run may fail, which is an answer too: what was found before stands.
         findings = tuning.read(experiment, tried, pl.concat(parts, how="diagonal_relaxed"))
-        new = findings.further
+        new = tuning.accepted(experiment, findings.further)
         tried = tried | new
     return findings
 
@@ -204,7 +215,12 @@ def identity(name: str) -> StudyId:
     return study_id(require_study(name, url), url)
 
 
-def _run_study(experiment: Experiment, name: str, workers: int) -> Study:
+def _run_study(experiment: Experiment, name: str, workers: int, required: bool = True) -> Study:
+    """Run what a study lacks.
+
+    Args:
+        required: raise where every trial has failed.
+    """
     url, started = storage_url(), time.monotonic()
     if not experiment.trials:
         raise UserError("sweep.trials = 0: the study declares no arms; give a number of trials")
@@ -238,7 +254,7 @@ def _run_study(experiment: Experiment, name: str, workers: int) -> Study:
         return study
     ran = to_run - remaining(study, experiment.trials, running=False)
     tqdm.write(f"\n{summary(study, experiment.config)}\n\n{ran} trials in {time.monotonic() - started:.0f} s.")
-    if all(trial.state == TrialState.FAIL for trial in study.get_trials(deepcopy=False)):
+    if required and all(trial.state == TrialState.FAIL for trial in study.get_trials(deepcopy=False)):
         raise Failure(f"every trial of study {name!r} failed; the lines above say why")
     return study
 

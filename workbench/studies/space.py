@@ -63,7 +63,8 @@ def read_space(config: Config) -> list[Dimension]:
         host = _host(key, name, choices)
         for value in values:
             try:
-                resolve({**host, name: value})
+                # Soft labels are refused where nothing says which scores the data have.
+                resolve({"data.scores": config.data.scores, **host, name: value})
             except UserError as error:
                 raise UserError(f"{key}: {error}") from None
         space.append(Dimension(name, distribution))
@@ -197,8 +198,9 @@ def outcome(trial: Trial, sweep: Sweep, final: Mapping[str, float]) -> float | t
     """
     # Optuna would only mark such a trial as failed, and failed trials without a reason are tried again.
     for metric in (*sweep.objectives, *sweep.constraints):
-        if not math.isfinite(final[metric]):
-            raise FloatingPointError(f"{metric} = {final[metric]} at the end: not finite")
+        value = final.get(metric, math.nan)  # a metric of a timestep bucket in which no pair lay
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{metric} = {value} at the end: not finite")
     constrain(trial, sweep, final)
     values = tuple(final[metric] for metric in sweep.objectives)
     return values if len(values) > 1 else values[0]

@@ -9,6 +9,7 @@ settings: `like = "ARM"` takes the values tuned for that arm, and `times = { "SE
 it would have.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,6 +160,19 @@ def read(experiment: Experiment, tried: Mapping[str, Candidate], runs: pl.DataFr
     """
     sweep = experiment.declared_sweep
     objective, direction = next(iter(sweep.objectives.items()))  # `candidates` makes sure that it is the only one
+    sign = 1 if direction == "maximize" else -1
+    if not {objective, *sweep.constraints} <= set(runs.columns):  # no run came to its end
+        return Findings(tried, {}, sign)
     within = [pl.col(metric) <= bound for metric, bound in sweep.constraints.items()]
     ended = runs.filter(pl.col("state") == "complete", *within).select("arm", objective).drop_nulls()
-    return Findings(tried, dict(ended.iter_rows()), 1 if direction == "maximize" else -1)
+    return Findings(tried, dict(ended.iter_rows()), sign)
+
+
+def accepted(experiment: Experiment, further: Mapping[str, Candidate]) -> dict[str, Candidate]:
+    """The candidates whose values are accepted: a rate, say, has a largest value, and the search ends there."""
+    arms, kept = experiment.declared_sweep.arms, {}
+    for label, candidate in further.items():
+        with contextlib.suppress(UserError):
+            arm_config(candidate.arm, experiment.declared, own_settings(arms[candidate.arm]) | candidate.values)
+            kept[label] = candidate
+    return kept

@@ -137,7 +137,7 @@ def metric_names(config: Config) -> set[str]:
         *(_distance(model, Divergence(0.0, 0.0)) for model in ("policy", "reference")),
         (UNSEEN,) if rule(**rule_settings).interval else (),
         (f"validation/{name}" for name in (*BucketDiagnostics.MEANS, *BucketDiagnostics.ROBUST)),
-        (f"{BucketDiagnostics.CURVE}/{bucket}" for bucket in buckets),
+        (f"{BucketDiagnostics.CURVE}/{bucket}" for bucket in buckets[: config.diagnostics.pairs]),
         (f"timestep_{quantity}/{bucket}" for quantity in quantities for bucket in buckets),
         (f"eval/{name}" for name in COMPARED) if config.evaluation.seeds else (),
         (f"samples/{name}" for name in PROGRESS) if config.evaluation.seeds and config.evaluation.grid else (),
