@@ -108,7 +108,7 @@ def test_the_search_ends_where_a_setting_accepts_no_more():
     findings = read(experiment, tried, ended({best: -1.0}))
     assert len(findings.further) == 2  # a rate of 2 is none
     assert [c.values for c in accepted(experiment, findings.further).values()] == [
-        {"reference.rate": 1.0, "train.lr": 6e-5}
+        {"reference.rate": 1.0, "train.lr": pytest.approx(6e-5)}
     ]
     assert findings.on_edge["ema"] == ["reference.rate", "train.lr"]
 
