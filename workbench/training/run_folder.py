@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from workbench.common.errors import Failure
-from workbench.common.files import in_place
+from workbench.common.files import in_place, partial_file, replace_folder
 
 HISTORY, ABOUT = "history.parquet", "run.json"
 
@@ -65,9 +65,15 @@ class RunFolder:
             path.write_text(json.dumps({"columns": list(columns), "data": rows}) + "\n", encoding="utf-8")
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A copy of a file or a folder, under `artifacts`."""
-        with self._file(f"artifacts/{folder or path.name}") as place:
-            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, place)
+        """A copy of a file or a folder, under `artifacts`, in place of the one that an earlier part of the run made."""
+        name = f"artifacts/{folder or path.name}"
+        if path.is_dir():
+            with self._place(name) as place, partial_file(place) as partial:
+                shutil.copytree(path, partial)
+                replace_folder(partial, place)
+        else:
+            with self._file(name) as file:
+                shutil.copyfile(path, file)
 
     def remove(self, folder: str) -> None:
         """Remove a copy that `artifact` made."""
@@ -101,7 +107,17 @@ class RunFolder:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
-        """Where to write a file or folder, which is then moved to its name in the run's folder.
+        """Where to write a file, which is then moved to its name in the run's folder.
+
+        Raises:
+            Failure: it cannot be written.
+        """
+        with self._place(name) as path, in_place(path) as partial:
+            yield partial
+
+    @contextmanager
+    def _place(self, name: str) -> Iterator[Path]:
+        """The path of a file or folder in the run's folder, to be written within.
 
         Raises:
             Failure: it cannot be written.
@@ -109,7 +125,6 @@ class RunFolder:
         path = self.folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with in_place(path) as partial:
-                yield partial
+            yield path
         except OSError as error:
             raise Failure(f"{path}: cannot be written ({error.strerror})") from None
