@@ -16,6 +16,8 @@ from workbench.data.pairs import EncodedPairs
 from workbench.data.rows import decode, open_rows
 from workbench.data.streaming import StreamedPairs, Turns
 from workbench.models import load
+from workbench.training.config import resolve
+from workbench.training.preparation import open_pairs
 
 CPU = torch.device("cpu")
 
@@ -174,6 +176,20 @@ def test_of_a_store_the_first_pairs_can_be_taken_and_its_flips_must_be_as_asked(
         open_store(workplace / "store", backend=backend, limit=5)
     with pytest.raises(UserError, match=r"data\.flip = false: .* was encoded with true"):
         open_store(workplace / "store", backend=backend, flip=False)
+
+
+def test_a_store_whose_images_were_resized_otherwise_is_refused(rows, tiny, backend, workplace):
+    place = workplace / "store"
+    encode(open_rows(rows, "train"), backend, into=place)
+    index = json.loads((place / "index.json").read_text())
+    del index["resize"]  # as stores have it that were made before it could be chosen
+    (place / "index.json").write_text(json.dumps(index))
+    stores = {"data.train": str(place), "data.validation": str(place)}
+    wanted, other = (resolve(tiny | stores | {"data.resize": how}).data for how in ("bicubic", "bilinear"))
+    for split in ("train", "validation"):
+        assert len(open_pairs(wanted, split, backend))
+        with pytest.raises(UserError, match=r"data\.resize = 'bilinear': .*store was encoded with 'bicubic'"):
+            open_pairs(other, split, backend)
 
 
 def test_nothing_usable_is_an_error_that_says_why(tmp_path, backend, workplace):

@@ -113,6 +113,7 @@ def open_store(
     flip: bool | None = None,
     limit: int = 0,
     scores: str = "",
+    resize: str = "",
 ) -> EncodedPairs:
     """An encoded store.
 
@@ -122,6 +123,7 @@ def open_store(
         flip: whether it must hold mirrored pairs too.
         limit: take the first so many; 0 = all.
         scores: whose gaps it must hold; empty = no matter.
+        resize: filter by which its images must have been resized; empty = no matter.
     Raises:
         UserError: it is other data, another model's, incomplete or damaged.
     """
@@ -146,6 +148,8 @@ def open_store(
     if scores and index.scores != scores:
         held = f"those of {index.scores!r}" if index.scores else "none"
         raise UserError(f"data.scores = {scores!r}: {place} was encoded with {held}; encode again")
+    if resize and index.resize != resize:
+        raise UserError(f"data.resize = {resize!r}: {place} was encoded with {index.resize!r}")
     shards = [_shard(place, entry) for entry in index.shards]
     _check(place, shards)
     pairs = EncodedPairs(shards, index.counts, index.digest)

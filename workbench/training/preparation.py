@@ -155,7 +155,14 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
             raise UserError(f"data.cache = false: {path} is encoded already; give the images, or leave it at true")
         # None = either: for validation a store is taken as it is.
         flip = encoding.flip if split == "train" else None
-        return open_store(Path(path), backend=backend, flip=flip, limit=encoding.limit, scores=encoding.scores)
+        return open_store(
+            Path(path),
+            backend=backend,
+            flip=flip,
+            limit=encoding.limit,
+            scores=encoding.scores,
+            resize=encoding.resize,
+        )
     rows = open_rows(path, split, encoding.scores)
     if split == "train" and not source.cache:
         return StreamedPairs(rows, backend, encoding)
