@@ -15,10 +15,12 @@ from workbench.studies.attempt import Attempt
 from workbench.studies.doctor import Doctor
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import StudyRecord, TrialRecord
+from workbench.studies.relocation import relocate
 from workbench.studies.storage import open_storage
 from workbench.studies.trials import counts, state_of
 from workbench.studies.workers import remaining
 from workbench.tracking import study_runs, tags
+from workbench.training.snapshots import Snapshot, Snapshots
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPACE = {"train.lr": {"type": "FloatDistribution", "low": 1e-5, "high": 1e-4}}
@@ -121,6 +123,41 @@ def test_a_study_is_renamed_everywhere(neighbours):
         alterations.rename(client, "t", "s", storage_url())
 
 
+def test_a_renaming_that_was_cut_short_gives_no_third_name(workplace, monkeypatch):
+    """The new name begins with the old one, and a kill comes when the tracking store has it already."""
+    client, _, own, parent = begun()
+    about = {tags.TOKEN: own.token, tags.KIND: "study"}
+    number, ends = client.get_run(parent).info.experiment_id, ("-checks", "-aside-2020", "-checks-aside-2020")
+    beside = [client.create_run(number, tags=about | {tags.STUDY: f"s{end}"}).info.run_id for end in ends]
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(alterations, "text", killed)
+        alterations.rename(client, "s", "s-2", storage_url())
+    assert alterations.rename(client, "s", "s-2", storage_url()) == ["s-2"]
+    renamed = [client.get_run(run).data.tags[tags.STUDY] for run in (parent, *beside)]
+    assert renamed == ["s-2", *(f"s-2{end}" for end in ends)]
+
+
+def test_snapshots_of_study_best_follow_the_study(workplace):
+    client, _, own, _ = begun()
+    token = own.token
+    other = recovery.best_folder("s-tuned", token, 0)
+    for folder in (recovery.best_folder("s", token, 0), recovery.best_folder("s", token, 12), other):
+        Snapshots(folder).save(Snapshot(4, {}, settings={"data.prompts": "/old/prompts.txt"}))
+        folder.with_name(f"{folder.name}.lock").touch()  # as `study best` leaves it
+    assert list(relocate("/old", "/new", storage_url())) == ["2 snapshots"]
+    assert alterations.rename(client, "s", "t", storage_url()) == ["t"]
+    for number in (0, 12):
+        kept = Snapshots(recovery.best_folder("t", token, number)).newest()
+        assert kept.settings == {"data.prompts": "/new/prompts.txt"}
+    assert alterations.contents(client, "t", storage_url()).snapshots == 2
+    alterations.delete(client, "t", storage_url())
+    assert [path for path in other.parent.iterdir() if path.is_dir()] == [other]
+
+
 def test_a_forgotten_arm_is_run_again_and_a_forgotten_draw_is_not(workplace):
     client, study, own, parent = begun()
     runs = [run_trial(client, study, own, parent, value) for value in (0.1, 0.9, 0.5)]
@@ -143,6 +180,27 @@ def test_a_forgotten_arm_is_run_again_and_a_forgotten_draw_is_not(workplace):
         alterations.forget(client, "s", 7, storage_url())
     with pytest.raises(UserError, match="trial 3 has not ended"):
         alterations.forget(client, "s", 3, storage_url())
+
+
+def test_a_forgotten_arm_is_run_again_whatever_copied_its_result(workplace):
+    client, study, *_ = begun(experiment=extended(arms={"one": {"train.lr": 2e-5}, "two": {"train.lr": 3e-5}}))
+    for _ in range(8):
+        study.tell(study.ask(), 0.5)
+    copy = study.ask()
+    records.write(copy, copied_from=1)
+    study.tell(copy, 0.5)
+    # Python has 8 before 1 in a set of the two.
+    assert alterations.forget(client, "s", 1, storage_url()) == [1, 8]
+    *_, again = trials_of("s")
+    assert (again.state, TrialRecord.of(again).arm) == (TrialState.WAITING, "two")
+
+
+def test_of_two_arms_with_the_same_settings_each_is_run_again(workplace):
+    client, study, *_ = begun(experiment=extended(arms={"one": {"train.lr": 2e-5}, "same": {"train.lr": 2e-5}}))
+    for _ in range(2):
+        study.tell(study.ask(), 0.5)
+    assert alterations.forget(client, "s", 1, storage_url()) == [1]
+    assert [TrialRecord.of(trial).arm for trial in trials_of("s")] == ["one", "same", "same"]
 
 
 def test_nothing_is_changed_while_somebody_works_on_it(workplace):
@@ -216,6 +274,12 @@ def test_arms_and_seeds_are_added_to_a_study(workplace, capsys):
     assert len(study.get_trials()) == 4
     with pytest.raises(UserError, match=r"was made with sweep\.arms = "):
         begun(experiment=EXPERIMENT)
+
+
+def test_an_arm_with_another_arm_s_settings_is_added(workplace):
+    begun()
+    _, study, *_ = begun(experiment=extended(arms={"one": {"train.lr": 2e-5}, "same": {"train.lr": 2e-5}}))
+    assert [TrialRecord.of(trial).arm for trial in study.get_trials()] == ["one", "same"]
 
 
 def test_a_dimension_is_added_where_every_trial_lies_in_it(workplace):

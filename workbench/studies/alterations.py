@@ -49,7 +49,7 @@ def contents(client: tracking.Client, name: str, url: str) -> Contents:
     """
     with _idle(client, name, url) as (study, own):
         runs = study_runs.all_runs(client, own)
-        folders = [*recovery.snapshot_folder(study, 0).parent.glob("*")]
+        folders = [*recovery.snapshot_folder(study, 0).parent.glob("*"), *recovery.best_folders(name, own.token)]
         return Contents(len(study.get_trials(deepcopy=False)), len(runs), len(folders))
 
 
@@ -62,7 +62,8 @@ def delete(client: tracking.Client, name: str, url: str) -> None:
     with _idle(client, name, url) as (study, own):
         for run in study_runs.all_runs(client, own):
             client.delete_run(run.info.run_id)
-        shutil.rmtree(recovery.snapshot_folder(study, 0).parent, ignore_errors=True)
+        for folder in (recovery.snapshot_folder(study, 0).parent, *recovery.best_folders(name, own.token)):
+            shutil.rmtree(folder, ignore_errors=True)
         # Last: a repetition after a kill finds the study by its name here.
         optuna.delete_study(study_name=name, storage=study._storage)
 
@@ -92,6 +93,8 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
             snapshots = recovery.snapshot_folder(study, 0).parent
             if snapshots.is_dir():
                 snapshots.rename(state_path("studies", f"{changed}-{own.token}"))
+            for folder in recovery.best_folders(old, own.token):
+                folder.rename(folder.with_name(changed + folder.name.removeprefix(old)))
             with open_storage(url).engine.begin() as connection:
                 # Optuna has no call that renames a study.
                 query = text("UPDATE studies SET study_name = :new WHERE study_name = :old")
@@ -137,7 +140,7 @@ def forget(client: tracking.Client, name: str, number: int, url: str) -> list[in
         for trial in chosen:
             shutil.rmtree(recovery.snapshot_folder(study, trial.number), ignore_errors=True)
         _mark_forgotten(url, chosen)
-        _queue_arm(study, chosen)
+        _queue_arm(study, trials[number], chosen)
         return sorted(trial.number for trial in chosen)
 
 
@@ -163,13 +166,18 @@ def _mark_forgotten(url: str, trials: Sequence[FrozenTrial]) -> None:
             connection.execute(text(insert), which | {"value": json.dumps(True)})
 
 
-def _queue_arm(study: Study, forgotten: Sequence[FrozenTrial]) -> None:
-    """Queue an arm again, unless another trial of it is there, which a repetition of `forget` may have queued."""
-    arm = TrialRecord.of(forgotten[0]).overrides
-    numbers = {trial.number for trial in forgotten}
+def _queue_arm(study: Study, trial: FrozenTrial, forgotten: Sequence[FrozenTrial]) -> None:
+    """Queue a trial's arm again, unless it is there already: a repetition of `forget` may have queued it.
+
+    Args:
+        forgotten: all that is forgotten with the trial. Those that copied its result are no arms.
+    """
+    record, numbers = TrialRecord.of(trial), {each.number for each in forgotten}
     others = [TrialRecord.of(t) for t in study.get_trials(deepcopy=False) if t.number not in numbers]
-    if arm is not None and not any(other.overrides == arm and not other.forgotten for other in others):
-        recovery.queue_again(study, forgotten[0])
+    # The name too: arms may have the same settings, and each is run.
+    there = [(other.arm, other.overrides) for other in others if not other.forgotten]
+    if record.overrides is not None and (record.arm, record.overrides) not in there:
+        recovery.queue_again(study, trial)
 
 
 @contextmanager

@@ -6,10 +6,11 @@ from pathlib import Path
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from workbench.common import locks, paths
+from workbench.common import locks
 from workbench.common.errors import UserError
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import StudyRecord
+from workbench.studies.recovery import best_folder
 from workbench.studies.trials import counts, feasible
 from workbench.training.config import Config
 from workbench.training.listener import NullListener
@@ -67,9 +68,8 @@ def retrain(
         UserError: another command does the same already.
         KeyboardInterrupt: it was stopped.
     """
-    label = f"{study.study_name}-{StudyRecord.of(study).token}-{number}"
-    # Not in the trial's folder, where `recovery.unused_snapshots` takes those of an ended trial for unused.
-    snapshots = Snapshots(paths.state_path("best", label), config.snapshots.interval, config.snapshots.keep)
+    folder = best_folder(study.study_name, StudyRecord.of(study).token, number)
+    snapshots = Snapshots(folder, config.snapshots.interval, config.snapshots.keep)
     with locks.try_lock(snapshots.folder) as free:
         if not free:
             raise UserError(f"trial {number} of study {study.study_name!r} is being trained again by another command")

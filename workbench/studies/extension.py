@@ -69,9 +69,10 @@ def extend(study: Study, experiment: Experiment, url: str) -> Iterator[str]:
             values = {t.number: _value(t, dimension, experiment, study.study_name) for t in trials}
             _place(study, url, dimension, {n: value for n, value in values.items() if value is not None})
             yield f"dimension {dimension.name}"
-    present = [TrialRecord.of(trial).overrides for trial in trials]
+    # By name too: arms may have the same settings, and each is run.
+    present = [(record.arm, record.overrides) for record in map(TrialRecord.of, trials)]
     for arm in experiment.arms:
-        if dict(arm.overrides) not in present:
+        if (arm.name, dict(arm.overrides)) not in present:
             attributes = trial_attributes(arm=arm.name, name=arm.label, overrides=dict(arm.overrides))
             study.enqueue_trial(dict(arm.point), user_attrs=attributes)
             yield f"arm {arm.label}"

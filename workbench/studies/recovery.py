@@ -109,6 +109,18 @@ def snapshot_folder(study: Study, number: int) -> Path:
     return state_path("studies", f"{study.study_name}-{StudyRecord.of(study).token}", f"{number:05d}")
 
 
+def best_folder(name: str, token: str, number: int) -> Path:
+    """The folder of the snapshots with which `study best` trains a trial of a study again."""
+    # Not in the trial's folder, where `unused_snapshots` takes those of an ended trial for unused.
+    return state_path("best", f"{name}-{token}-{number}")
+
+
+def best_folders(name: str, token: str) -> list[Path]:
+    """The folders that `best_folder` names for a study's trials, as far as they are there."""
+    beside = best_folder(name, token, 0).parent.glob("*")
+    return [path for path in beside if path.name.rpartition("-")[0] == f"{name}-{token}" and path.is_dir()]
+
+
 def unused_snapshots(study: Study) -> list[Path]:
     """Folders of snapshots from which no attempt will resume."""
     trials = study.get_trials(deepcopy=False)

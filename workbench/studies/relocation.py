@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from workbench.common.paths import state_path
+from workbench.studies.recovery import best_folders
 from workbench.studies.storage import locked, open_storage, own_studies
 from workbench.tracking import artifacts
 from workbench.training.snapshots import PATTERN, Finished, Snapshots
@@ -41,6 +42,7 @@ def relocate(old: str, new: str, url: str) -> Iterator[str]:
         if changed:
             yield f"{changed} settings of studies"
         folders = [path for name, record in ours.items() for path in _folders("studies", f"{name}-{record.token}")]
+        folders += [path for name, record in ours.items() for path in best_folders(name, record.token)]
     changed = sum(_relocate_snapshot(folder, old, new) for folder in [*folders, *_folders("runs")])
     if changed:
         yield f"{changed} snapshots"

@@ -181,9 +181,11 @@ def all_runs(client: MlflowClient, study: StudyId) -> list[Run]:
 
 def rename_study(client: MlflowClient, study: StudyId, name: str) -> None:
     """Give a study's runs another name for it, and those of its checks; a study set aside keeps that name's end."""
+    own = (study.name, f"{study.name}-checks")
     for parent in own_parents(client, study):
         before = parent.data.tags[tags.STUDY]
-        if before.startswith(study.name):  # else a kill cut this short after this parent
+        # Else a kill cut this short after this parent, whose new name may begin with the old one.
+        if before in own or before.startswith(tuple(f"{each}{ASIDE}" for each in own)):
             _rename(client, parent, name + before.removeprefix(study.name), study.storage)
 
 
