@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,19 +82,20 @@ def _standing(study: "Study") -> dict[str, Any]:
 
 def _at_work(trial: "FrozenTrial") -> dict[str, Any]:
     """Who runs a trial, and how far it is; `alive` is False where the process is gone or silent for too long."""
-    from workbench.common.processes import is_gone
+    from workbench.common.processes import is_gone, place_of
     from workbench.studies.records import TrialRecord
     from workbench.studies.storage import grace
 
     record = TrialRecord.of(trial)
     process, progress = record.process or "", record.progress
+    host, pid = place_of(process)
     # Of another machine's process nothing is known (None): there only the heartbeat tells.
     gone = is_gone(process) if process else True
     silent = progress is not None and time.time() - progress.time > max(120, 2 * grace())
     return {
         "trial": trial.number,
-        "host": process.partition("/")[0],
-        "pid": process.split("|")[1] if "|" in process else "",
+        "host": host,
+        "pid": pid,
         "step": progress.step if progress else 0,
         "share": progress.step / progress.of if progress else 0.0,
         "seen_seconds_ago": round(time.time() - progress.time) if progress else None,
@@ -182,7 +184,7 @@ def best(name: str, output: Path, trial: int | None) -> None:
     silence_transformers()
     study = lifecycle.require_study(study_name(name), storage_url())
     experiment = lifecycle.stored_experiment(study)
-    chosen = chosen_trial(study, experiment, trial)
+    chosen = chosen_trial(study, trial)
     if any(writable_folder("--output", output).iterdir()):
         raise UserError(f"--output {output}: not an empty folder; choose a new one")
     config = experiment.trial_config(chosen)
@@ -190,10 +192,11 @@ def best(name: str, output: Path, trial: int | None) -> None:
         stop_on_signals("SIGINT", "SIGTERM", "SIGHUP") as stopping,
         tqdm(total=config.train.steps, desc=f"trial {chosen.number}", unit="step") as bar,
     ):
-        final = retrain(
-            config, study, chosen.number, output, on_step=lambda step, _: bar.update(step - bar.n) and None,
-            stopping=stopping,
-        )  # fmt: skip
+
+        def show(step: int, metrics: Mapping[str, float]) -> None:
+            bar.update(step - bar.n)
+
+        final = retrain(config, study, chosen.number, output, on_step=show, stopping=stopping)
     before = dict(zip(experiment.sweep.objectives, chosen.values, strict=True))
     click.echo(f"\nTrial {chosen.number}: " + ", ".join(f"{k} {v:.4f}, now {final[k]:.4f}" for k, v in before.items()))
     click.echo(_how_to_draw(output, config))

@@ -70,10 +70,7 @@ def score_against_divergence(runs: pl.DataFrame, *, score: str = "eval/reward") 
             zorder=1,
             label=f"mean of {window} neighbours",
         )
-    for delta in deltas:
-        axes.axvline(delta, color="0.45", lw=1)
-        above = axes.get_xaxis_transform()  # x as data, y as a fraction of the axes
-        axes.text(delta, 1.01, f"delta = {delta:g}", transform=above, ha="center", color="0.3", fontsize="small")
+    _mark_deltas(axes, deltas)
     if not beyond.is_empty():
         farthest, lowest = beyond["divergence/policy"].to_numpy().max(), beyond[score].to_numpy().min()
         note = f"not shown: {len(beyond)} runs, up to {farthest:.2g} away, {score} down to {lowest:.3g}"
@@ -96,7 +93,7 @@ def reward_front(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
     """
     table, deltas = tables.front(runs, score), deltas_of(runs)
     figure, axes = plt.subplots(figsize=(8.2, 5.2))
-    axes.set_xscale("asinh", linear_width=deltas[0] if deltas else 0.005)
+    _scale(axes, deltas)
     best = table.filter("on_front")
     # steps-post: between two arms of the front, the one to the left is the best that moves no further.
     axes.plot(best["divergence"], best["score"], color="0.35", lw=1.4, drawstyle="steps-post", zorder=2)
@@ -108,16 +105,26 @@ def reward_front(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
         # A gain is the score minus the pretrained model's on the same images: the difference is that model's score.
         before = float((runs[score] - gains).drop_nulls().to_numpy().mean())
         axes.plot(0, before, "x", color="black", ms=9, mew=2, label="pretrained model", zorder=5)
-    for delta in deltas:
-        axes.axvline(delta, color="0.45", lw=1)
-        above = axes.get_xaxis_transform()  # x as data, y as a fraction of the axes
-        axes.text(delta, 1.01, f"delta = {delta:g}", transform=above, ha="center", color="0.3", fontsize="small")
+    _mark_deltas(axes, deltas)
     axes.set(xlabel=DIVERGENCE, ylabel=score)
     _tick(axes)
     _name_apart(axes, [(row["divergence"], row["score"], label(row["arm"])) for row in best.to_dicts()])
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(table) // 16)
     sns.despine(figure)
     return figure
+
+
+def _mark_deltas(axes: Axes, deltas: Sequence[float]) -> None:
+    """A line at each threshold, with its value above."""
+    for delta in deltas:
+        axes.axvline(delta, color="0.45", lw=1)
+        above = axes.get_xaxis_transform()  # x as data, y as a fraction of the axes
+        axes.text(delta, 1.01, f"delta = {delta:g}", transform=above, ha="center", color="0.3", fontsize="small")
+
+
+def _scale(axes: Axes, deltas: Sequence[float]) -> None:
+    """Make the axis of divergence linear near 0 and logarithmic beyond delta."""
+    axes.set_xscale("asinh", linear_width=deltas[0] if deltas else 0.005)
 
 
 def _tick(axes: Axes) -> None:
@@ -165,7 +172,7 @@ def reward_parts(runs: pl.DataFrame) -> Figure:
     figure, panels = plt.subplots(2, 4, figsize=(16, 7), sharex=True)
     for axes, (metric, title) in zip(panels.flat, GAINS.items(), strict=True):
         table = tables.front(runs, metric)
-        axes.set_xscale("asinh", linear_width=deltas[0] if deltas else 0.005)
+        _scale(axes, deltas)
         axes.axhline(0, color="0.3", ls="--", lw=1)
         for delta in deltas:
             axes.axvline(delta, color="0.6", lw=1)

@@ -22,13 +22,14 @@ from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.outputs import output_file, require_own
 from workbench.common.paths import shipped
 from workbench.common.validation import study_address, writable_folder
+from workbench.studies import tuning
 from workbench.tracking import study_runs
 from workbench.training.config import parse_override
 
 NOTEBOOKS = shipped("notebooks")
 
 #: Names of the studies that `python -m workbench.claims` runs beside the one that people look at.
-HELPER_STUDIES = re.compile(r".*-(tuning(-\d+)?|checks)")
+HELPER_STUDIES = re.compile(f".*({tuning.ROUNDS}|-checks)")
 
 #: Order of the notebooks on the page, the paper's; others follow by name.
 ORDER = ("methods", "divergence", "tradeoff", "parts", "imbalance", "intervals", "timesteps", "alternatives", "search")

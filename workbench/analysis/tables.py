@@ -35,7 +35,8 @@ def names(text: str) -> list[str]:
 
 def label(arm: str) -> str:
     """How a figure or table calls an arm: the method's name where it has one."""
-    return LABELS.get(arm, arm)
+    method = arm.removeprefix(TUNED)
+    return LABELS.get(method, method) + (", tuned" if method != arm else "")
 
 
 def of_arms(runs: pl.DataFrame, arms: str, stopped: bool = False) -> pl.DataFrame:

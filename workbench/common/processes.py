@@ -16,6 +16,12 @@ def this_process() -> str:
     return f"{platform.node()}/{namespace}|{os.getpid()}|{psutil.Process().create_time():.2f}"
 
 
+def place_of(process: str) -> tuple[str, str]:
+    """The machine and the process id in a name that `this_process` gave; empty where they are not in it."""
+    place, _, rest = process.partition("|")
+    return place.partition("/")[0], rest.partition("|")[0]
+
+
 def is_gone(process: str) -> bool | None:
     """Whether a process, named by `this_process`, has ended; None if it ran where this machine cannot see it."""
     place, _, rest = process.partition("|")

@@ -19,7 +19,8 @@ from sqlalchemy import text
 from workbench import tracking
 from workbench.common.errors import UserError
 from workbench.common.paths import state_path
-from workbench.studies import lifecycle, recovery
+from workbench.common.processes import place_of
+from workbench.studies import lifecycle, recovery, tuning
 from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.storage import find_study, locked, open_storage
 from workbench.studies.trials import statuses
@@ -79,8 +80,7 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
     """
     with locked(url):
         there = optuna.get_all_study_names(open_storage(url))
-    # `lifecycle.search_findings` names the studies of the tuning so.
-    beside = [old for old in there if re.fullmatch(rf"{re.escape(name)}-tuning(-\d+)?", old)]
+    beside = [old for old in there if re.fullmatch(re.escape(name) + tuning.ROUNDS, old)]
     names = {old: new + old.removeprefix(name) for old in (name, *beside)}
     # All are checked before the first is changed.
     for old, changed in names.items():
@@ -197,9 +197,10 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
         recovery.recover(study)
         running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
         if running:
-            process = TrialRecord.of(running[0]).process or ""
-            host, pid = process.partition("/")[0], process.split("|")[1] if "|" in process else "?"
-            raise UserError(f"study {name!r}: process {pid} on {host} runs trial {running[0].number}; stop it first")
+            host, pid = place_of(TrialRecord.of(running[0]).process or "")
+            raise UserError(
+                f"study {name!r}: process {pid or '?'} on {host} runs trial {running[0].number}; stop it first"
+            )
         own = lifecycle.study_id(study, url)
         if not study_runs.own_parents(client, own, deleted=True):
             reconcile.adopt(client, own, statuses(study))  # of a study made before there were tokens

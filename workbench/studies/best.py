@@ -8,10 +8,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench.common import locks
 from workbench.common.errors import UserError
-from workbench.studies.experiment import Experiment
 from workbench.studies.records import StudyRecord
 from workbench.studies.recovery import best_folder
-from workbench.studies.trials import counts, feasible
+from workbench.studies.trials import counts
 from workbench.training.config import Config
 from workbench.training.listener import NullListener
 from workbench.training.preparation import prepare
@@ -19,7 +18,7 @@ from workbench.training.run import execute
 from workbench.training.snapshots import Snapshots
 
 
-def chosen_trial(study: Study, experiment: Experiment, number: int | None) -> FrozenTrial:
+def chosen_trial(study: Study, number: int | None) -> FrozenTrial:
     """The trial of that number, or the best complete one within the study's constraints.
 
     Raises:
@@ -32,18 +31,15 @@ def chosen_trial(study: Study, experiment: Experiment, number: int | None) -> Fr
             there = ", ".join(str(trial.number) for trial in complete) or "none yet"
             raise UserError(f"--trial {number}: no complete trial of study {study.study_name!r}; complete are: {there}")
         return named[0]
-    objectives = experiment.sweep.objectives
-    if len(objectives) > 1:
-        front = ", ".join(str(trial.number) for trial in study.best_trials)
+    best = study.best_trials  # within the constraints
+    if not best:
+        raise UserError(f"study {study.study_name!r}: no trial is complete and within the constraints")
+    if len(study.directions) > 1:
+        front = ", ".join(str(trial.number) for trial in best)
         raise UserError(
             f"study {study.study_name!r} has several objectives; choose with --trial, of the front: {front}"
         )
-    (direction,) = objectives.values()
-    within = [trial for trial in complete if feasible(trial)]
-    if not within:
-        raise UserError(f"study {study.study_name!r}: no trial is complete and within the constraints")
-    sign = 1 if direction == "maximize" else -1
-    return max(within, key=lambda trial: sign * trial.values[0])
+    return best[0]
 
 
 def retrain(

@@ -19,7 +19,7 @@ from workbench.studies.records import TrialRecord
 from workbench.studies.space import Dimension, arm_point, read_pruner, read_sampler, read_space
 from workbench.training.config import Config, merge, resolve
 from workbench.training.sections import Sweep
-from workbench.training.snapshots import FREE
+from workbench.training.snapshots import is_definite
 
 Settings = Mapping[str, Any]  # by dotted name; the sweep's keys are "sweep.KEY", with tables as values
 Tuned = Mapping[str, Mapping[str, float]]  # arm -> setting -> the value that tuning chose
@@ -148,11 +148,6 @@ class Experiment:
         settings = {key: value for key, value in self.config.flat().items() if is_definite(key)}
         # Through JSON, as it comes back from the database: tuples would differ from the lists that they become there.
         return json.loads(json.dumps(settings | {f"sweep.{key}": value for key, value in sweep.items()}))
-
-
-def is_definite(setting: str) -> bool:
-    """Whether a setting decides what a trial's result is; how safely and how long it runs does not."""
-    return not setting.startswith("snapshots.") and setting not in FREE
 
 
 def without(settings: Settings, *tables: str) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 
 from workbench.common.errors import UserError, shown
-from workbench.studies.experiment import Experiment, is_definite
+from workbench.studies.experiment import Experiment
 from workbench.studies.records import StudyRecord, TrialRecord, trial_attributes, write_study
 from workbench.studies.space import Dimension
 from workbench.studies.storage import open_storage
 from workbench.training.config import completed
+from workbench.training.snapshots import is_definite
 
 #: Settings of a definition to which entries may be added.
 EXTENSIBLE = ("sweep.arms", "sweep.seeds", "sweep.space")

@@ -190,7 +190,7 @@ def search_findings(
     for number in range(1, 2 + experiment.declared_sweep.tuning.extensions):
         if not new:
             break
-        study = f"{name}-tuning" if number == 1 else f"{name}-tuning-{number}"
+        study = tuning.round_name(name, number)
         run(tuning.search(experiment, new), study, number == 1)
         try:
             # By address, since the tracking store may have another study of this name.

@@ -20,6 +20,14 @@ from workbench.common.errors import UserError
 from workbench.studies.experiment import Experiment, arm_config, own_settings, times, without
 from workbench.training.config import known_names, merge
 
+#: What follows a study's name in those of its search's rounds, as `round_name` gives them; a regular expression.
+ROUNDS = r"-tuning(-\d+)?"
+
+
+def round_name(study: str, number: int) -> str:
+    """The name of the study that is one round of a study's search; rounds count from 1."""
+    return f"{study}-tuning" if number == 1 else f"{study}-tuning-{number}"
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -183,14 +183,14 @@ class BucketDiagnostics:
         return metrics | curve
 
     def _curve(self, table: dict[str, NDArray]) -> dict[str, float]:
-        margin, inside = table["margin"], [chosen for _, chosen in self._buckets(table["bucket"])]
+        margin = table["margin"]
+        by_bucket = {name: margin[inside] for name, inside in self._buckets(table["bucket"])}
         metrics = {f"validation/{name}": float(table[name].mean()) for name in self.MEANS}
         # Of a stratified mean: what differs between buckets is no error of it.
-        within = [margin[chosen].var(ddof=1) * chosen.sum() for chosen in inside if chosen.sum() > 1]
+        within = [part.var(ddof=1) * len(part) for part in by_bucket.values() if len(part) > 1]
         metrics["validation/margin_error"] = float(np.sqrt(np.sum(within)) / len(margin))
         metrics["validation/margin_median"] = float(np.median(margin))
-        means = {name: float(margin[chosen].mean()) for name, chosen in self._buckets(table["bucket"])}
-        return metrics | {f"{self.CURVE}/{name}": mean for name, mean in means.items()}
+        return metrics | {f"{self.CURVE}/{name}": float(part.mean()) for name, part in by_bucket.items()}
 
     def _buckets(self, bucket: NDArray) -> list[tuple[str, NDArray[np.bool_]]]:
         """Names of the buckets in which draws lie, and which draws these are, (count,) each."""

@@ -15,7 +15,7 @@ from workbench.common.stats import mean_interval, wins
 from workbench.data.rows import read_prompts
 from workbench.models import Backend
 from workbench.models.small.prompts import parse
-from workbench.models.small.reward import PARTS, ImageModel, Reward, concept_likelihood
+from workbench.models.small.reward import PARTS, ImageModel, Reward, concept_likelihood, total
 from workbench.training.tables import Evaluation
 
 
@@ -145,7 +145,7 @@ def prepare_sampling(captions: list[str], settings: Evaluation, backend: Backend
         chosen, seeds = [plan_captions[i] for i in places], [plan_seeds[i] for i in places]
         parts = reward.parts(images, chosen)
         judged = concept_likelihood(judge(images), chosen)
-        return Samples(chosen, seeds, images, np.sum(list(parts.values()), axis=0), judged, parts)
+        return Samples(chosen, seeds, images, total(parts), judged, parts)
 
     # Once for all runs on this model and these prompts: drawing the baseline costs as much as evaluating a run.
     key = cache.digest("samples-1", backend.digest(*backend.parts), captions, settings.model_dump_json())

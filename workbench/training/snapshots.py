@@ -184,15 +184,19 @@ def step_of(path: Path) -> int:
     return int(path.name.partition("-")[0])
 
 
+def is_definite(setting: str) -> bool:
+    """Whether a setting decides what a run's result is; how safely and how long it runs does not."""
+    return not setting.startswith("snapshots.") and setting not in FREE
+
+
 def require_same(stored: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
     """Raise UserError unless a snapshot's run had these settings, but for its length and what it leaves on its way.
 
     The length must be the same where the learning rate falls towards the end.
     """
-    free = FREE | ({"train.steps"} if settings.get("train.schedule") in UNENDING else set())
-    # How often snapshots are taken changes nothing in what is trained.
-    names = sorted(name for name in stored.keys() | settings.keys() if not name.startswith("snapshots."))
-    differing = [name for name in names if name not in free and stored.get(name) != settings.get(name)]
+    free = {"train.steps"} if settings.get("train.schedule") in UNENDING else set()
+    names = sorted(name for name in (stored.keys() | settings.keys()) - free if is_definite(name))
+    differing = [name for name in names if stored.get(name) != settings.get(name)]
     if differing:
         key = differing[0]
         raise UserError(

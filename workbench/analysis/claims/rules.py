@@ -25,8 +25,8 @@ from workbench.common.errors import UserError
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold here", "inconclusive", "not measured"
 AGREEMENT = 0.05  # Eq. 8 and the kernel KL agree where they differ by less than this share
 FURTHER = 3.0  # "much further": so many times as far
-#: By the interval of reference updates, shortest first: the ends of arms' names, and what the paper used.
-INTERVALS = {"-half": "the paper's 16", "": "32", "-double": "64"}
+#: Ends of arms' names by the interval of reference updates, shortest first: the paper's 16, 32 and 64.
+INTERVALS = ("-half", "", "-double")
 MODERATE = 0.1  # the fixed probe's variance is at most this share of the batch subset's
 
 

@@ -15,7 +15,7 @@ The sum's unit is nats. The style is not rewarded. The judge, a network of anoth
 augmentations, takes no part in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +70,16 @@ class Reward:
 
     def __call__(self, images: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.float64]:
         """Reward of each image (N, H, W, 3) for its caption, (N,), in nats."""
-        return np.sum(list(self.parts(images, captions).values()), axis=0)
+        return total(self.parts(images, captions))
 
     def parts(self, images: NDArray[np.uint8], captions: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """The parts that the reward is the sum of, by name (PARTS), each (N,), in nats."""
         return rewards(images, captions, self.scorer(images), self.critic(images))
+
+
+def total(parts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The reward of each image, (N,), from its parts, (N,) each."""
+    return np.sum(list(parts.values()), axis=0)
 
 
 def rewards(
