@@ -182,21 +182,21 @@ def best(name: str, output: Path, trial: int | None) -> None:
     from workbench.studies.best import chosen_trial, retrain
 
     silence_transformers()
-    study = lifecycle.require_study(study_name(name), storage_url())
-    experiment = lifecycle.stored_experiment(study)
-    chosen = chosen_trial(study, trial)
-    if any(writable_folder("--output", output).iterdir()):
-        raise UserError(f"--output {output}: not an empty folder; choose a new one")
-    config = experiment.trial_config(chosen)
-    with (
-        stop_on_signals("SIGINT", "SIGTERM", "SIGHUP") as stopping,
-        tqdm(total=config.train.steps, desc=f"trial {chosen.number}", unit="step") as bar,
-    ):
+    with lifecycle.reading(study_name(name), storage_url()) as study:
+        experiment = lifecycle.stored_experiment(study)
+        chosen = chosen_trial(study, trial)
+        if any(writable_folder("--output", output).iterdir()):
+            raise UserError(f"--output {output}: not an empty folder; choose a new one")
+        config = experiment.trial_config(chosen)
+        with (
+            stop_on_signals("SIGINT", "SIGTERM", "SIGHUP") as stopping,
+            tqdm(total=config.train.steps, desc=f"trial {chosen.number}", unit="step") as bar,
+        ):
 
-        def show(step: int, metrics: Mapping[str, float]) -> None:
-            bar.update(step - bar.n)
+            def show(step: int, metrics: Mapping[str, float]) -> None:
+                bar.update(step - bar.n)
 
-        final = retrain(config, study, chosen.number, output, on_step=show, stopping=stopping)
+            final = retrain(config, study, chosen.number, output, on_step=show, stopping=stopping)
     before = dict(zip(experiment.sweep.objectives, chosen.values, strict=True))
     click.echo(f"\nTrial {chosen.number}: " + ", ".join(f"{k} {v:.4f}, now {final[k]:.4f}" for k, v in before.items()))
     click.echo(_how_to_draw(output, config))

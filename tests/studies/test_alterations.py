@@ -1,5 +1,7 @@
 """Studies that are deleted, renamed, extended, and trials that are forgotten or repeated."""
 
+from contextlib import ExitStack
+
 import optuna
 import pytest
 from click.testing import CliRunner
@@ -30,7 +32,7 @@ EXPERIMENT = Experiment.resolve(SETTINGS)
 
 def begun(name="s", experiment=EXPERIMENT):
     client = tracking.connect()
-    return (client, *lifecycle.start(experiment, name, storage_url(), client))
+    return (client, *lifecycle.start(experiment, name, storage_url(), client, ExitStack()))
 
 
 def run_trial(client, study, own, parent, value=0.5):
@@ -214,6 +216,29 @@ def test_nothing_is_changed_while_somebody_works_on_it(workplace):
         with pytest.raises(UserError, match=r"study 's': process \d+ on .* runs trial 0; stop it first"):
             change()
     assert [t.state for t in trials_of("s")] == [TrialState.RUNNING]
+
+
+def test_nothing_is_changed_while_a_command_prepares_or_is_between_two_trials(workplace, tmp_path):
+    with ExitStack() as until_end:
+        client = tracking.connect()
+        lifecycle.start(EXPERIMENT, "s", storage_url(), client, until_end)
+        for change in (
+            lambda: alterations.delete(client, "s", storage_url()),
+            lambda: alterations.rename(client, "s", "t", storage_url()),
+            lambda: alterations.forget(client, "s", 0, storage_url()),
+            lambda: begun(experiment=extended(arms={"two": {"train.lr": 3e-5}} | SETTINGS["sweep.arms"], trials=0)),
+        ):
+            with pytest.raises(UserError, match="study 's': another command works on it"):
+                change()
+        begun()  # any number of commands may work on a study
+        begun("other")
+        alterations.delete(client, "other", storage_url())
+    assert lifecycle.names(storage_url()) == ["s"]
+    with lifecycle.reading("s", storage_url()):
+        done = CliRunner().invoke(command.main, ["delete", "s", "--yes"])
+        assert done.exit_code == 2 and "another command works on it" in done.output, done.output
+    alterations.delete(client, "s", storage_url())
+    assert [path.name for path in tmp_path.rglob("*.lock")] == ["optuna.db.lock"]
 
 
 def test_the_commands_ask_first(workplace):

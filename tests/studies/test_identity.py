@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from contextlib import ExitStack
 
 import optuna
 import pytest
@@ -42,7 +43,7 @@ def person(workplace, monkeypatch):
 def begun(name="s"):
     """A study that was started, as its command has it."""
     client = tracking.connect()
-    return (client, *lifecycle.start(EXPERIMENT, name, storage_url(), client))
+    return (client, *lifecycle.start(EXPERIMENT, name, storage_url(), client, ExitStack()))
 
 
 def run_trial(client, study, own, parent, state="complete", tell=True):
@@ -217,7 +218,7 @@ def test_an_older_study_is_adopted_with_its_runs(person):
     client, study, own, parent = begun()
     run_id = run_trial(client, study, own, parent)
     forget_tokens(client)
-    again = lifecycle.start(EXPERIMENT, "s", storage_url(), client)
+    again = lifecycle.start(EXPERIMENT, "s", storage_url(), client, ExitStack())
     assert again[1:] == (own, parent)
     assert client.get_run(run_id).data.tags[tags.TOKEN] == own.token
     assert len(everything(client)) == 2
@@ -248,10 +249,10 @@ def test_runs_that_two_older_studies_share_are_taken_apart(person):
     client.set_tag(his, tags.PARENT, parent)
     forget_tokens(client)
     client.delete_run(his_parent)
-    _, his_id, his_parent = lifecycle.start(EXPERIMENT, "s", storage_url(), client)
+    _, his_id, his_parent = lifecycle.start(EXPERIMENT, "s", storage_url(), client, ExitStack())
     assert his_parent != parent and tracking.load_runs("s")["run_id"].to_list() == [his]
     person("ada")
-    assert lifecycle.start(EXPERIMENT, "s", storage_url(), client)[1:] == (her_id, parent)
+    assert lifecycle.start(EXPERIMENT, "s", storage_url(), client, ExitStack())[1:] == (her_id, parent)
     assert tracking.load_runs("s")["run_id"].to_list() == [hers]
 
 

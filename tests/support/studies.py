@@ -1,5 +1,7 @@
 """A study opened in this process, as its workers find it."""
 
+from contextlib import ExitStack
+
 from workbench import tracking
 from workbench.common.paths import storage_url
 from workbench.studies import lifecycle, workers
@@ -20,7 +22,7 @@ def made(settings, name="s"):
     """A study, a client of the tracking store, and the assignment of a worker."""
     url, experiment = storage_url(), Experiment.resolve(settings)
     client = tracking.connect()
-    study, own, parent = lifecycle.start(experiment, name, url, client)
+    study, own, parent = lifecycle.start(experiment, name, url, client, ExitStack())
     return study, client, workers.Assignment(experiment, own, url, parent)
 
 

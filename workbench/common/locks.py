@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, ReadWriteLock, Timeout
 
 from workbench.common.paths import state_path
 
@@ -26,25 +26,75 @@ def exclusive(url: str, purpose: str = "", patience: float = 0.0) -> Iterator[No
         patience: seconds to wait for a database that is away.
     """
     if url.startswith("postgresql"):
-        from sqlalchemy import create_engine, text
-        from sqlalchemy.pool import NullPool
-
-        # NullPool: a pool would keep the connection open, and with it the lock. AUTOCOMMIT: no transaction stays open
-        # while the lock is held.
-        engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        engine = _lock_engine(url)
         retry_connections(engine, patience)
         with engine.connect() as connection:  # the lock belongs to the connection and ends with it
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _advisory_key(purpose)})
+            connection.exec_driver_sql(f"SELECT pg_advisory_lock({_advisory_key(purpose)})")
             yield
         return
+    with FileLock(_lock_file(url, purpose)):
+        yield
+
+
+@contextmanager
+def try_use(url: str, purpose: str, *, alone: bool) -> Iterator[bool]:
+    """Hold a lock of a database that many processes may share, or one may have alone; does not wait.
+
+    A process that dies releases it.
+
+    Args:
+        url, purpose: as `exclusive`, whose locks these are not.
+        alone: share it with nobody.
+    Yields:
+        Whether it was taken: others share it, or one has it alone, where it was not.
+    """
+    if url.startswith("postgresql"):
+        function = "pg_try_advisory_lock" if alone else "pg_try_advisory_lock_shared"
+        connection = _lock_engine(url).connect()
+        try:
+            yield bool(connection.exec_driver_sql(f"SELECT {function}({_advisory_key(purpose)})").scalar())
+        finally:
+            # Instead of closing it, which fails where the server has gone away in the hours between.
+            connection.invalidate()
+        return
+    # No singleton: those of one process would share their hold.
+    lock = ReadWriteLock(_lock_file(url, purpose), blocking=False, is_singleton=False)
+    try:
+        (lock.acquire_write if alone else lock.acquire_read)()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.close()
+
+
+def remove_lock(url: str, purpose: str) -> None:
+    """Remove what a lock has left of itself. Nobody may be about to take it."""
+    if not url.startswith("postgresql"):
+        _lock_file(url, purpose).unlink(missing_ok=True)
+
+
+def _lock_file(url: str, purpose: str) -> Path:
+    """The file of a lock on a database without locks of its own; its folder is created."""
     if url.startswith("sqlite:///"):
         database = unquote(url.removeprefix("sqlite:///").partition("?")[0])
         path = Path(".".join(filter(None, (database, purpose, "lock"))))
     else:
         path = state_path("locks", hashlib.sha256(f"{url} {purpose}".encode()).hexdigest()[:16])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
-        yield
+    return path
+
+
+def _lock_engine(url: str) -> Any:
+    """Connections of which each may hold a lock of PostgreSQL."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    # NullPool: a pool would keep the connection open, and with it the lock. AUTOCOMMIT: no transaction stays open while
+    # the lock is held.
+    return create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
 
 
 @contextmanager

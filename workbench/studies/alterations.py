@@ -1,14 +1,14 @@
 """Deleting and renaming studies and forgetting trials, in Optuna, in MLflow and among the snapshots together.
 
 Each change may be cut short by a kill, and is then done again from its beginning: Optuna, by which a study is found,
-always comes last. Only what has the study's token is touched, and nothing while a worker runs one of its trials.
+always comes last. Only what has the study's token is touched, and nothing while a command works on the study.
 """
 
 import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import optuna
@@ -18,11 +18,12 @@ from sqlalchemy import text
 
 from workbench import tracking
 from workbench.common.errors import UserError
+from workbench.common.locks import remove_lock
 from workbench.common.paths import state_path
 from workbench.common.processes import place_of
 from workbench.studies import lifecycle, recovery, tuning
 from workbench.studies.records import StudyRecord, TrialRecord
-from workbench.studies.storage import find_study, locked, open_storage
+from workbench.studies.storage import find_study, locked, open_storage, unused
 from workbench.studies.trials import statuses
 from workbench.tracking import delivery, reconcile, study_runs
 from workbench.tracking.study_runs import StudyId
@@ -46,7 +47,7 @@ def contents(client: tracking.Client, name: str, url: str) -> Contents:
     """What deleting a study would remove.
 
     Raises:
-        UserError: there is no such study, a worker runs one of its trials, or its runs belong to another database.
+        UserError: there is no such study, a command works on it, or its runs belong to another database.
     """
     with _idle(client, name, url) as (study, own):
         runs = study_runs.all_runs(client, own)
@@ -67,6 +68,7 @@ def delete(client: tracking.Client, name: str, url: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         # Last: a repetition after a kill finds the study by its name here.
         optuna.delete_study(study_name=name, storage=study._storage)
+        remove_lock(url, own.token)
 
 
 def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
@@ -75,7 +77,7 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
     Returns:
         The studies of this database that have a new name.
     Raises:
-        UserError: there is no such study, a worker runs one of its trials, or the new name is taken.
+        UserError: there is no such study, a command works on it, or the new name is taken.
         Failure: its run is in MLflow's trash.
     """
     with locked(url):
@@ -185,10 +187,12 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
     """A study of this database on which nobody works; the database's lock is held meanwhile.
 
     Raises:
-        UserError: there is no such study, a worker runs one of its trials, or its runs belong to another database.
+        UserError: there is no such study, a command works on it, or its runs belong to another database.
     """
     lifecycle.require_study(name, url)
-    with locked(url), delivery.require_reachable():
+    with ExitStack() as until_end:
+        until_end.enter_context(locked(url))
+        until_end.enter_context(delivery.require_reachable())
         study = find_study(name, open_storage(url))
         assert study is not None
         if not StudyRecord.of(study).token:
@@ -202,6 +206,9 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
                 f"study {name!r}: process {pid or '?'} on {host} runs trial {running[0].number}; stop it first"
             )
         own = lifecycle.study_id(study, url)
+        # Asked second, since a running trial says more: which process it is. This one prepares, or is between trials.
+        if not until_end.enter_context(unused(url, own.token)):
+            raise UserError(f"study {name!r}: another command works on it; stop it first, or wait for its end")
         if not study_runs.own_parents(client, own, deleted=True):
             reconcile.adopt(client, own, statuses(study))  # of a study made before there were tokens
         # Those in the trash too: a deletion that was cut short has put them there already.

@@ -17,7 +17,7 @@ from workbench.common.errors import UserError, shown
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import StudyRecord, TrialRecord, trial_attributes, write_study
 from workbench.studies.space import Dimension
-from workbench.studies.storage import open_storage
+from workbench.studies.storage import open_storage, unused
 from workbench.training.config import completed
 from workbench.training.snapshots import is_definite
 
@@ -53,32 +53,31 @@ def extend(study: Study, experiment: Experiment, url: str) -> Iterator[str]:
     Returns:
         A line for each thing that was added.
     Raises:
-        UserError: a worker runs a trial, or a trial's value lies outside of a new dimension.
+        UserError: another command works on the study, or a trial's value lies outside of a new dimension.
     """
     stored = comparable(StudyRecord.of(study).definition or {})
     if stored == experiment.definition():
         return
-    trials = study.get_trials(deepcopy=False)
-    running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
-    if running:
-        raise UserError(
-            f"study {study.study_name!r}: a worker runs trial {running[0]}; extend the study when it is done"
-        )
-    for dimension in experiment.space:
-        if dimension.name not in stored.get("sweep.space", {}):
-            # Every trial is checked before the first one is changed.
-            values = {t.number: _value(t, dimension, experiment, study.study_name) for t in trials}
-            _place(study, url, dimension, {n: value for n, value in values.items() if value is not None})
-            yield f"dimension {dimension.name}"
-    # By name too: arms may have the same settings, and each is run.
-    present = [(record.arm, record.overrides) for record in map(TrialRecord.of, trials)]
-    for arm in experiment.arms:
-        if (arm.name, dict(arm.overrides)) not in present:
-            attributes = trial_attributes(arm=arm.name, name=arm.label, overrides=dict(arm.overrides))
-            study.enqueue_trial(dict(arm.point), user_attrs=attributes)
-            yield f"arm {arm.label}"
-    # Last: as long as the definition is the old one, a repetition after a kill does all of this again.
-    write_study(study, definition=experiment.definition())
+    with unused(url, StudyRecord.of(study).token) as free:
+        trials = study.get_trials(deepcopy=False)
+        # The second question is about workers whose command has died: they end the batch that they are at.
+        if not free or any(trial.state == TrialState.RUNNING for trial in trials):
+            raise UserError(f"study {study.study_name!r}: another command works on it; extend it when that is done")
+        for dimension in experiment.space:
+            if dimension.name not in stored.get("sweep.space", {}):
+                # Every trial is checked before the first one is changed.
+                values = {t.number: _value(t, dimension, experiment, study.study_name) for t in trials}
+                _place(study, url, dimension, {n: value for n, value in values.items() if value is not None})
+                yield f"dimension {dimension.name}"
+        # By name too: arms may have the same settings, and each is run.
+        present = [(record.arm, record.overrides) for record in map(TrialRecord.of, trials)]
+        for arm in experiment.arms:
+            if (arm.name, dict(arm.overrides)) not in present:
+                attributes = trial_attributes(arm=arm.name, name=arm.label, overrides=dict(arm.overrides))
+                study.enqueue_trial(dict(arm.point), user_attrs=attributes)
+                yield f"arm {arm.label}"
+        # Last: as long as the definition is the old one, a repetition after a kill does all of this again.
+        write_study(study, definition=experiment.definition())
 
 
 def _value(trial: FrozenTrial, dimension: Dimension, experiment: Experiment, study: str) -> Any:

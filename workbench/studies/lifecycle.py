@@ -10,7 +10,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from workbench.studies.storage import (
     create_whole,
     find_study,
     has_study,
+    in_use,
     locked,
     open_storage,
     own_studies,
@@ -62,6 +64,23 @@ def require_study(name: str, url: str) -> Study:
     if study is None:
         raise UserError(f"study {name!r}: not found; there are: {', '.join(names(url)) or 'none yet'}")
     return study
+
+
+@contextmanager
+def reading(name: str, url: str) -> Iterator[Study]:
+    """The study of that name, which nobody deletes, renames or extends meanwhile.
+
+    Raises:
+        UserError: as `require_study`.
+    """
+    require_study(name, url)
+    with ExitStack() as until_end:
+        with locked(url):
+            study = optuna.load_study(study_name=name, storage=open_storage(url))
+            if not StudyRecord.of(study).token:
+                give_token(study)
+            until_end.enter_context(in_use(url, StudyRecord.of(study).token))
+        yield study
 
 
 def study_id(study: Study, url: str) -> StudyId:
@@ -233,22 +252,23 @@ def _run_study(experiment: Experiment, name: str, workers: int, required: bool =
         tqdm.write(f"Study {name}: all {experiment.trials} trials are there.")
         return complete
     _check(experiment, prepared=workers > 0)
-    study, own, parent = start(experiment, name, url, client)
-    with delivery.require_reachable():
-        # In this order: an outbox may say that a run ended otherwise than its trial, and Optuna has the last word.
-        delivery.deliver(client)
-        reconcile.reconcile_runs(client, parent, statuses(study))
-    to_run = remaining(study, experiment.trials, running=False)
-    failed = True
-    try:
-        if to_run and workers:
-            supervise(Assignment(experiment, own, url, parent), study, min(workers, to_run))
-        failed = False
-    except KeyboardInterrupt:
-        failed = False
-        raise
-    finally:
-        finish_study(study, client, parent, experiment, failed)
+    with ExitStack() as until_end:
+        study, own, parent = start(experiment, name, url, client, until_end)
+        with delivery.require_reachable():
+            # In this order: an outbox may say that a run ended otherwise than its trial, and Optuna has the last word.
+            delivery.deliver(client)
+            reconcile.reconcile_runs(client, parent, statuses(study))
+        to_run = remaining(study, experiment.trials, running=False)
+        failed = True
+        try:
+            if to_run and workers:
+                supervise(Assignment(experiment, own, url, parent), study, min(workers, to_run))
+            failed = False
+        except KeyboardInterrupt:
+            failed = False
+            raise
+        finally:
+            finish_study(study, client, parent, experiment, failed)
     if not workers:
         tqdm.write(f"Study {name}: {to_run} trials are waiting.")
         return study
@@ -259,9 +279,13 @@ def _run_study(experiment: Experiment, name: str, workers: int, required: bool =
     return study
 
 
-def start(experiment: Experiment, name: str, url: str, client: tracking.Client) -> tuple[Study, StudyId, str]:
+def start(
+    experiment: Experiment, name: str, url: str, client: tracking.Client, until_end: ExitStack
+) -> tuple[Study, StudyId, str]:
     """A study with its run in MLflow, both found or both created.
 
+    Args:
+        until_end: while it is open, nobody deletes, renames or extends the study.
     Returns:
         The study, what identifies it, and the id of its run.
     Raises:
@@ -273,7 +297,9 @@ def start(experiment: Experiment, name: str, url: str, client: tracking.Client) 
         # run and without trials that have run, which gets its run the next time.
         study = open_study(experiment, name, url)
         own = study_id(study, url)
-        return study, own, _open_parent(client, study, own)
+        parent = _open_parent(client, study, own)
+        until_end.enter_context(in_use(url, own.token))
+        return study, own, parent
 
 
 def _complete_study(experiment: Experiment, name: str, url: str, client: tracking.Client) -> Study | None:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.common.errors import Failure, UserError, one_line
-from workbench.common.locks import exclusive, retry_connections
+from workbench.common.locks import exclusive, retry_connections, try_use
 from workbench.common.paths import storage_place
 from workbench.common.secrets import hide_passwords
 from workbench.common.validation import whole_number
@@ -49,6 +49,24 @@ def locked(url: str, patience: float = 0.0) -> Iterator[None]:
             # ImportError: the driver of PostgreSQL is not installed.
             raise _unreachable(url, error) from None
         yield
+
+
+@contextmanager
+def in_use(url: str, token: str) -> Iterator[None]:
+    """Say, for as long as a command works on a study, that somebody does. Hold `locked(url)` at its beginning.
+
+    A command works on a study also while it prepares, and between two trials, when no trial is running.
+    """
+    # Nobody has it alone: whoever wants that holds `locked(url)` too.
+    with try_use(url, token, alone=False):
+        yield
+
+
+@contextmanager
+def unused(url: str, token: str) -> Iterator[bool]:
+    """Whether no command works on a study; none begins meanwhile. Hold `locked(url)`."""
+    with try_use(url, token, alone=True) as taken:
+        yield taken
 
 
 def _unreachable(url: str, error: Exception) -> Failure:
