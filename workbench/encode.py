@@ -56,16 +56,14 @@ def main(
       python -m workbench.encode experiments/sd15.toml --estimate 64
     """
     from workbench.data.encoding import encode
-    from workbench.data.rows import open_rows, report
+    from workbench.data.rows import report
     from workbench.training.config import load, parse_override
-    from workbench.training.preparation import encoding_of, open_backend
+    from workbench.training.preparation import encoding_of, open_backend, rows_of
 
     config = load(experiment, dict(parse_override(text) for text in overrides))
     silence_transformers()
     wanted = splits or ("train", "validation")
-    rows = {
-        split: open_rows(getattr(config.data, split), split, encoding_of(config.data, split).scores) for split in wanted
-    }  # columns first, weights later
+    rows = {split: rows_of(config.data, split) for split in wanted}  # columns first, weights later
     backend = open_backend(config.model)
     if estimate:
         encoding = replace(encoding_of(config.data, wanted[0]), limit=estimate)

@@ -13,11 +13,13 @@ from workbench.common.paths import cache_folder
 from workbench.data import encoding
 from workbench.data.encoding import Encoding, encode, in_memory, open_store
 from workbench.data.pairs import EncodedPairs
-from workbench.data.rows import decode, open_rows
+from workbench.data.rows import StreamedRows, decode, open_rows
 from workbench.data.streaming import StreamedPairs, Turns
+from workbench.data.subset import drawn
 from workbench.models import load
 from workbench.training.config import resolve
-from workbench.training.preparation import open_pairs
+from workbench.training.preparation import encoding_of, open_pairs, rows_of
+from workbench.training.tables import Data
 
 CPU = torch.device("cpu")
 
@@ -92,6 +94,57 @@ def test_flipped_pairs_are_mirrored_both(tiny_pairs, backend, workplace):
     pair = decode(pl.read_parquet(tiny_pairs).row(3, named=True), backend.resolution)
     mirrored = backend.encode_images(pair.l[None, :, ::-1].copy())[0]
     torch.testing.assert_close(whole(pairs).x_l[24 + 3], mirrored, atol=1e-5, rtol=1e-4)
+
+
+def test_independent_flips_hold_each_image_mirrored_by_itself(tiny_pairs, backend, workplace):
+    pairs = encode(open_rows(str(tiny_pairs), "train"), backend, Encoding(flip="independent"), batch_size=24)
+    row = decode(pl.read_parquet(tiny_pairs).row(3, named=True), backend.resolution)
+    plain, turned = ([backend.encode_images(x[None, :, ::step].copy())[0] for x in (row.w, row.l)] for step in (1, -1))
+    held = whole(pairs)
+    assert len(pairs) == 4 * 24
+    for place, (w, l) in enumerate([plain, turned, (plain[0], turned[1]), (turned[0], plain[1])]):  # noqa: E741
+        torch.testing.assert_close(held.x_w[24 * place + 3], w, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(held.x_l[24 * place + 3], l, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("flip", "ways"), [(True, 2), ("independent", 4)])
+def test_streamed_pairs_are_mirrored_by_chance_in_the_same_ways(tiny_pairs, backend, flip, ways):
+    plain = open_rows(str(tiny_pairs), "train")
+    both = whole(in_memory(plain, backend, Encoding(flip="independent")))
+    known = torch.cat([both.x_w, both.x_l], 1).flatten(1).reshape(4, 24, -1)  # by way, then by row
+    stream = StreamedPairs(plain, backend, Encoding(flip=flip)).batches(24, torch.Generator().manual_seed(0), CPU)
+    met = set()
+    for batch in (next(stream) for _ in range(2)):
+        seen = torch.cat([batch.x_w, batch.x_l], 1).flatten(1)
+        distance = (known[:, None] - seen[None, :, None]).abs().amax(-1)  # (way, place, row)
+        way, row = torch.tensor([divmod(int(d.argmin()), 24) for d in distance.transpose(0, 1).reshape(24, -1)]).T
+        assert sorted(row.tolist()) == list(range(24))
+        met |= set(way.tolist())
+    assert met == set(range(ways))
+
+
+def test_a_seeded_part_of_the_rows_is_drawn_from_those_that_count(rows, backend, workplace):
+    source = Data(train=str(rows), limit=9, limit_seed=4)
+    taken = encode(rows_of(source, "train"), backend, encoding_of(source, "train"), batch_size=4)
+    every = whole(encode(open_rows(rows, "train"), backend)).x_w
+    places = [int((every - x).flatten(1).abs().amax(1).argmin()) for x in whole(taken).x_w]
+    assert 8 <= len(taken) <= 9  # one of the rows that count has a damaged image
+    assert places == sorted(set(places)) != list(range(len(taken)))
+    again, other = (rows_of(source.model_copy(update={"limit_seed": n}), "train") for n in (4, 5))
+    assert again.digest == rows_of(source, "train").digest != other.digest and again.chosen != other.chosen
+    # Read on in the middle, as after a kill, and through Hugging Face datasets: the same rows.
+    read = [row["caption"] for chunk, _ in again.chunks(4) for row in chunk]
+    assert [row["caption"] for chunk, _ in again.chunks(4, done=5) for row in chunk] == read[5:]
+    assert [row["caption"] for chunk, _ in again.stream().chunks(4) for row in chunk] == read
+
+
+def test_of_a_store_or_a_hub_no_random_part_is_drawn(rows, tiny_model, backend, workplace):
+    store = encode(open_rows(rows, "train"), backend, into=workplace / "store")
+    with pytest.raises(UserError, match=r"data\.limit_seed = 1: .* is encoded already, with more pairs than 5"):
+        open_pairs(Data(train=str(workplace / "store"), limit=5, limit_seed=1), "train", backend)
+    assert len(open_pairs(Data(train=str(workplace / "store"), limit=len(store), limit_seed=1), "train", backend)) == 38
+    with pytest.raises(UserError, match=r"data\.limit_seed = 1: data\.train = 'a/b' would have to be read whole"):
+        drawn(StreamedRows("digest", "data.train = 'a/b'", 0, None, remote=True), 5, 1)
 
 
 def test_half_precision_on_disk_is_read_as_float32(tiny_pairs, backend, workplace):

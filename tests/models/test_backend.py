@@ -62,6 +62,39 @@ def test_missing_parts_are_named(tiny_model, tmp_path):
         load(str(copy), CPU)
 
 
+def test_another_autoencoder_takes_the_place_of_the_checkpoints_own(tiny_model, tmp_path):
+    torch.manual_seed(7)
+    vae = families.autoencoder(4)
+    vae.save_pretrained(tmp_path / "root")
+    vae.save_pretrained(tmp_path / "inside" / "vae")
+    own, other = load(str(tiny_model), CPU), load(str(tiny_model), CPU, vae=str(tmp_path / "root"))
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        mean = vae.encode(x).latent_dist.mean * own.pipeline.vae.config.scaling_factor
+    assert not torch.allclose(own.encode_images(pixels), other.encode_images(pixels), atol=1e-3)
+    scale = own.pipeline.vae.config.scaling_factor / other.pipeline.vae.config.scaling_factor
+    assert torch.allclose(other.encode_images(pixels) * scale, mean, atol=1e-5)
+    assert own.digest("vae") != other.digest("vae") and own.digest("unet") == other.digest("unet")
+    again = load(str(tiny_model), CPU, vae=str(tmp_path / "inside"))
+    assert again.digest("vae", "text_encoder") == other.digest("vae", "text_encoder")
+    other.save(other.denoiser(), tmp_path / "saved")
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
+    assert torch.equal(pipe.vae.state_dict()["encoder.conv_in.weight"], vae.state_dict()["encoder.conv_in.weight"])
+
+
+def test_an_autoencoder_that_does_not_fit_is_one_line(tiny_model, tmp_path):
+    families.autoencoder(8).save_pretrained(tmp_path / "eight")
+    families.unet(cross_attention_dim=64).save_pretrained(tmp_path / "unet")
+    for name, words in (
+        ("nowhere", "no autoencoder in diffusers' layout"),
+        ("eight", "has 8 latent channels, but .* has 4"),
+        ("unet", "is a 'UNet2DConditionModel', but .* has a AutoencoderKL"),
+    ):
+        with pytest.raises(UserError, match=rf"^model\.vae = '{tmp_path / name}': {words}"):
+            load(str(tiny_model), CPU, vae=str(tmp_path / name))
+
+
 def test_another_prediction_type_is_refused(tiny_model, tmp_path):
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
     file = copy / "scheduler" / "scheduler_config.json"

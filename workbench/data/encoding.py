@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ from workbench.models import Backend
 
 log = logging.getLogger(__name__)
 
+#: Which mirrored images are added to the pairs: none, both of a pair alike, or each by itself.
+Flip: TypeAlias = bool | Literal["independent"]
 AHEAD = 2  # chunks decoded ahead of the encoder
 
 
@@ -50,14 +52,14 @@ class Encoding:
 
     Attributes:
         limit: at most so many pairs that count; 0 = all.
-        flip: every pair also mirrored, both of its images alike.
+        flip: every pair also mirrored, both of its images alike; "independent" = also with one image mirrored.
         dtype: "float32" or "float16", of what is stored.
         scores: beginning of the names of the columns that hold the images' scores; empty = none are stored.
         resize: filter by which images are resized, "bicubic" or "bilinear".
     """
 
     limit: int = 0
-    flip: bool = False
+    flip: Flip = False
     dtype: str = "float32"
     scores: str = field(default="", repr=False)
     resize: str = field(default="bicubic", repr=False)
@@ -259,18 +261,16 @@ def _shards(
                 bar.update(1)
                 pairs += [pair] if pair else []
             bar.set_postfix(used=counts["used"], refresh=False)
-            for group in (pairs, [mirrored(p) for p in pairs] if encoding.flip else []):
-                if not group:
-                    continue
-                for pair in group:
-                    if pair.caption not in captions:
-                        captions[pair.caption] = len(captions)
-                        new.append(pair.caption)
-                # The caption by its number: its embedding is stored once, however many pairs have it.
-                tensors = latents_of(group, backend) | {"caption": torch.tensor([captions[p.caption] for p in group])}
-                if encoding.scores:
-                    tensors["gap"] = gaps_of(group)
-                parts.append(_stored(tensors, encoding, rows.key))
+            for pair in pairs:
+                if pair.caption not in captions:
+                    captions[pair.caption] = len(captions)
+                    new.append(pair.caption)
+            # The caption by its number: its embedding is stored once, however many pairs have it.
+            shared = {"caption": torch.tensor([captions[p.caption] for p in pairs])}
+            if encoding.scores:
+                shared["gap"] = gaps_of(pairs)
+            for tensors in _ways(pairs, backend, encoding.flip) if pairs else ():
+                parts.append(_stored(tensors | shared, encoding, rows.key))
             # A shard ends only where a chunk does: within a chunk there is no state from which reading could go on.
             progress.state = state
             full = encoding.limit and counts["used"] >= encoding.limit
@@ -315,14 +315,29 @@ def latents_of(pairs: Sequence[Pair], backend: Backend) -> dict[str, Tensor]:
     return {"x_w": x_w, "x_l": x_l} | {f"pair.{name}": torch.stack([t[name] for t in told]) for name in told[0]}
 
 
+def _ways(pairs: Sequence[Pair], backend: Backend, flip: Flip) -> Iterator[dict[str, Tensor]]:
+    """`latents_of` of pairs as they are, then mirrored in the ways that are asked for. Each image is encoded once."""
+    plain = latents_of(pairs, backend)
+    yield plain
+    if flip:
+        turned = latents_of([mirrored(pair) for pair in pairs], backend)
+        yield turned
+        if flip == "independent":
+            yield plain | {"x_l": turned["x_l"]}
+            yield turned | {"x_l": plain["x_l"]}
+
+
 def gaps_of(pairs: Sequence[Pair]) -> Tensor:
     """The winner's score minus the loser's of each pair, (B,), float32."""
     return torch.tensor([pair.gap for pair in pairs], dtype=torch.float32)
 
 
-def mirrored(pair: Pair) -> Pair:
-    """The pair with both of its images mirrored, left to right."""
-    return pair._replace(w=pair.w[:, ::-1], l=pair.l[:, ::-1])
+def mirrored(pair: Pair, winner: bool = True, loser: bool = True) -> Pair:
+    """The pair with its images mirrored, left to right: both, or one of them."""
+    return pair._replace(
+        w=pair.w[:, ::-1] if winner else pair.w,
+        l=pair.l[:, ::-1] if loser else pair.l,
+    )
 
 
 def decoded(

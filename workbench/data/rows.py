@@ -13,6 +13,7 @@ import io
 import math
 import re
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,10 +103,12 @@ class ParquetRows(Rows):
 
     Attributes:
         schema: a pyarrow schema of the columns that are read.
+        chosen: numbers of the rows that are read, counted over all files, ascending; None = every row.
     """
 
     files: Sequence[Path]
     schema: Any
+    chosen: Sequence[int] | None = None
 
     def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
         """As `Rows` says."""
@@ -114,19 +117,23 @@ class ParquetRows(Rows):
             yield chunk, None
 
     def _after(self, skip: int) -> Iterator[dict[str, Any]]:
+        wanted = (range(self.total) if self.chosen is None else self.chosen)[skip:]
+        first = 0  # number of the row that is read next
+
+        def inside(count: int) -> Sequence[int]:
+            return wanted[bisect_left(wanted, first) : bisect_left(wanted, first + count)]
+
         for path in self.files:
             with open_parquet(path, self.key) as file:
                 for group in range(file.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    # Whole row groups are passed over by their length in the footer, without reading them.
-                    if skip >= count:
-                        skip -= count
+                    # Row groups are passed over by their length in the footer, without reading them.
+                    if not inside(count := file.metadata.row_group(group).num_rows):
+                        first += count
                         continue
                     # Few rows at once, since each holds two encoded images.
                     for batch in file.iter_batches(64, [group], self.schema.names):
-                        rows = batch.to_pylist()
-                        yield from rows[skip:]
-                        skip = max(0, skip - len(rows))
+                        yield from batch.take([i - first for i in inside(len(batch))]).to_pylist()
+                        first += len(batch)
 
     def stream(self) -> "StreamedRows":
         """As `Rows` says."""
@@ -147,6 +154,9 @@ class ParquetRows(Rows):
             )
         except OSError as error:
             raise UserError(f"{self.key}: cannot be read ({one_line(error)})") from None
+        if self.chosen is not None:
+            among = frozenset(self.chosen)
+            dataset = dataset.filter(lambda row, number: number in among, with_indices=True)
         return StreamedRows(self.digest, self.key, self.total, dataset)
 
 

@@ -7,7 +7,7 @@ it leads out of the folder.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -55,7 +55,7 @@ class Index(BaseModel):
     encoders: str
     resolution: Positive
     dtype: str
-    flip: bool
+    flip: bool | Literal["independent"]
     scores: str = ""
     resize: str = "bicubic"
     pairs: Positive
@@ -110,7 +110,7 @@ def open_store(
     *,
     key: str = "",
     backend: Backend | None = None,
-    flip: bool | None = None,
+    flip: bool | Literal["independent"] | None = None,
     limit: int = 0,
     scores: str = "",
     resize: str = "",
@@ -120,7 +120,7 @@ def open_store(
     Args:
         key: the digest that it must have.
         backend: whose autoencoder and text encoders it must come from.
-        flip: whether it must hold mirrored pairs too.
+        flip: which mirrored pairs it must hold; None = whatever it does.
         limit: take the first so many; 0 = all.
         scores: whose gaps it must hold; empty = no matter.
         resize: filter by which its images must have been resized; empty = no matter.

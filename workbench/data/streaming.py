@@ -72,15 +72,18 @@ class StreamedPairs:
         turns = Turns(size)
         while True:
             seed = int(torch.randint(2**31, (), generator=generator))
+            # Of its own: processes decode different numbers of pairs, and must all shuffle the next epoch alike.
+            coin = Generator().manual_seed(seed + distributed.rank())
             epoch = replace(rows, dataset=usable.shuffle(seed=seed, buffer_size=self.buffer))
             self.counts.clear()
             for found, _ in decoded(epoch, self.backend.resolution, size, mine=turns, encoding=self.encoding):
                 self.counts.update(kind for kind, _ in found)
                 pairs = [pair for _, pair in found if pair]
-                if self.encoding.flip:
-                    # By chance, where a store holds both: nothing is kept here, and each epoch draws anew.
-                    mirror = torch.rand(len(pairs), generator=generator) < 0.5
-                    pairs = [mirrored(p) if m else p for p, m in zip(pairs, mirror, strict=True)]
+                if flip := self.encoding.flip:
+                    # By chance, where a store holds all ways: nothing is kept here, and each epoch draws anew.
+                    sides = torch.rand(len(pairs), 2, generator=coin) < 0.5
+                    ways = sides if flip == "independent" else sides[:, :1].expand(-1, 2)
+                    pairs = [mirrored(p, *way) for p, way in zip(pairs, ways.tolist(), strict=True)]
                 waiting += pairs
                 while len(waiting) >= size:
                     batch, waiting = waiting[:size], waiting[size:]

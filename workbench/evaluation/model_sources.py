@@ -27,7 +27,7 @@ class ModelSource:
     Attributes:
         source: as the user said it, or runs:/ID for a run of a study.
         base: diffusers folder, hub id or "embedded", with @REVISION where one was named.
-        family, variant: as `models.load` takes them.
+        family, variant, vae: as `models.load` takes them.
         folder: trained weights to use on the base; None = the base itself.
     """
 
@@ -36,6 +36,7 @@ class ModelSource:
     base: str
     family: str = "auto"
     variant: str = ""
+    vae: str = ""
     folder: Path | None = None
 
 
@@ -62,8 +63,9 @@ def find(client: Client, name: str, source: str, base: str, variant: str) -> Mod
     """
     if source.startswith("runs:/"):
         params, folder = tracking.kept_model(client, source.removeprefix("runs:/"))
-        path, revision, family, own = (params.get(f"model.{k}", "") for k in ("path", "revision", "family", "variant"))
-        return ModelSource(name, source, f"{path}@{revision}" if revision else path, family or "auto", own, folder)
+        names = ("path", "revision", "family", "variant", "vae")
+        path, revision, family, own, vae = (params.get(f"model.{k}", "") for k in names)
+        return ModelSource(name, source, f"{path}@{revision}" if revision else path, family or "auto", own, vae, folder)
     if not is_place(source):
         raise UserError(f"--model {name}={source}: no file or folder has such a name")
     folder = Path(source)
@@ -93,6 +95,7 @@ def open_backend(model: ModelSource, device: torch.device, sampling: Mapping[str
             family=model.family,
             revision=revision,
             variant=model.variant,
+            vae=model.vae,
             resolution=sampling["resolution"],
         )
     except (UserError, Failure) as error:

@@ -27,6 +27,7 @@ def load(
     family: str = "auto",
     revision: str = "",
     variant: str = "",
+    vae: str = "",
     resolution: int = 0,
 ) -> Backend:
     """Open a checkpoint as the backend of its family.
@@ -37,11 +38,12 @@ def load(
         family: a name in FAMILIES that the checkpoint must be of, or "auto" for any.
         revision: branch, tag or commit of a hub id.
         variant: which of the checkpoint's weight files to read, such as "fp16".
+        vae: folder or hub id of an autoencoder that takes the place of the checkpoint's own; "" = none.
     Raises:
         UserError: the checkpoint is not there, not in diffusers' layout, or of another family.
         Failure: the hub does not answer.
     """
-    checkpoint = fetch(source, revision, variant)
+    checkpoint = fetch(source, revision, variant, vae)
     actual = family_of(checkpoint, {kind.PIPELINE: name for name, kind in FAMILIES.items()})
     if family not in ("auto", actual):
         raise UserError(f"model.family = {family!r}: {source} is a {actual!r} checkpoint ({checkpoint.pipeline})")

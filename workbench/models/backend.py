@@ -491,7 +491,10 @@ class Backend(ABC):
 
     def digest(self, *parts: str) -> str:
         """Digest of the files of some parts and of how they are used: precision, variant and resolution."""
-        files = sorted(f for part in parts for f in (self.folder / part).rglob("*") if f.is_file())
+        places = {part: self.checkpoint.place(part) for part in parts}
+        # By the component's name, not by where it lies: a digest is the same on every machine.
+        found = ((part, f) for part, place in places.items() for f in place.rglob("*") if f.is_file())
+        files = [f for _, f in sorted(found, key=lambda each: (each[0], each[1].relative_to(places[each[0]]).parts))]
         # Part of the digest, so that samples which were drawn without the correction are not taken from the cache.
         corrected = "".join(f"-{k}={v}" for k, v in self._corrected.items()) if "scheduler" in parts else ""
         return f"{self.dtype}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}{corrected}"

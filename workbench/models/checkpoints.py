@@ -9,8 +9,8 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,14 @@ class Checkpoint:
         folder: where it lies.
         index: its model_index.json, checked.
         variant: which of its weight files to read, such as "fp16"; "" = the plain ones.
+        replaced: folders of components that take the place of the checkpoint's own.
     """
 
     source: str
     folder: Path
     index: Mapping[str, Any]
     variant: str = ""
+    replaced: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -75,6 +77,10 @@ class Checkpoint:
         """Library and class of every component, by its name; (None, None) for a component that was left out."""
         return {name: (entry[0], entry[1]) for name, entry in self.index.items() if isinstance(entry, list)}
 
+    def place(self, part: str) -> Path:
+        """The folder of a component."""
+        return self.replaced.get(part, self.folder / part)
+
     def kind(self, part: str) -> Any:
         """The class of a component.
 
@@ -88,7 +94,7 @@ class Checkpoint:
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
         """The object in a component's JSON file."""
-        return read_json(self.folder / part / file, f"{self.name}: {part}")
+        return read_json(self.place(part) / file, f"{self.name}: {part}")
 
     def number(self, part: str, key: str, default: Any, low: float, high: float, file: str = "config.json") -> Any:
         """A number in a component's JSON file.
@@ -105,8 +111,9 @@ class Checkpoint:
 
     def load(self, part: str, **options: Any) -> Any:
         """A component that has weights, loaded by `safe_loading.load_network` with these options."""
-        options |= {"variant": self.variant} if self.variant else {}
-        return load_network(self.kind(part), self.folder / part, f"{self.name}: {part}", **options)
+        # A component from elsewhere has its plain weights, whatever variant the checkpoint's own have.
+        options |= {"variant": self.variant} if self.variant and part not in self.replaced else {}
+        return load_network(self.kind(part), self.place(part), f"{self.name}: {part}", **options)
 
     def require(self, *parts: str) -> None:
         """Check that components are there and that their weights and configs can be read.
@@ -116,11 +123,11 @@ class Checkpoint:
         Raises:
             UserError: one is missing, has only pickled weights, or fails `safe_loading.check_weights`.
         """
-        missing = [p for p in parts if self.parts.get(p, "") != (None, None) and not (self.folder / p).is_dir()]
+        missing = [p for p in parts if self.parts.get(p, "") != (None, None) and not self.place(p).is_dir()]
         if missing:
             raise UserError(f"{self.name}: no {', '.join(missing)} in {self.folder}")
         for part in parts:
-            folder = self.folder / part
+            folder = self.place(part)
             if not folder.is_dir() or part == "scheduler":
                 continue
             kind = self.kind(part)
@@ -130,18 +137,18 @@ class Checkpoint:
             pickled = [*folder.glob("*.bin"), *folder.glob("*.ckpt")]
             if pickled and not any(folder.glob("*.safetensors")):
                 raise UserError(f"{self.name}: {part} has only pickled weights ({pickled[0].name}); give safetensors")
-            check_weights(folder, f"{self.name}: {part}", self.variant)
+            check_weights(folder, f"{self.name}: {part}", "" if part in self.replaced else self.variant)
 
     def copy_parts(self, folder: Path, without: str) -> None:
         """Copy the files of every component but one into a folder, byte for byte but for `declare_float32`."""
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.folder / "model_index.json", folder / "model_index.json")
         for part in self.parts:
-            if part == without or not (self.folder / part).is_dir():
+            if part == without or not self.place(part).is_dir():
                 continue
             (folder / part).mkdir(exist_ok=True)
             # Files are copied and not saved by the library, so that digests of encoded pairs stay true of the copy.
-            for file in sorted((self.folder / part).iterdir()):
+            for file in sorted(self.place(part).iterdir()):
                 if file.is_file():
                     shutil.copyfile(file, folder / part / file.name)
             config = folder / part / "config.json"
@@ -159,15 +166,16 @@ def declare_float32(config: Path) -> None:
     config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
+def fetch(source: str, revision: str = "", variant: str = "", vae: str = "") -> Checkpoint:
     """Open a checkpoint; one on the hub is downloaded first, through the hub's own cache and token.
 
     Args:
         source: a folder, a hub id, or "embedded" for the small model that comes with the workbench.
         revision: branch, tag or commit of a hub id.
         variant: see Checkpoint.
+        vae: folder or hub id of an autoencoder that takes the place of the checkpoint's own; "" = none.
     Raises:
-        UserError: no such folder or hub model, or not a diffusers checkpoint.
+        UserError: no such folder or hub model, or not a diffusers checkpoint, or an autoencoder of another kind.
         Failure: the hub does not answer, or wants a licence accepted.
     """
     # First: over a name that is too long, the file system raises an error where a question was asked.
@@ -197,7 +205,41 @@ def fetch(source: str, revision: str = "", variant: str = "") -> Checkpoint:
             for file in (folder / part).iterdir():
                 if file.exists() and not file.is_dir():  # libraries open whatever has a known name
                     require_regular(file, f"model.path = {shown(source)}: {part}")
-    return Checkpoint(source, folder, index, variant)
+    checkpoint = Checkpoint(source, folder, index, variant)
+    return replace(checkpoint, replaced={"vae": _fetch_vae(vae, checkpoint)}) if vae else checkpoint
+
+
+def _fetch_vae(source: str, checkpoint: Checkpoint) -> Path:
+    """The folder of an autoencoder that takes the place of a checkpoint's own.
+
+    Args:
+        source: a folder with its config.json, or with a folder vae/ that has one, or such a repository on the hub.
+    Raises:
+        UserError: there is none, or it is of another class or has latents of other channels.
+        Failure: the hub does not answer.
+    """
+    what = f"model.vae = {shown(source)}"
+    if not is_place(source):
+        raise UserError(f"{what}: nothing has such a name")
+    root = Path(source)
+    if not root.exists() and HUB_ID.fullmatch(source):
+        from huggingface_hub import snapshot_download
+
+        root = _from_hub(what, lambda: snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+    found = [folder for folder in (root, root / "vae") if (folder / "config.json").is_file()]
+    if not found:
+        raise UserError(f"{what}: no autoencoder in diffusers' layout (no config.json in {root} or its vae/)")
+    for file in found[0].iterdir():
+        if file.exists() and not file.is_dir():  # libraries open whatever has a known name
+            require_regular(file, what)
+    config = read_json(found[0] / "config.json", what)
+    kind = checkpoint.kind("vae").__name__
+    if config.get("_class_name") != kind:
+        raise UserError(f"{what}: is a {shown(config.get('_class_name'))}, but {checkpoint.source} has a {kind}")
+    channels, own = (c.get("latent_channels") for c in (config, checkpoint.config("vae")))
+    if channels != own:
+        raise UserError(f"{what}: has {shown(channels)} latent channels, but {checkpoint.source} has {own}")
+    return found[0]
 
 
 def _is_class(entry: list) -> bool:
@@ -208,13 +250,25 @@ def _is_class(entry: list) -> bool:
 def _download(source: str, revision: str, variant: str) -> Path:
     """Download a hub model into the hub's cache; returns its folder there."""
     from diffusers import DiffusionPipeline
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     what = f"model.path = {source!r}" + (f", model.revision = {revision!r}" if revision else "")
+    options = {"revision": revision or None, "variant": variant or None, "use_safetensors": True}
+    return _from_hub(what, lambda: DiffusionPipeline.download(source, **options))
+
+
+def _from_hub(what: str, download: Callable[[], str]) -> Path:
+    """The folder of what is downloaded from the hub.
+
+    Args:
+        what: the setting, for messages.
+    Raises:
+        UserError: the hub has no such model.
+        Failure: it does not answer, or wants a licence accepted.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
-        return Path(
-            DiffusionPipeline.download(source, revision=revision or None, variant=variant or None, use_safetensors=True)
-        )
+        return Path(download())
     except GatedRepoError:  # a subclass of RepositoryNotFoundError, so it comes first
         raise Failure(
             f"{what}: needs its licence accepted on the hub and a token (hf auth login, or HF_TOKEN)"

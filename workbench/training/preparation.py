@@ -11,8 +11,9 @@ from workbench.common import distributed
 from workbench.common.errors import UserError
 from workbench.data.encoding import INDEX, Encoding, encode, open_store
 from workbench.data.pairs import EncodedPairs
-from workbench.data.rows import open_rows
+from workbench.data.rows import Rows, open_rows
 from workbench.data.streaming import StreamedPairs
+from workbench.data.subset import drawn
 from workbench.models import Backend
 from workbench.training.config import Config
 from workbench.training.diagnostics import BucketDiagnostics, Probe
@@ -121,6 +122,7 @@ def open_backend(model: Model) -> Backend:
         family=model.family,
         revision=model.revision,
         variant=model.variant,
+        vae=model.vae,
         resolution=model.resolution,
     )
 
@@ -130,6 +132,19 @@ def encoding_of(source: Data, split: str) -> Encoding:
     if split == "train":
         return Encoding(source.limit, source.flip, source.dtype, source.scores, source.resize)
     return Encoding(source.validation_limit, False, source.dtype, resize=source.resize)
+
+
+def rows_of(source: Data, split: str) -> Rows:
+    """The rows of a split as they are encoded; of training rows a random part, if the settings want one.
+
+    Raises:
+        UserError, Failure: as `open_rows` and `drawn`.
+    """
+    encoding = encoding_of(source, split)
+    rows = open_rows(getattr(source, split), split, encoding.scores)
+    if split == "train" and source.limit and source.limit_seed:
+        return drawn(rows, source.limit, source.limit_seed, encoding.scores)
+    return rows
 
 
 def open_pairs(source: Data, split: str, backend: Backend) -> Pairs:
@@ -155,7 +170,7 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
             raise UserError(f"data.cache = false: {path} is encoded already; give the images, or leave it at true")
         # None = either: for validation a store is taken as it is.
         flip = encoding.flip if split == "train" else None
-        return open_store(
+        pairs = open_store(
             Path(path),
             backend=backend,
             flip=flip,
@@ -163,7 +178,13 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
             scores=encoding.scores,
             resize=encoding.resize,
         )
-    rows = open_rows(path, split, encoding.scores)
+        if split == "train" and source.limit_seed and 0 < encoding.limit < pairs.counts.get("used", 0):
+            raise UserError(
+                f"data.limit_seed = {source.limit_seed}: {path} is encoded already, with more pairs than "
+                f"{encoding.limit}; give the images, or encode with this setting"
+            )
+        return pairs
+    rows = rows_of(source, split)
     if split == "train" and not source.cache:
         return StreamedPairs(rows, backend, encoding)
     return encode(rows, backend, encoding)

@@ -24,6 +24,7 @@ class Model(Section):
     variant: str = Field(
         "", description="which weight files of the checkpoint, e.g. 'fp16'; training is float32 anyway"
     )
+    vae: Place = Field("", description="folder or hub id of another autoencoder to use in place of its own")
     resolution: int = Field(0, ge=0, le=EDGE, description="edge of the images in pixels; 0 = the model's own")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the forward passes")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1', ...")
@@ -60,6 +61,9 @@ class Data(Section):
     validation: Place = Field("embedded", description="the same, for diagnostics")
     prompts: Place = Field("embedded", description="text file of prompts to draw, one a line")
     limit: NotNegative = Field(0, description="use at most so many training pairs; 0 = all")
+    limit_seed: NotNegative = Field(
+        0, description="0 = the first `limit` pairs; another number draws them at random, from local parquet files"
+    )
     validation_limit: NotNegative = Field(0, description="the same of validation pairs")
     cache: bool = Field(True, description="encode the training pairs once; false = from the images, each time anew")
     caption_dropout: float = Field(
@@ -77,7 +81,11 @@ class Data(Section):
         "",
         description="the training pairs' columns SCORES_0 and SCORES_1 hold the images' scores, for objective.label",
     )
-    flip: bool = Field(False, description="train on mirrored pairs too, both images of a pair alike")
+    flip: bool | Literal["independent"] = Field(
+        False,
+        description="train on mirrored pairs too, both images of a pair alike; 'independent' = each image by itself, "
+        "as public code flips them",
+    )
     dtype: Literal["float32", "float16"] = Field("float32", description="of the latents and embeddings on disk")
 
 
