@@ -121,6 +121,9 @@ def test_a_study_is_renamed_everywhere(neighbours):
     for taken in ("u", "theirs"):
         with pytest.raises(UserError, match=f"study '{taken}': this study database has one already"):
             alterations.rename(client, "t", taken, storage_url())
+    for kept in ("t-checks", "t-tuning", "t-tuning-2"):
+        with pytest.raises(UserError, match=f"study '{kept}': is kept for the search and the checks of 't'"):
+            alterations.rename(client, "t", kept, storage_url())
     with pytest.raises(UserError, match="study 's': the tracking store has one already"):
         alterations.rename(client, "t", "s", storage_url())
 

@@ -29,7 +29,7 @@ from workbench.training.config import parse_override
 NOTEBOOKS = shipped("notebooks")
 
 #: Names of the studies that `python -m workbench.claims` runs beside the one that people look at.
-HELPER_STUDIES = re.compile(f".*({tuning.ROUNDS}|-checks)")
+HELPER_STUDIES = re.compile(f".*{tuning.HELPERS}")
 
 #: Order of the notebooks on the page, the paper's; others follow by name.
 ORDER = ("methods", "divergence", "tradeoff", "parts", "imbalance", "intervals", "timesteps", "alternatives", "search")

@@ -66,6 +66,7 @@ def delete(client: tracking.Client, name: str, url: str) -> None:
             client.delete_run(run.info.run_id)
         for folder in (recovery.snapshot_folder(study, 0).parent, *recovery.best_folders(name, own.token)):
             shutil.rmtree(folder, ignore_errors=True)
+            folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
         # Last: a repetition after a kill finds the study by its name here.
         optuna.delete_study(study_name=name, storage=study._storage)
         remove_lock(url, own.token)
@@ -77,9 +78,11 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
     Returns:
         The studies of this database that have a new name.
     Raises:
-        UserError: there is no such study, a command works on it, or the new name is taken.
+        UserError: there is no such study, a command works on it, or the new name is taken or kept for its own checks.
         Failure: its run is in MLflow's trash.
     """
+    if re.fullmatch(re.escape(name) + tuning.HELPERS, new):
+        raise UserError(f"study {new!r}: is kept for the search and the checks of {name!r}; choose another name")
     with locked(url):
         there = optuna.get_all_study_names(open_storage(url))
     beside = [old for old in there if re.fullmatch(re.escape(name) + tuning.ROUNDS, old)]

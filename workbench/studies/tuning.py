@@ -22,6 +22,8 @@ from workbench.training.config import known_names, merge
 
 #: What follows a study's name in those of its search's rounds, as `round_name` gives them; a regular expression.
 ROUNDS = r"-tuning(-\d+)?"
+#: End of the name of each study that a study makes for itself: rounds of its search, and the claims' checks.
+HELPERS = f"({ROUNDS}|-checks)"
 
 
 def round_name(study: str, number: int) -> str:
