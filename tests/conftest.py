@@ -43,6 +43,20 @@ def tiny_pairs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def no_plugins(monkeypatch):
+    """A process that has met no function of the user's own, at the end again."""
+    from workbench.training import config, plugins
+
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    tables = [table for _, table, _ in config.CHOICES.values()]
+    before = [dict(table) for table in tables]
+    yield
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
+
+
+@pytest.fixture
 def tiny(tiny_model, tiny_pairs, tmp_path) -> dict:
     """Dotted settings of a run that takes a second."""
     from workbench.models.small.prompts import split

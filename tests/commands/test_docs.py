@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from tests.support.helpers import ROOT
 from workbench import train
 from workbench.__main__ import main
 from workbench.evaluation import REWARD_MODELS
-from workbench.method import reward_scale
 from workbench.models import FAMILIES
 from workbench.models.checkpoints import ASSETS
 from workbench.studies.experiment import Experiment
@@ -165,23 +165,33 @@ def test_every_setting_is_explained():
     assert betas["dpo"] == betas["linear"] == "300.0" and betas["kto"] == "150.0"  # a default for each choice
 
 
+@pytest.fixture
+def worked_example(tmp_path, no_plugins):
+    """A folder with the experiments, and beside them the README's function and the study that chooses it."""
+    (code,), (file,) = blocks(TEXT["README.md"], "python"), blocks(TEXT["README.md"], "toml")
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "late.toml").write_text(file)
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    return tmp_path
+
+
 @every_page
-def test_its_examples_are_valid_experiments(page, tmp_path):
+def test_its_examples_are_valid_experiments(page, worked_example):
     for block in blocks(page.read_text(), "toml"):
-        (tmp_path / "example.toml").write_text(block.replace('"late"', '"linear"'))  # the worked example's own shape
-        experiment = Experiment.resolve(read(tmp_path / "example.toml"))
+        (worked_example / "example.toml").write_text(block)
+        experiment = Experiment.resolve(read(worked_example / "example.toml"))
         assert {name for _, name in experiment.sweep.metrics} <= metric_names(experiment.config)
 
 
-def test_the_worked_example_is_a_shape_and_a_study_in_under_15_lines(tmp_path):
-    (code,), (file,) = blocks(TEXT["README.md"], "python"), blocks(TEXT["README.md"], "toml")
-    assert len(code.strip().splitlines()) + 1 + len(file.strip().splitlines()) < 15  # 1: its line in SHAPES
-    module = dict(vars(reward_scale))
-    exec(code, module)
-    curve = module["late"](torch.linspace(0.99, 0.01, 11), start=0.5)
+def test_the_worked_example_is_a_shape_and_a_study_in_under_15_lines(worked_example):
+    code, file = ((worked_example / name).read_text().strip() for name in ("mine.py", "late.toml"))
+    assert len(code[code.index("def ") :].splitlines()) + len(file.splitlines()) < 15  # imports are not counted
+    study = Experiment.resolve(read(worked_example / "late.toml"))
+    assert len(study.arms) == 9 and not study.space
+    shape, settings = study.arms[-1].config.chosen("reward_scale")
+    assert settings == {"start": 0.5}
+    curve = shape(torch.linspace(0.99, 0.01, 11), **settings)
     assert curve.tolist() == pytest.approx([0, 0, 0, 0, 0, 0, 0.1, 0.2, 0.3, 0.4, 0.5], abs=1e-6)
-    (tmp_path / "late.toml").write_text(file.replace('"late"', '"linear"'))  # which exists without the line in SHAPES
-    assert len(Experiment.resolve(read(tmp_path / "late.toml")).arms) == 9
 
 
 @pytest.mark.parametrize("mark", ["@[A-Z_]+@", r"\bTODO\b", r"\bTBD\b"])

@@ -65,8 +65,8 @@ def _choosing(section: str) -> Iterator[Setting]:
     selector, table, default = CHOICES[section]
     yield Setting(f"{section}.{selector}", (), json.dumps(default), _listed(table), f"which {selector}, of those below")
     common = {key: "" for key in inspect.signature(COMMON[section]).parameters} if section in COMMON else {}
-    # `_choice` made the union's members in the order of the table.
-    members = dict(zip(table, get_args(Config.model_fields[section].annotation), strict=True))
+    # `_choice` made the union's members in the order of the table, to which functions of the user's own come last.
+    members = dict(zip(table, get_args(Config.model_fields[section].annotation), strict=False))
     rows: list[Setting] = []
     for choice, member in members.items():
         properties = member.model_json_schema()["properties"]

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import tomllib
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from workbench.common.errors import UserError, shown
 from workbench.common.validation import NotNegative, is_place
 from workbench.method import modifiers, objectives, reference, reward_scale, timesteps
+from workbench.training import plugins
 from workbench.training.sections import Section, Sweep
 from workbench.training.tables import Data, Diagnostics, Evaluation, Lora, Model, SnapshotSection, Train
 
@@ -33,8 +34,9 @@ def _keywords(function: Callable) -> dict[str, Any]:
     return {p.name: (p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-#: Section -> (the key that chooses, what it chooses from, what is chosen where nothing is said).
-CHOICES: dict[str, tuple[str, Mapping[str, Callable], str]] = {
+#: Section -> (the key that chooses, what it chooses from, what is chosen where nothing is said). Functions of
+#: the user's own are put to the others as they are met.
+CHOICES: dict[str, tuple[str, dict[str, Callable], str]] = {
     "objective": ("loss", objectives.OBJECTIVES, "dpo"),
     "timesteps": ("density", timesteps.DENSITIES, "uniform"),
     "reward_scale": ("shape", reward_scale.SHAPES, "constant"),
@@ -55,6 +57,17 @@ def _choice(section: str) -> Any:
     ]
     # The discriminator: only the chosen function's settings are checked. A plain union would report the errors of all.
     return Annotated[reduce(or_, members), Field(discriminator=selector)]
+
+
+def _add_plugin(section: str, choice: Any) -> None:
+    """Let a section choose a function of the user's own, if that is what it is to choose.
+
+    Raises:
+        UserError: it may not be run, or is not there.
+    """
+    selector, table, _ = CHOICES[section]
+    if plugins.is_plugin(choice) and choice not in table:
+        table[choice] = plugins.load(choice, f"{section}.{selector}")
 
 
 def _settings(section: str, function: Callable) -> dict[str, Any]:
@@ -108,6 +121,17 @@ class Config(Section):
         return flatten(self.model_dump(exclude={"sweep"}))
 
 
+def _config_type() -> type[Config]:
+    """The type of an experiment, which may choose the functions of the user's own that were met too."""
+    own = tuple(tuple(filter(plugins.is_plugin, table)) for _, table, _ in CHOICES.values())
+    return _extended_type(own) if any(own) else Config
+
+
+@cache
+def _extended_type(own: tuple[tuple[str, ...], ...]) -> type[Config]:
+    return create_model("Config", __base__=Config, **{section: (_choice(section), ...) for section in CHOICES})
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as dotted names.
 
@@ -149,6 +173,7 @@ def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     merged, layer = dict(base), dotted(layer)
     for section, (selector, table, _) in CHOICES.items():
         new = layer.get(f"{section}.{selector}")
+        _add_plugin(section, new)
         if new is not None and new != merged.get(f"{section}.{selector}"):
             # For an unknown choice the base's arguments go, so that the error is about the choice and not about them.
             accepted = _settings(section, table[new]) if isinstance(new, str) and new in table else {}
@@ -218,7 +243,8 @@ def resolve(flat: Mapping[str, Any]) -> Config:
     """
     try:
         # The default choices lie below: a section that names none still needs one for its discriminator.
-        config = Config.model_validate(_tree(merge(_defaults(), flat)))
+        tree = _tree(merge(_defaults(), flat))  # first: it meets functions of the user's own
+        config = _config_type().model_validate(tree)
     except ValidationError as error:
         raise UserError("; ".join(_explain(e) for e in error.errors()[:3])) from None
     if config.shared("objective")["label"] == "soft" and not config.data.scores:
@@ -278,12 +304,33 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")
         if place and place != "embedded" and is_place(place) and (path.parent / place).exists():
             flat[name] = f"{(path.parent / place).resolve()}{colon}{part}"
+    flat = _naming_plugins(flat, path.parent)
     if "extends" not in flat:
         return flat
     base = flat.pop("extends")
     if not isinstance(base, str):
         raise UserError(f"experiment {path}: extends = {shown(base)}: expected the name of another experiment file")
     return merge(read(path.parent / base, (*extended_by, path.resolve())), flat)
+
+
+def _naming_plugins(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings that a user has named, in which functions of the user's own carry their file's digest.
+
+    Args:
+        folder: from which paths count.
+    Raises:
+        UserError: there is no such file.
+    """
+    selectors = {f"{section}.{selector}" for section, (selector, _, _) in CHOICES.items()}
+
+    def named(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):  # an arm's settings, or a dimension's choices
+            return {inner: named(inner if inner in selectors else key, entry) for inner, entry in value.items()}
+        if isinstance(value, list):
+            return [named(key, entry) for entry in value]
+        return plugins.named(value, folder, key) if key in selectors and plugins.is_plugin(value) else value
+
+    return {key: named(key, value) for key, value in flat.items()}
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -296,12 +343,17 @@ def parse_override(text: str) -> tuple[str, Any]:
     name = name.strip()
     if not equals or not name:
         raise UserError(f"--set {text}: expected KEY=VALUE, such as reference.interval=16")
+    return name, _naming_plugins({name: _read_value(value)}, Path())[name]
+
+
+def _read_value(text: str) -> Any:
+    """The value in the text of an override."""
     try:
         # Read as one TOML line, so that a value is written as in a file; a bare word is no TOML and is taken as text.
-        found = tomllib.loads(f"value = {value}")
+        found = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
-        return name, value
-    return name, found["value"] if len(found) == 1 else value  # a second line would be another setting
+        return text
+    return found["value"] if len(found) == 1 else text  # a second line would be another setting
 
 
 def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
