@@ -13,17 +13,18 @@ CONFIDENCE, POWER = 0.95, 0.8
 ENOUGH = 3  # seeds for an interval, and for a verdict
 
 
-def seed_interval(values: ArrayLike) -> tuple[float, float]:
-    """Student's t interval of the mean, 95 %; the mean twice for fewer than three values, or where all are equal.
+def seed_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Student's t interval of the mean; the mean twice for fewer than three values, or where all are equal.
 
     Args:
         values: one a training seed, shape (S,).
+        confidence: two-sided.
     """
     values = np.asarray(values, dtype=float)
     mean, error = float(values.mean()), _standard_error(values)
     if error == 0:
         return mean, mean
-    beyond = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    beyond = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * error
     return mean - beyond, mean + beyond
 
 

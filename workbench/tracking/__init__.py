@@ -8,7 +8,7 @@ What most callers need is here. Studies also use `study_runs` (parent runs), `de
 `reconcile` (runs that disagree with their trials); `tags` names every tag.
 """
 
-from workbench.tracking.frames import load_history, load_runs, load_samples, load_sheets
+from workbench.tracking.frames import load_history, load_lost, load_runs, load_samples, load_sheets
 from workbench.tracking.kept_models import add_scores, kept_model, kept_models
 from workbench.tracking.store import Client, connect, tracking_uri
 from workbench.tracking.study_runs import Run, attach
@@ -26,6 +26,7 @@ __all__ = [
     "kept_model",
     "kept_models",
     "load_history",
+    "load_lost",
     "load_runs",
     "load_samples",
     "load_sheets",

@@ -67,6 +67,23 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
     return frame
 
 
+def load_lost(study: str) -> dict[str, list[str]]:
+    """Training seeds of which an arm has no complete run, but one that failed or was pruned, by arm.
+
+    Interrupted attempts say nothing, since they are run again.
+    """
+    client = connect()
+    seeds: dict[str, dict[str, set[str]]] = {}
+    for run in children(client, require_study(client, study)):
+        states = seeds.setdefault(run.data.tags.get(tags.ARM, ""), {})
+        states.setdefault(run.data.tags.get(tags.STATE, ""), set()).add(run.data.params.get("seed", ""))
+    none: set[str] = set()
+    return {
+        arm: sorted((states.get("failed", none) | states.get("pruned", none)) - states.get("complete", none))
+        for arm, states in seeds.items()
+    }
+
+
 def load_history(runs: pl.DataFrame) -> pl.DataFrame:
     """Step histories of runs, one frame: the columns of `runs` that tell them apart, then step and metrics.
 

@@ -8,7 +8,19 @@ import pytest
 
 from workbench.analysis.claims import table
 from workbench.analysis.claims.evidence import Effect, Evidence, seedwise
-from workbench.analysis.claims.rules import ABSENT, BASELINES, CLAIMS, FAILS, HOLDS, OPEN, RANGE, Claim, judge
+from workbench.analysis.claims.rules import (
+    ABOUT,
+    ABSENT,
+    BASELINES,
+    CLAIMS,
+    FAILS,
+    HOLDS,
+    NEVER,
+    OPEN,
+    UNBOUNDED,
+    Claim,
+    judge,
+)
 from workbench.common.errors import UserError
 from workbench.models.small.prompts import split
 from workbench.studies.experiment import Experiment
@@ -47,7 +59,9 @@ def verdict(*effects: list[float]) -> str:
         ([[-1.0, -1.0]], OPEN),
         ([[1.0, 1.5, 1.2], [1.0, 1.0, 1.0]], HOLDS),
         ([[1.0, 1.5, 1.2], [-1.0, 3.0, 1.0]], OPEN),
-        ([[1.0, 1.5, 1.2], [-1.0, -1.5, -1.0], [-1.0, 1.0, 0.0]], FAILS),
+        ([[1.0, 1.5, 1.2], [-1.0, -1.1, -1.0], [-1.0, 1.0, 0.0]], FAILS),
+        ([[-1.0, -1.5, -1.0]], FAILS),  # alone it is surely below 0,
+        ([[1.0, 1.5, 1.2], [-1.0, -1.5, -1.0], [-1.0, 1.0, 0.0]], OPEN),  # but not as one of three
     ],
 )
 def test_the_rule(effects, expected):
@@ -93,25 +107,30 @@ def world(right: bool) -> Evidence:
     ) | {
         "frozen": 0.2, "timestep-aware": 0.2 - 0.1 * sign, "threshold": 0.2 + 0.2 * sign,
         "threshold-half": 0.2 + 0.19 * sign, "threshold-double": 0.2 + 0.21 * sign,
+        "range-low": 0.2 + 0.1 * sign, "range-double": 0.2 + 0.1 * sign,
         "ours": 0.2 + 0.4 * sign, "gamma-9": 0.2 + 0.3 * sign, "gamma-8": 0.0,
         "gamma-8-scale": 0.1 * sign, "update-half": -0.3 * sign, "update": -0.1 * sign,
         "update-double": 0.0 + 0.1 * sign,
         "lr-high": -1.0 * sign, "beta-low": 0.1, "reinit": 0.15, "sft": 0.0, "kto": 0.0, "dspo": 0.0,
         "tuned-frozen": 0.2, "tuned-threshold": 0.2 + 0.2 * sign, "tuned-ours": 0.2 + 0.4 * sign,
     }  # fmt: skip
-    if not right:  # intervals matter more with the threshold
+    if not right:  # with a threshold the interval matters more
         reward |= {"update-half": 0.3, "update": 0.3, "update-double": 0.29, "threshold": -0.4, "threshold-double": 0.1}
     runs, history, samples = [], [], []
     for arm, value in reward.items():
-        far = {"frozen": 0.001, "update": 0.2}.get(arm, 0.1)
+        far = {"frozen": 0.001 if right else 0.05, "update": 0.2}.get(arm, 0.1)
         moved = 0.09 if right else 0.001  # of the reference
         far += {"update-half": 0.1 + 0.1 * sign, "update-double": 0.1 - 0.1 * sign}.get(arm, 0.0)
         for i, seed in enumerate(SEEDS):
             run = {"run_id": f"{arm}-{seed}", "arm": arm, "state": "complete", "seed": seed}
-            run |= {"reference.delta": "0.005", "reference/updates": 2.0, "eval/reward": value + 1e-3 * i}
-            run |= {"divergence/reference_unseen": 0.005 - 0.001 * sign, "divergence/policy": far}
+            run |= {
+                "reference.delta": "0.005",
+                "reference/updates": 8.0 + sign * (3.0 + 1e-3 * i),
+                "eval/reward": value + 1e-3 * i,
+            }
+            run |= {"divergence/reference_unseen": 0.006 - 0.002 * sign, "divergence/policy": far}
             run |= {"divergence/reference": moved}
-            run |= {"eval/reward_gain": value}
+            run |= {"eval/reward_gain": value, "eval/win_rate": 0.5 + 0.3 * sign}
             for bucket in range(10):
                 name = f"t{100 * bucket:03d}-{100 * bucket + 99:03d}"
                 for quantity in ("loss", "reward_size", "accuracy"):
@@ -135,7 +154,7 @@ def world(right: bool) -> Evidence:
     return evidence(runs, history, samples, checks)
 
 
-@pytest.mark.parametrize("number", sorted(set(range(1, 15)) - {5}))
+@pytest.mark.parametrize("number", range(1, 15))
 def test_every_rule_holds_where_the_paper_is_right_and_fails_where_it_is_wrong(number):
     (rule,) = (c for c in CLAIMS if c.number == number)
     for right, expected in ((True, HOLDS), (False, FAILS)):
@@ -143,15 +162,42 @@ def test_every_rule_holds_where_the_paper_is_right_and_fails_where_it_is_wrong(n
         assert row["verdict"] == expected, json.dumps(row, indent=1)
 
 
-@pytest.mark.parametrize(("sign", "expected"), [(1, HOLDS), (-1, FAILS)])
-def test_an_optimum_lies_in_the_middle_of_divergence_or_it_does_not(sign, expected):
-    runs = [
-        {"run_id": f"{arm}-{seed}", "arm": arm, "state": "complete", "seed": seed, "divergence/policy": float(i),
-         "eval/reward": -sign * (i - 4.0) ** 2}
-        for seed in SEEDS for i, arm in enumerate(RANGE)
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        ({NEVER: 0.3, ABOUT: 0.7, UNBOUNDED: 0.2}, HOLDS),
+        ({NEVER: 0.7, ABOUT: 0.3, UNBOUNDED: 0.8}, FAILS),
+        ({NEVER: 0.1, ABOUT: 0.5, UNBOUNDED: 0.9}, FAILS),  # rises for ever
+    ],
+)
+def test_an_optimum_lies_about_delta_or_it_does_not(reward, expected):
+    by_arm = {arm: value for arms, value in reward.items() for arm in arms} | {"range-high": 9.0, "range-higher": -9.0}
+    e = rewards(**{arm: [value, value + 0.01, value + 0.02] for arm, value in by_arm.items()})
     (rule,) = (c for c in CLAIMS if c.number == 5)
-    assert judge([rule], evidence(runs))[0]["verdict"] == expected
+    (row,) = judge([rule], e)
+    assert row["verdict"] == expected and [effect["decides"] for effect in row["effects"]] == [True, True, False]
+
+
+def test_lost_runs_leave_a_claim_undecided_and_are_named():
+    (rule,) = (c for c in CLAIMS if c.number == 8)
+    e = world(True)
+    (row,) = judge([rule], Evidence(e.runs, e.history, e.samples, e.checks, {"frozen": ["3", "4"], "kto": ["3"]}))
+    assert row["verdict"] == OPEN and row["reason"].startswith("runs that failed or were pruned: frozen (2);")
+    gone = e.runs.filter(pl.col("arm") != "frozen")
+    (row,) = judge([rule], Evidence(gone, e.history, e.samples, e.checks, {"frozen": ["0", "1", "2"]}))
+    assert row["verdict"] == ABSENT and "frozen (3)" in row["reason"]
+
+
+def test_a_curve_that_stops_rising_does_not_keep_growing():
+    (rule,) = (c for c in CLAIMS if c.number == 2)
+    e = world(True)
+    flat = e.history.with_columns(pl.when(pl.col("step") > 3).then(3).otherwise("divergence/reference").alias("x"))
+    history = flat.with_columns(pl.col("x").alias("divergence/reference")).drop("x")
+    (row,) = judge([rule], Evidence(e.runs, history, e.samples, e.checks))
+    assert row["verdict"] == OPEN and row["effects"][1]["mean"] == 0
+    late = e.history.filter(pl.col("step") == 4)
+    (row,) = judge([rule], Evidence(e.runs, late, e.samples, e.checks))
+    assert row["verdict"] == ABSENT and "lower diagnostics.interval" in row["reason"]
 
 
 def test_a_trend_over_timesteps_does_not_rest_on_the_largest_interval():
@@ -175,7 +221,7 @@ def test_a_lost_seed_costs_a_seed_and_no_more(number):
         kept = full.runs.filter(pl.col("run_id") != f"{arm}-1")
         (row,) = judge([rule], Evidence(kept, full.history, full.samples, full.checks))
         assert min(effect["seeds"] for effect in row["effects"]) >= 2, row
-        assert any(effect["seeds"] == 2 for effect in row["effects"]) or number == 5, (arm, row)
+        assert any(effect["seeds"] == 2 for effect in row["effects"]), (arm, row)
 
 
 def test_there_are_fourteen_claims_each_stated_and_documented_and_its_arms_are_declared():

@@ -1,7 +1,7 @@
 """What claims rest on: effects over training seeds, and the tracked runs that they are computed from."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,12 +52,14 @@ class Evidence:
         history: their steps, as `tracking.load_history` gives them.
         samples: their images' rewards, as `tracking.load_samples` gives them.
         checks: runs of the checks that need no arms, one a seed.
+        lost: arm -> seeds of its runs that failed or were pruned.
     """
 
     runs: pl.DataFrame
     history: pl.DataFrame
     samples: pl.DataFrame
     checks: pl.DataFrame
+    lost: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def of(self, arm: str) -> pl.DataFrame:
         """The complete runs of an arm, one a seed.
@@ -92,12 +94,20 @@ class Evidence:
         points = self._points(arm, metric)
         return dict(points.group_by("seed").agg(pl.col(metric).max()).iter_rows())
 
-    def growth(self, arm: str, metric: str) -> BySeed:
-        """A metric's last value minus its last in the first half of the run, by seed."""
+    def growth(self, arm: str, metric: str, since: float = 0.5) -> BySeed:
+        """A metric's last value minus its last in the first part of the run, by seed.
+
+        Args:
+            since: that part, a share of the steps.
+        Raises:
+            UserError: nothing was logged in that part.
+        """
         points = self._points(arm, metric).sort("seed", "step")
-        halfway = points.filter(pl.col("step") <= pl.col("step").max() // 2).group_by("seed").last()
-        both = points.group_by("seed").last().join(halfway, on="seed", suffix="_half")
-        return dict(both.select("seed", pl.col(metric) - pl.col(f"{metric}_half")).iter_rows())
+        before = points.filter(pl.col("step") <= since * pl.col("step").max()).group_by("seed").last()
+        if before.is_empty():
+            raise UserError(f"arm {arm!r}: {metric} was logged at the end of the run alone; lower diagnostics.interval")
+        both = points.group_by("seed").last().join(before, on="seed", suffix="_before")
+        return dict(both.select("seed", pl.col(metric) - pl.col(f"{metric}_before")).iter_rows())
 
     def _points(self, arm: str, metric: str) -> pl.DataFrame:
         if metric not in self.history.columns:
@@ -126,6 +136,8 @@ class Evidence:
 
     def win_rate(self, arm: str, other: str) -> BySeed:
         """Share of images on which arm scores higher than other: same training seed, prompt and image seed."""
+        for each in (arm, other):
+            self.of(each)  # which refuses two runs of one seed
         rates = tables.won(self.runs, self.samples, arm, other).filter(pl.col("prompts") == "all")
         return dict(rates.select("seed", "value").iter_rows())
 

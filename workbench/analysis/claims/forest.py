@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,14 +31,14 @@ def forest(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.axvline(0, color="0.3", lw=1, zorder=1)
     for place, (_, effect) in enumerate(effects):
         half = (effect["high"] - effect["low"]) / 2
-        # No interval, for too few or equal seeds: nothing to divide by, so such an effect is drawn at the edge.
-        ratio = effect["mean"] / half if half else FARTHEST * (1 if effect["mean"] > 0 else -1)
+        # No interval, for too few or equal seeds: nothing to divide by. Such an effect is a point at the edge, or at 0.
+        ratio = effect["mean"] / half if half else FARTHEST * np.sign(effect["mean"])
         shown = min(max(ratio, -FARTHEST), FARTHEST)
         colour, marker = LOOKS[effect["verdict"]]
-        if shown == ratio:
-            axes.plot([ratio - 1, ratio + 1], [place, place], color=colour, lw=1.6, zorder=2)
-        else:
+        if shown != ratio:
             marker = ">" if ratio > 0 else "<"
+        elif half:
+            axes.plot([ratio - 1, ratio + 1], [place, place], color=colour, lw=1.6, zorder=2)
         axes.plot(shown, place, marker, color=colour, ms=6, mew=1.6, zorder=3)
     axes.set_yticks(range(len(effects)), [f"{number}  {_short(effect['statement'])}" for number, effect in effects])
     axes.tick_params(axis="y", labelsize="x-small", length=0)

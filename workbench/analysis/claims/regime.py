@@ -20,6 +20,8 @@ from workbench.common.errors import UserError
 from workbench.common.markdown import markdown_table
 from workbench.tracking import study_runs
 
+CLOSE = 1.25  #: frozen Diffusion-DPO ends at most at so many times delta: "about" or below
+UPDATES = 8  #: the thresholded reference moves at least so often
 TITLE = "The paper's regime"
 RUNS = "These runs are in"  # how the sentence starts where there are no verdicts
 
@@ -35,6 +37,8 @@ class Measure:
         least, most: the bounds of the regime.
         clause: the reason that is given where the value lies outside, with {value} in it.
         percent: whether the value is a share, shown in per cent.
+        seeds: the value of each training seed, where it has some; most of them must lie within the bounds too, since a
+            mean of runs that froze at once and of others that never did would be of none of them.
     """
 
     name: str
@@ -44,15 +48,33 @@ class Measure:
     most: float = math.inf
     clause: str = ""
     percent: bool = False
+    seeds: tuple[float, ...] = ()
 
     @property
     def inside(self) -> bool:
-        """Whether the value lies within its bounds."""
-        return self.least <= self.value <= self.most
+        """Whether the value lies within its bounds, and so do those of most seeds."""
+        return self._within(self.value) and 2 * sum(map(self._within, self.seeds)) >= len(self.seeds)
+
+    def _within(self, value: float) -> bool:
+        return self.least <= value <= self.most
 
     def shown(self, value: float) -> str:
-        """A value of this measure as text: three significant digits, in per cent where it is a share."""
-        return f"{value:.3g} %" if self.percent and math.isfinite(value := 100 * value) else f"{value:.3g}"
+        """A value of this measure as text, in per cent where it is a share.
+
+        Three significant digits, or as many more as it takes not to look like a bound that it is not.
+        """
+        bounds = {f"{bound:.3g}" for bound in (self.least, self.most) if bound != value}
+        digits = next((n for n in (3, 4, 5, 6) if f"{value:.{n}g}" not in bounds), 7)
+        if self.percent and math.isfinite(value):
+            return f"{100 * value:.{digits}g} %"
+        return f"{value:.{digits}g}"
+
+    @property
+    def here(self) -> str:
+        """The value as text, with the smallest and the largest of the seeds."""
+        if len(self.seeds) < 2:
+            return self.shown(self.value)
+        return f"{self.shown(self.value)} (seeds: {self.shown(min(self.seeds))} to {self.shown(max(self.seeds))})"
 
     @property
     def bounds(self) -> str:
@@ -70,7 +92,8 @@ class Measure:
     @property
     def reason(self) -> str:
         """Why a study with this value is outside: a clause of the sentence before the verdicts."""
-        return f"{self.clause.format(value=self.shown(self.value))} (the paper's: {self.bounds})"
+        seeds = "" if not self._within(self.value) else ", though on average only"
+        return f"{self.clause.format(value=self.shown(self.value))}{seeds} (the paper's: {self.bounds})"
 
 
 def measure(
@@ -111,29 +134,36 @@ def _arms(runs: pl.DataFrame) -> dict[str, pl.DataFrame]:
     return arms
 
 
+def _values(runs: pl.DataFrame, column: str) -> tuple[float, ...]:
+    """A metric or a numerical setting of each run that has it."""
+    return tuple(runs[column].cast(pl.Float64).drop_nulls()) if column in runs.columns else ()
+
+
 def _mean(runs: pl.DataFrame, column: str) -> float | None:
     """Mean over runs of a metric or a numerical setting; None where no run has it."""
-    if column not in runs.columns:
-        return None
-    values = runs[column].cast(pl.Float64).drop_nulls().to_numpy()
-    return float(values.mean()) if len(values) else None
+    values = _values(runs, column)
+    return sum(values) / len(values) if values else None
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:
     if above is None or below is None:
         return None
-    # Eq. 8 is a difference of errors: a frozen arm may come out below 0, and any other is then infinitely far beyond
-    # it.
-    return above / below if below > 0 else math.inf
+    if below > 0:
+        return above / below
+    # Eq. 8 is a difference of errors: a frozen arm may come out below 0. Whatever has moved away is then infinitely far
+    # beyond it, and what has not is not.
+    return math.inf if above > 0 else 0.0
 
 
 def _frozen_over_delta(frozen: pl.DataFrame | None, threshold: pl.DataFrame | None) -> Measure | None:
     if frozen is None or threshold is None:
         return None
-    value = _ratio(_mean(frozen, "divergence/policy"), _mean(threshold, "reference.delta"))
+    delta = _mean(threshold, "reference.delta")
+    value = _ratio(_mean(frozen, "divergence/policy"), delta)
     return value if value is None else Measure(
-        "frozen_over_delta", "final divergence of frozen Diffusion-DPO over delta", value, most=1.25,
+        "frozen_over_delta", "final divergence of frozen Diffusion-DPO over delta", value, most=CLOSE,
         clause="frozen Diffusion-DPO itself ends at {value} times delta",
+        seeds=tuple(far / delta for far in _values(frozen, "divergence/policy")) if delta else (),
     )  # fmt: skip
 
 
@@ -148,15 +178,16 @@ def _updates(threshold: pl.DataFrame, history: pl.DataFrame) -> list[Measure]:
         stopped, on="run_id", how="left"
     )
     # A run whose reference was never frozen counts with all of its steps.
-    share = float((shares["step"].fill_null(shares["total"]) / shares["total"]).to_numpy().mean())
+    each = (shares["step"].fill_null(shares["total"]) / shares["total"]).to_numpy()
     return [
         Measure(
-            "updates_before_freeze", "accepted updates of the thresholded reference", updates or 0.0, least=8,
-            clause="its threshold lets the reference move {value} times",
+            "updates_before_freeze", "accepted updates of the thresholded reference", updates or 0.0, least=UPDATES,
+            clause="its threshold lets the reference move {value} times", seeds=_values(threshold, "reference/updates"),
         ),
         Measure(
-            "freeze_step", "step at which it is frozen for good, as a share of training (100 %: never)", share,
-            least=0.2, most=0.8, clause="the reference is frozen after {value} of training", percent=True,
+            "freeze_step", "step at which it is frozen for good, as a share of training (100 %: never)",
+            float(each.mean()), least=0.2, most=0.8, clause="the reference is frozen after {value} of training",
+            percent=True, seeds=tuple(each.tolist()),
         ),
     ]  # fmt: skip
 
@@ -189,7 +220,7 @@ def _tuned_on_edge(edges: Mapping[str, Sequence[str]] | None) -> Measure | None:
     return Measure(
         "tuned_on_edge", "arms whose tuned values lie on the edge of the searched grid",
         float(sum(bool(settings) for settings in edges.values())), most=0,
-        clause=f"{{value}} arms have tuned values on the edge of what was searched, {named}",
+        clause=f"the tuned values of {{value}} of the arms lie on the edge of what was searched, {named}",
     )  # fmt: skip
 
 
@@ -207,7 +238,7 @@ def sentence(measures: Sequence[Measure], start: str = "These verdicts are about
 
 def markdown(measures: Sequence[Measure]) -> str:
     """The numbers with their bounds, as a table in Markdown."""
-    rows = [(one.statement, one.shown(one.value), one.bounds, "yes" if one.inside else "**no**") for one in measures]
+    rows = [(one.statement, one.here, one.bounds, "yes" if one.inside else "**no**") for one in measures]
     return markdown_table(("what", "here", "the paper's regime", "inside"), rows)
 
 

@@ -115,7 +115,11 @@ def judge(study: StudyId, beside: StudyId) -> list[dict[str, Any]]:
     """
     runs, client = tracking.load_runs(study.address), tracking.connect()
     evidence = Evidence(
-        runs, tracking.load_history(runs), tracking.load_samples(runs), tracking.load_runs(beside.address)
+        runs,
+        tracking.load_history(runs),
+        tracking.load_samples(runs),
+        tracking.load_runs(beside.address),
+        tracking.load_lost(study.address),
     )
     rows = rules.judge(rules.CLAIMS, evidence)
     links = ui.claim_links(client, study.address, {row["number"]: row["arms"] for row in rows if row["arms"]})

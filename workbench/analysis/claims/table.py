@@ -13,10 +13,12 @@ from workbench.studies.experiment import Experiment
 
 RULES = (
     "Each effect is signed so that the paper says greater than 0, one value a training seed, arms paired by seed. It "
-    "holds where the whole 95 % t interval of its mean lies above 0, does not hold where all of it lies below, and "
-    f"is inconclusive otherwise, and always with fewer than {ENOUGH} seeds; a claim holds where all its effects do, "
-    "and does not where one does not. Beside an inconclusive effect stands the smallest one that as many seeds of this "
-    "spread would have told from 0 in 8 of 10 such studies."
+    "holds where the whole 95 % t interval of its mean lies above 0, and a claim where all its effects do. A claim "
+    "does not hold where the interval of one of its k effects lies below 0 even at 1 - 0.05 / k. All else is "
+    f"inconclusive, also with fewer than {ENOUGH} seeds or with runs that were lost. Beside an inconclusive effect "
+    "stands about the smallest one that as many seeds of this spread would have told from 0 in 8 of 10 such studies. "
+    "Intervals are over training seeds alone: pairs, prompts, image seeds, probe and pretrained model are the same in "
+    "each."
 )
 REGIME = (
     "The paper's regime, as numbers of the runs of Fig. 1b, means over seeds. Outside of it a verdict says how these "
@@ -27,8 +29,9 @@ TUNING = (
     "arm's own settings ({factors}; {design}) on prompts and a seed that the comparison does not use; the best by "
     "{objective}, over {images} images of one training seed, is below. An arm whose best value lay on the edge of what "
     "it had tried went on one step beyond, at most {extensions} times, and the edges named are those that were left. "
-    "Arms that take another method apart take what that method found, as the paper's ablations do: {likes}."
+    "{likes}"
 )
+LIKES = "Arms that take another method apart take what that method found, as the paper's ablations do: {}."
 DESIGNS = {"grid": "all combinations", "star": "one setting at a time"}
 
 
@@ -60,7 +63,7 @@ def markdown(
             row["number"],
             row["title"],
             row["where"],
-            "<br>".join(_effect(effect, seeds) for effect in row["effects"]) or row["reason"],
+            "<br>".join(filter(None, [*(_effect(effect, seeds) for effect in row["effects"]), row["reason"]])),
             f"**{row['verdict']}**",
             f"[MLflow]({row['link']})",
         )
@@ -100,32 +103,48 @@ def _tuning(findings: tuning.Findings, experiment: Experiment) -> list[str]:
         objective=sweep.objective,
         images=images,
         extensions=sweep.tuning.extensions,
-        likes=likes or "none",
+        likes=LIKES.format(likes) if likes else "",
     )
     return [text, markdown_table(("arm", "best values", "runs", "on the edge of what was tried"), rows)]
 
 
 def _effect(effect: Mapping[str, Any], seeds: int) -> str:
-    mean, low, high = (number(effect[key]) for key in ("mean", "low", "high"))
+    return f"**{number(effect['mean'])}** ({_interval(effect)}): {effect['statement']}{_remarks(effect, seeds)}"
+
+
+def _interval(effect: Mapping[str, Any]) -> str:
+    """An effect's interval; in its place how many seeds there are, where they are too few for one."""
+    if effect["seeds"] < ENOUGH:
+        return f"{effect['seeds']} seed{'s' if effect['seeds'] > 1 else ''}: no interval"
+    return f"{number(effect['low'])} to {number(effect['high'])}"
+
+
+def _remarks(effect: Mapping[str, Any], seeds: int) -> str:
+    """What must be known of an effect besides its numbers.
+
+    Args:
+        seeds: that the study has; 0 = not said.
+    """
     shown = "" if effect["decides"] else " (shown only)"
-    fewer = "" if effect["seeds"] == seeds else f" ({effect['seeds']} of {seeds} seeds ended)"
-    return f"**{mean}** ({low} to {high}): {effect['statement']}{shown}{fewer}{_sight(effect)}"
+    fewer = "" if effect["seeds"] == seeds or not seeds else f" ({effect['seeds']} of {seeds} seeds ended)"
+    return f"{shown}{fewer}{_sight(effect)}"
 
 
 def _sight(effect: Mapping[str, Any]) -> str:
     """Beside an inconclusive effect, the smallest one that its seeds could have seen."""
     inconclusive = effect["verdict"] == OPEN and effect["detectable"]
-    return f" (smallest effect that could be seen: {number(effect['detectable'])})" if inconclusive else ""
+    return f" (about the smallest effect that could be seen: {number(effect['detectable'])})" if inconclusive else ""
 
 
 def plain(rows: Sequence[Mapping[str, Any]], measures: Sequence[regime.Measure]) -> str:
     """The claims for a terminal: the regime where it is another, then a line a claim with its verdict and effects."""
     warning = regime.sentence(measures)
     lines = [f"\n{warning}"] if warning else []
+    most = max((effect["seeds"] for row in rows for effect in row["effects"]), default=0)
     for row in rows:
         lines.append(f"\n{row['number']:2d}. {row['verdict'].upper()}: {row['title']} ({row['where']})")
         lines += [
-            f"      {number(e['mean']):>9s} ({number(e['low'])} to {number(e['high'])})  {e['statement']}{_sight(e)}"
+            f"      {number(e['mean']):>9s} ({_interval(e)})  {e['statement']}{_remarks(e, most)}"
             for e in row["effects"]
         ]
         if row["reason"]:
