@@ -50,7 +50,7 @@ ui: install
 	@MLFLOW_BACKEND_STORE_URI="$(MLFLOW_TRACKING_URI)" MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1
 
 figures: install
-	$(BIN)/python -m workbench.report
+	$(BIN)/python -m workbench.report --study $(STUDY)
 
 claims: install
 	$(BIN)/python -m workbench.claims

@@ -30,10 +30,10 @@ FROM_0, FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
 )
 @click.option(
     "--guidance",
-    type=Finite(min=1),
+    type=Finite(min=0),
     default=3.0,
     show_default=True,
-    help="Classifier-free guidance; 7.5 is usual for SD1.5.",
+    help="Scale of the pipeline's guidance; 1 = none, for Z-Image 0. 7.5 is usual for SD1.5.",
 )
 @click.option(
     "--resolution", type=FROM_0, default=0, show_default=True, help="Edge of the images, pixels; 0 = the model's own."
@@ -81,7 +81,8 @@ def main(**options: Any) -> None:
     \b
     Examples:
       python -m workbench.evaluate --model ours=trained/ --model pretrained=embedded
-      python -m workbench.evaluate --model study:claims --model pretrained=embedded --ours ours --seeds 5
+      python -m workbench.evaluate --model study:NAME --model pretrained=embedded --ours ours --seeds 5
+         (all runs of a study that was made with --set train.keep=true)
       python -m workbench.evaluate --model a=trained/ --model b=ORG/NAME --prompts mine.txt --scorer imagereward
       python -m workbench.evaluate --model ours=runs:/RUN_ID
          --model pretrained=stable-diffusion-v1-5/stable-diffusion-v1-5

@@ -141,7 +141,9 @@ def _left(standing: dict[str, Any]) -> str:
 
 
 @name_argument
-@click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, 1 on a GPU.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, at most 8; 1 on a GPU."
+)
 @click.option("--trials", type=click.IntRange(1), help="Finished trials in all, if it shall be another number now.")
 def resume(name: str, workers: int | None, trials: int | None) -> None:
     """Go on with a study where it stands; its settings are kept with it, so no file is needed.

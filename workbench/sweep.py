@@ -23,7 +23,9 @@ DEFAULT = shipped("experiments/default.toml")
 @experiment_argument
 @click.option("--study", metavar="NAME", help="The study's name; an existing one goes on. Default: the file's name.")
 @click.option("--trials", type=click.IntRange(1), help="Finished trials in all (overrides sweep.trials).")
-@click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, 1 on a GPU.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, at most 8; 1 on a GPU."
+)
 @click.option("--init", is_flag=True, help="Make the study and stop, for many commands to work on it at once.")
 @set_option
 @settings_option

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from workbench.common.errors import UserError
+from workbench.common.paths import shipped
 from workbench.studies.experiment import Experiment
 from workbench.studies.space import read_space
 from workbench.training.config import completed, load, merge, parse_override, read, resolve
@@ -180,6 +181,16 @@ def test_settings_stored_before_one_was_added_get_its_default():
     before |= {"objective.loss": "dpo", "objective.beta": 7.0, "sweep.seeds": [1]}
     assert completed(before) == now | {"sweep.seeds": [1]}
     assert completed(before | {"train.gone": 1}) == before | {"train.gone": 1}
+
+
+def test_a_file_extends_the_workbenchs_own_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('extends = "experiments/default.toml"\ntrain.steps = 9\n')
+    flat = load(tmp_path / "mine.toml").flat()
+    assert flat["train.steps"] == 9 and flat["train.lr"] == load(shipped("experiments/default.toml")).train.lr
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "default.toml").write_text("train.lr = 0.5\n")  # the user's own comes first
+    assert load(tmp_path / "mine.toml").train.lr == 0.5
 
 
 def test_a_file_extends_another_from_its_own_folder(tmp_path):

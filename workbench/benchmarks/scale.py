@@ -42,7 +42,7 @@ def measure_scale(trials: int, alone: int, workers: int, out: Path) -> str:
         measured |= compare(few, many, workers) | _sizes(folder, trials)
         _write(out, measured)  # before the report, which may fail after an hour of measuring
         begin = time.monotonic()
-        report = ("--study", "many", "--notebook", "divergence", "-p", f"score={SCORE}")
+        report = ("--study", "many", "--notebook", "tradeoff", "-p", f"score={SCORE}")
         run_command("workbench.report", *report, folder=folder, environment=environment)
         measured["report_seconds"] = time.monotonic() - begin
     _write(out, measured)

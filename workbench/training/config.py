@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from workbench.common.errors import UserError, shown
+from workbench.common.paths import shipped
 from workbench.common.validation import NotNegative, is_place
 from workbench.method import modifiers, objectives, reference, reward_scale, timesteps
 from workbench.training import plugins
@@ -275,7 +276,8 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
 def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The settings of a TOML file by dotted name; paths in it are relative to it. The sweep stays one table.
 
-    `extends = "OTHER.toml"` puts them on top of another file's, a key of the sweep as a whole.
+    `extends = "OTHER.toml"` puts them on top of another file's, a key of the sweep as a whole: one beside this file, or
+    one of the workbench's own, such as "experiments/default.toml".
 
     Args:
         extended_by: files on top of this one.
@@ -310,7 +312,10 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = flat.pop("extends")
     if not isinstance(base, str):
         raise UserError(f"experiment {path}: extends = {shown(base)}: expected the name of another experiment file")
-    return merge(read(path.parent / base, (*extended_by, path.resolve())), flat)
+    beside, own = path.parent / base, shipped(base)
+    # The workbench's own files are found from everywhere, as on the command line.
+    file = own if own.is_file() and not beside.is_file() else beside
+    return merge(read(file, (*extended_by, path.resolve())), flat)
 
 
 def _naming_plugins(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class Sweep(Section):
     space: dict[str, Dimension] = Field({}, description="setting -> Optuna distribution")
     arms: dict[RunName, Arm] = Field({}, description="name -> settings of the first trials")
     tuning: Tuning = Field(Tuning(), description="`factors` of settings that each arm tries first; none = no tuning")
-    seeds: Seeds = Field((), description="every arm is run once with each; empty = the seed above")
+    seeds: Seeds = Field((), description="every arm is run once with each; empty = the setting `seed`")
 
     @property
     def objectives(self) -> dict[str, Direction]:

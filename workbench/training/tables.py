@@ -59,7 +59,11 @@ class Data(Section):
         "embedded", description="parquet with Pick-a-Pic's columns (file, folder, hub id[:split]), or encoded"
     )
     validation: Place = Field("embedded", description="the same, for diagnostics")
-    prompts: Place = Field("embedded", description="text file of prompts to draw, one a line")
+    prompts: Place = Field(
+        "embedded",
+        description="text file of prompts to draw, one a line; 'embedded' = the small model's test prompts, "
+        "'validation' = its others",
+    )
     limit: NotNegative = Field(0, description="use at most so many training pairs; 0 = all")
     limit_seed: NotNegative = Field(
         0, description="0 = the first `limit` pairs; another number draws them at random, from local parquet files"
@@ -149,8 +153,8 @@ class Evaluation(Section):
     """Samples drawn from the trained model and scored against the pretrained model's."""
 
     seeds: int = Field(1, ge=0, le=1000, description="images a test prompt; 0 = no evaluation")
-    steps: Positive = Field(12, description="DDIM steps")
-    guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 = none")
+    steps: Positive = Field(12, description="steps of the family's sampler, which is DDIM for sd and sdxl")
+    guidance: float = Field(3.0, ge=0, description="scale of the pipeline's guidance; 1 = none, for Z-Image 0 = none")
     batch_size: Positive = Field(48, description="images at once")
     grid: NotNegative = Field(8, description="images in the sample grid of each diagnostics pass; 0 = none")
 

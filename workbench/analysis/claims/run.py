@@ -67,16 +67,17 @@ def check_claims(
         experiment: file with the arms; None = the shipped one.
         overrides: texts KEY=VALUE.
         quick: few seeds and steps, no tuning.
-        study: None = claims, or claims-quick.
+        study: None = the file's name, with -quick where it is.
         workers: processes; None = as many as suit the machine.
         out: gets a folder of the study's name.
         say: is given a line of progress at a time.
     Raises:
         UserError: a setting is wrong, or a study of that name was made with others.
     """
-    name = study_name(study or ("claims-quick" if quick else "claims"))
+    own = study or (experiment.stem if experiment else "claims")
+    name = study_name(f"{own}-quick" if quick and not study else own)
     folder = writable_folder("--out", out / name)
-    # Asked before the studies run, which takes most of an hour.
+    # Asked before the studies run, which takes an hour.
     require_own(folder, "claims.md", "claims.json", "claims.png", "regime.json")
     declared = _declared(experiment or DEFAULT, overrides, quick)
     candidates, arms = len(tuning.candidates(declared)), len(declared.sweep.arms)
