@@ -1,6 +1,5 @@
 """A study's search, read from Optuna's storage as data, and which settings mattered."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,7 @@ def open_search(name: str) -> Study:
     url = storage_url()
     file = make_url(url).database if url.startswith("sqlite") else None
     # Whether the file is there is asked first: opening an sqlite database creates it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that heartbeats are experimental
-        study = None if file and not Path(file).exists() else find_study(name, open_storage(url))
+    study = None if file and not Path(file).exists() else find_study(name, open_storage(url))
     if study is None or StudyRecord.of(study).definition is None:
         place = file or "the study storage"
         raise UserError(f"study {name!r}: not in {place}; WORKBENCH_STORAGE says where studies lie")

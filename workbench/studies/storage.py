@@ -3,6 +3,7 @@
 import json
 import re
 import sqlite3
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import optuna
 from optuna import Study
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -89,10 +91,12 @@ def open_storage(url: str) -> RDBStorage:
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
     patience = grace()
     try:
-        # Four heartbeats a grace, so that a late one costs nobody a trial.
-        storage = RDBStorage(
-            url, engine_kwargs=options, heartbeat_interval=max(1, patience // 4), grace_period=patience
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # that heartbeats are experimental
+            # Four heartbeats a grace, so that a late one costs nobody a trial.
+            storage = RDBStorage(
+                url, engine_kwargs=options, heartbeat_interval=max(1, patience // 4), grace_period=patience
+            )
     except Exception as error:  # whatever the database's driver raises
         raise _unreachable(url, error) from None
     if sqlite:
