@@ -32,19 +32,38 @@ def open_search(name: str) -> Study:
     Raises:
         UserError: there is none of that name here, or it only compares arms by one objective.
     """
-    url = storage_url()
-    file = make_url(url).database if url.startswith("sqlite") else None
-    # Whether the file is there is asked first: opening an sqlite database creates it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that heartbeats are experimental
-        study = None if file and not Path(file).exists() else find_study(name, open_storage(url))
-    if study is None or StudyRecord.of(study).definition is None:
-        place = file or "the study storage"
-        raise UserError(f"study {name!r}: not in {place}; WORKBENCH_STORAGE says where studies lie")
+    study = _own_study(name)
+    if study is None:
+        raise UserError(f"study {name!r}: not in {_place()}; WORKBENCH_STORAGE says where studies lie")
     sweep = _declared(study)
     if not sweep.space and not sweep.constraints and len(sweep.objectives) == 1:
         raise UserError(f"study {name!r} searches nothing: it has arms alone, one objective and no constraints")
     return study
+
+
+def declared(name: str) -> Sweep | None:
+    """What a study searches and for what; None where this study database has no such study."""
+    study = _own_study(name)
+    return None if study is None else _declared(study)
+
+
+def _own_study(name: str) -> Study | None:
+    """The workbench's study of that name in this study database, which is not made where it is missing."""
+    url = storage_url()
+    file = make_url(url).database if url.startswith("sqlite") else None
+    # Whether the file is there is asked first: opening an sqlite database creates it.
+    if file and not Path(file).exists():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that heartbeats are experimental
+        study = find_study(name, open_storage(url))
+    return None if study is None or StudyRecord.of(study).definition is None else study
+
+
+def _place() -> str:
+    """Where studies lie, as a message shows it: the file, which is not an address with a password."""
+    url = storage_url()
+    return (make_url(url).database if url.startswith("sqlite") else None) or "the study storage"
 
 
 def _declared(study: Study) -> Sweep:
