@@ -240,7 +240,7 @@ def _tracked(run: _Run, study: str | None) -> None:
     from workbench import tracking
     from workbench.common import distributed
     from workbench.common.errors import Failure
-    from workbench.tracking import reconcile, study_runs, tags
+    from workbench.tracking import reconcile, study_runs, tags, ui
     from workbench.training.provenance import datasets, describe, provenance
 
     client = tracking.connect()
@@ -259,7 +259,7 @@ def _tracked(run: _Run, study: str | None) -> None:
     tracker = tracking.Tracker(client, run.label, params=run.config.flat(), tags=about, datasets=data)
     if not _train(run, tracker, tracker.close, run.save_to):
         raise Failure(f"run {run.label} is trained, but the tracking store is away: python -m workbench.study doctor")
-    click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client, study)}")
+    click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {ui.run_link(client, tracker.run_id)}")
 
 
 def _train(run: _Run, listener: "Listener", close: Callable[[str, str], bool], output: Path | None) -> bool:

@@ -182,6 +182,20 @@ def default_workers(device: str) -> int:
     return min(cores, 8)
 
 
+def this_command() -> str:
+    """The command that runs now, as somebody could give it again, without passwords.
+
+    In a worker process it is the command that started the worker.
+    """
+    program, *arguments = sys.argv
+    module = Path(program)
+    if module.parent.name == "workbench" and module.suffix == ".py":  # python -m gives the module's path
+        called = ["python", "-m", "workbench" if module.stem == "__main__" else f"workbench.{module.stem}"]
+    else:
+        called = [module.name or "python"]
+    return hide_passwords(shlex.join([*called, *arguments]))
+
+
 def this_python() -> str:
     """How the user can call the interpreter that runs now, quoted for a shell."""
     relative = os.path.relpath(sys.executable)

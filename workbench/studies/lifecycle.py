@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from workbench import tracking
 from workbench.common.cache import digest
+from workbench.common.command_line import this_command
 from workbench.common.errors import Failure, UserError
 from workbench.common.paths import require_places, storage_place, storage_url
 from workbench.common.signals import held
@@ -42,7 +43,9 @@ from workbench.studies.trials import statuses, summary, summary_metrics
 from workbench.studies.workers import Assignment, remaining, supervise
 from workbench.tracking import delivery, reconcile, study_runs, tags
 from workbench.tracking.artifacts import check_artifacts
+from workbench.tracking.overview import objective_tag
 from workbench.tracking.study_runs import StudyId
+from workbench.training.provenance import provenance
 
 
 def names(url: str) -> list[str]:
@@ -273,7 +276,7 @@ def start(experiment: Experiment, name: str, url: str, client: tracking.Client) 
         # run and without trials that have run, which gets its run the next time.
         study = open_study(experiment, name, url)
         own = study_id(study, url)
-        return study, own, _open_parent(client, study, own)
+        return study, own, _open_parent(client, study, own, experiment)
 
 
 def _complete_study(experiment: Experiment, name: str, url: str, client: tracking.Client) -> Study | None:
@@ -316,7 +319,7 @@ def _require_both_halves(client: tracking.Client, name: str, url: str) -> None:
         )
 
 
-def _open_parent(client: tracking.Client, study: Study, own: StudyId) -> str:
+def _open_parent(client: tracking.Client, study: Study, own: StudyId, experiment: Experiment) -> str:
     """The id of the study's run in MLflow, found or created.
 
     Raises:
@@ -332,7 +335,9 @@ def _open_parent(client: tracking.Client, study: Study, own: StudyId) -> str:
             "MLFLOW_TRACKING_URI to the store that has, or go on without these runs after "
             f"`python -m workbench.study doctor {own.name}`"
         )
-    return study_runs.open_study(client, own, f"Study **{own.name}**, running.")
+    about = provenance() | objective_tag(experiment.sweep.objectives, experiment.sweep.constraints)
+    about |= {tags.SOURCE: this_command(), tags.SOURCE_TYPE: "LOCAL"}
+    return study_runs.open_study(client, own, f"Study **{own.name}**, running.", about)
 
 
 def require_original(parent: tracking.Run, own: StudyId) -> None:

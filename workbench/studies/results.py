@@ -35,7 +35,7 @@ def open_search(name: str) -> Study:
     study = _own_study(name)
     if study is None:
         raise UserError(f"study {name!r}: not in {_place()}; WORKBENCH_STORAGE says where studies lie")
-    sweep = _declared(study)
+    sweep = StudyRecord.of(study).sweep
     if not sweep.space and not sweep.constraints and len(sweep.objectives) == 1:
         raise UserError(f"study {name!r} searches nothing: it has arms alone, one objective and no constraints")
     return study
@@ -44,7 +44,7 @@ def open_search(name: str) -> Study:
 def declared(name: str) -> Sweep | None:
     """What a study searches and for what; None where this study database has no such study."""
     study = _own_study(name)
-    return None if study is None else _declared(study)
+    return None if study is None else StudyRecord.of(study).sweep
 
 
 def _own_study(name: str) -> Study | None:
@@ -66,13 +66,6 @@ def _place() -> str:
     return (make_url(url).database if url.startswith("sqlite") else None) or "the study storage"
 
 
-def _declared(study: Study) -> Sweep:
-    """What a study searches and for what, as stored with it."""
-    stored = StudyRecord.of(study).definition or {}
-    keys = (key for key in ("objective", "direction", "constraints", "space") if f"sweep.{key}" in stored)
-    return Sweep.model_validate({key: stored[f"sweep.{key}"] for key in keys})
-
-
 def _inside(trial: FrozenTrial, sweep: Sweep) -> bool:
     """Whether a trial differs from its study's settings only in the space, and in the seed, as sampled trials do."""
     return set(TrialRecord.of(trial).overrides or {}) <= {"seed", *sweep.space}
@@ -80,7 +73,7 @@ def _inside(trial: FrozenTrial, sweep: Sweep) -> bool:
 
 def read(study: Study) -> Search:
     """A study's search as data."""
-    sweep, best = _declared(study), {trial.number for trial in study.best_trials}
+    sweep, best = StudyRecord.of(study).sweep, {trial.number for trial in study.best_trials}
     # Choices of one setting may be of several types, a column has one type.
     kinds = {name: str if d["type"] == "CategoricalDistribution" else float for name, d in sweep.space.items()}
     rows = [
@@ -119,7 +112,7 @@ def importance(study: Study) -> pl.DataFrame:
     Raises:
         UserError: there are fewer than 8 such trials, or no metric differs between them.
     """
-    sweep = _declared(study)
+    sweep = StudyRecord.of(study).sweep
     if not sweep.space:
         raise UserError("importance: the study declares no sweep.space")
     ended = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE and _inside(t, sweep)]

@@ -1,17 +1,23 @@
-"""What the tracking store says of a study as a whole, for reports and links."""
+"""A study's own page in the tracking store: what it says of the study as a whole, and files attached to it."""
 
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from workbench.common.outputs import written_in
 from workbench.tracking import tags
-from workbench.tracking.store import experiment
-from workbench.tracking.study_runs import require_study
+from workbench.tracking.artifacts import check_artifacts
+from workbench.tracking.store import connect, experiment
+from workbench.tracking.study_runs import is_of_this_database, owner_of, require_study
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,11 @@ def objective_of(parent: Run) -> tuple[dict[str, str], dict[str, float]]:
     return {}, {}
 
 
+def objective_tag(objectives: Mapping[str, str], constraints: Mapping[str, float]) -> dict[str, str]:
+    """The tag by which a study's parent run says what the study is for, as `objective_of` reads it."""
+    return {tags.OBJECTIVE: json.dumps({"objectives": dict(objectives), "constraints": dict(constraints)})}
+
+
 def _versions(client: MlflowClient, parent: Run) -> dict[str, str]:
     """Versions that a study's last run was made with; workers on several machines may have had others."""
     query = f"tags.`{tags.PARENT}` = '{parent.info.run_id}'"
@@ -81,3 +92,20 @@ def _versions(client: MlflowClient, parent: Run) -> dict[str, str]:
 
 def _time(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000) if milliseconds else None
+
+
+def attach(study: str, path: Path, folder: str = "figures") -> bool:
+    """Attach a file, or those that the workbench wrote in a folder, to a study's parent run, under an artifact folder.
+
+    Returns:
+        False, with a warning, for a study of another study database: its owner's files would be overwritten.
+    """
+    client = connect()
+    parent = require_study(client, study)
+    if not is_of_this_database(parent):
+        log.warning("not attached: study %r has its trials in %s, so its run is left as it is", study, owner_of(parent))
+        return False
+    check_artifacts(client)
+    for file in written_in(path) if path.is_dir() else [path]:
+        client.log_artifact(parent.info.run_id, str(file), folder)
+    return True

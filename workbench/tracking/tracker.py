@@ -16,6 +16,7 @@ import polars as pl
 from mlflow import MlflowClient
 from PIL import Image
 
+from workbench.common.command_line import this_command
 from workbench.common.errors import Failure
 from workbench.common.paths import state_place
 from workbench.common.processes import this_process
@@ -24,7 +25,7 @@ from workbench.tracking.artifacts import check_artifacts
 from workbench.tracking.delivery import deliver_outbox, end_run, is_away
 from workbench.tracking.outbox import METRICS, Outbox
 from workbench.tracking.store import experiment, in_short
-from workbench.tracking.tags import PARENT, PROCESS, REASON, STATE, STATE_FOLDER
+from workbench.tracking.tags import COMMIT, PARENT, PROCESS, REASON, SOURCE, SOURCE_TYPE, STATE, STATE_FOLDER
 
 HISTORY = "history.parquet"
 FILES = ("artifact", "image", "table")  #: kinds of records that may take long to upload
@@ -62,6 +63,8 @@ class Tracker:
         seconds: float = 5.0,
     ):
         all_tags = {key: hide_passwords(value) for key, value in tags.items()}
+        all_tags |= {SOURCE: this_command(), SOURCE_TYPE: "LOCAL"}
+        all_tags |= {COMMIT: tags["git.commit"]} if "git.commit" in tags else {}
         # By these a run that a dead process left open is recognised and ended later (`reconcile`).
         all_tags |= {PROCESS: this_process(), STATE_FOLDER: state_place()} | ({PARENT: parent} if parent else {})
         try:
