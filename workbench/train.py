@@ -241,6 +241,7 @@ def _tracked(run: _Run, study: str | None) -> None:
     from workbench.common import distributed
     from workbench.common.errors import Failure
     from workbench.tracking import reconcile, study_runs, tags, ui
+    from workbench.training.config import telling
     from workbench.training.provenance import datasets, describe, provenance
 
     client = tracking.connect()
@@ -256,7 +257,10 @@ def _tracked(run: _Run, study: str | None) -> None:
     if group:
         about |= study_runs.membership(group)
     data = datasets(run.prepared)
-    tracker = tracking.Tracker(client, run.label, params=run.config.flat(), tags=about, datasets=data)
+    settings = run.config.flat()
+    tracker = tracking.Tracker(
+        client, run.label, params=telling(settings), settings=settings, tags=about, datasets=data
+    )
     if not _train(run, tracker, tracker.close, run.save_to):
         raise Failure(f"run {run.label} is trained, but the tracking store is away: python -m workbench.study doctor")
     click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {ui.run_link(client, tracker.run_id)}")

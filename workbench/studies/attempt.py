@@ -26,7 +26,7 @@ from workbench.studies.space import constrain, outcome
 from workbench.studies.trials import INTERVAL, SHOWN, counts, state_of
 from workbench.tracking import tags
 from workbench.tracking.study_runs import StudyId
-from workbench.training.config import Config
+from workbench.training.config import Config, telling
 from workbench.training.preparation import Prepared
 from workbench.training.provenance import datasets, describe, provenance
 from workbench.training.run import execute
@@ -186,8 +186,18 @@ class Attempt:
         if record.retry_of is not None:
             about[tags.RETRY_OF] = str(record.retry_of)
         name, inputs = record.name or f"trial-{trial.number}", datasets(prepared)
+        settings = config.flat()
+        # In a table of a study's runs each has a value in every column that tells them apart.
+        varied = [dimension.name for dimension in self.experiment.space]
+        varied += [setting for arm in self.experiment.arms for setting in arm.overrides]
         return tracking.Tracker(
-            self.client, name, params=config.flat(), tags=about, datasets=inputs, parent=self.parent
+            self.client,
+            name,
+            params=telling(settings, *varied),
+            settings=settings,
+            tags=about,
+            datasets=inputs,
+            parent=self.parent,
         )
 
     def _repeat_reports(self, trial: Trial, step: int, reported: Mapping[int, float]) -> None:

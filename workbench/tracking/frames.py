@@ -15,6 +15,7 @@ from PIL import Image
 from workbench.common.errors import UserError
 from workbench.tracking import tags
 from workbench.tracking.artifacts import local_path
+from workbench.tracking.run_settings import settings_of
 from workbench.tracking.store import connect
 from workbench.tracking.study_runs import children, deleted_children, how_to_restore, require_study
 from workbench.tracking.tracker import HISTORY
@@ -28,7 +29,7 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
     """The ended trials of a study, a row a run.
 
     Columns: run_id, name, arm, state, trial (its number, null for single runs), reason (why it was pruned), every
-    parameter as text, the last value of every metric. Complete and pruned trials: interrupted attempts were run again,
+    setting as text, the last value of every metric. Complete and pruned trials: interrupted attempts were run again,
     failed ones have no end to compare.
 
     Args:
@@ -56,7 +57,7 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
             "reason": run.data.tags.get(tags.REASON, ""),
             "artifacts": run.info.artifact_uri,
         }
-        rows.append(about | run.data.params | run.data.metrics)
+        rows.append(about | settings_of(run) | run.data.metrics)
     # All rows decide the type of a column: by default polars looks at the first hundred, which may lack a metric.
     frame = pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame()
     if frame.is_empty():

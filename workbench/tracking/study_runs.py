@@ -10,13 +10,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, RunTag, ViewType
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
 from workbench.common.errors import Failure, UserError
 from workbench.common.paths import storage_place
 from workbench.tracking import tags
+from workbench.tracking.run_settings import as_text
 from workbench.tracking.store import STATUS, experiment, restore_command
 
 ASIDE = "-aside-"  #: between the name of a study and when its runs were set aside
@@ -191,16 +193,24 @@ def is_complete(client: MlflowClient, study: StudyId) -> bool:
     return run is not None and run.info.status == "FINISHED" and run.data.tags.get(tags.STATE) == "complete"
 
 
-def open_study(client: MlflowClient, study: StudyId, note: str, about: Mapping[str, str] | None = None) -> str:
+def open_study(
+    client: MlflowClient,
+    study: StudyId,
+    note: str,
+    about: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> str:
     """The id of a study's parent run, set to RUNNING; the run is created if the study has none.
 
     Args:
-        about: more tags of a run that is created. One that is there keeps its own: it says what made the study.
+        about, params: more tags, and parameters, of a run that is created. One that is there keeps its own: they say
+            what made the study.
     """
     run = find_study(client, study)
     if run is None:
         own = {tags.STUDY: study.name, tags.TOKEN: study.token, tags.KIND: "study", tags.NOTE: note}
         run = client.create_run(experiment(client).experiment_id, run_name=study.name, tags={**(about or {}), **own})
+        client.log_batch(run.info.run_id, params=[Param(*item) for item in as_text(params or {}).items()])
     if run.data.tags[tags.STUDY] != study.name:  # it was set aside, and its study database is back
         _rename(client, run, study.name, study.storage)
     client.set_tag(run.info.run_id, tags.STORAGE, study.storage)  # the database may have moved

@@ -23,6 +23,7 @@ PROCESSES = "workbench.processes"  #: how many processes train the run together
 TOUCHED = "workbench.touched"  #: when a study was last started or resumed, in seconds of Unix time
 CLAIMS = "workbench.claims"  #: numbers of the claims that rest on a run, each between blanks
 STORE = "workbench.store"  #: of the experiment: path of the database for which its artifact location was chosen
+SETTINGS = "mlflow.workbench.settings"  #: of a run: all its settings as JSON; tags in MLflow's own space are not listed
 OBJECTIVE = "workbench.objective"  #: of a study: its objectives with their directions and its constraints, as JSON
 SOURCE = MLFLOW_SOURCE_NAME  #: the command, which the UI shows as the run's source
 SOURCE_TYPE = MLFLOW_SOURCE_TYPE  #: without it the UI does not show the source

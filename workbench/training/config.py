@@ -207,6 +207,18 @@ def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if usual.get(name) != str(value)}
 
 
+def telling(settings: Mapping[str, Any], *also: str) -> dict[str, Any]:
+    """The settings that tell a run from others: its choices, its seed, what differs from the defaults, and others.
+
+    Args:
+        settings: all of the run, resolved, by dotted name.
+        also: names of more settings, such as those in which a study's trials differ.
+    """
+    chosen = {f"{section}.{selector}" for section, (selector, _, _) in CHOICES.items()}
+    told = {"seed", *chosen, *changed(settings), *also}
+    return {name: value for name, value in settings.items() if name in told}
+
+
 def known_names() -> list[str]:
     """Every setting's dotted name, those of all choices included."""
     names = list(flatten(default_config().model_dump()))

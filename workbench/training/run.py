@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Generator
 
 from workbench.common import distributed
-from workbench.common.contact_sheet import contact_sheet
+from workbench.common.contact_sheet import beside, contact_sheet
 from workbench.common.errors import Failure, UserError, memory_explained
 from workbench.common.files import in_place
 from workbench.method.reference import Decision
@@ -22,6 +22,8 @@ from workbench.training.loop import StepRecord, as_floats
 from workbench.training.measurements import Measurements
 from workbench.training.preparation import Prepared
 from workbench.training.snapshots import Snapshot, Snapshots, require_same
+
+BESIDE = "pretrained-and-trained.png"  #: a run's picture of both models' samples, in pairs
 
 
 @memory_explained()
@@ -209,6 +211,9 @@ class _Session:
         self.recorder.log(steps, drawn.metrics)
         listener.picture("pretrained.png", contact_sheet(drawn.pretrained, columns=len(captions), zoom=1))
         listener.picture("samples.png", contact_sheet(drawn.images, columns=len(captions), zoom=1))
+        # For people: the two above, which are read back by place, are as wide as there are prompts.
+        first = slice(len(captions))  # of each prompt the image with the first seed
+        listener.picture(BESIDE, beside(drawn.pretrained[first], drawn.images[first]))
         if drawn.grid is not None:
             self.recorder.image("samples", steps, drawn.grid)
         listener.table("samples.json", drawn.table)
