@@ -290,6 +290,10 @@ def export(name: str, out: Path | None) -> None:
     study = lifecycle.require_study(study_name(name), storage_url())
     folder = writable_folder("--out", out or Path("reports") / name / "export")
     frame = study.trials_dataframe(multi_index=False)
+    # The columns of studies whose metrics have names in Optuna, as those of others: value, or values_0, values_1.
+    names = [*StudyRecord.of(study).sweep.objectives]
+    plain = ["value"] if len(names) == 1 else [f"values_{place}" for place in range(len(names))]
+    frame = frame.rename(columns={f"values_{name}": column for name, column in zip(names, plain, strict=True)})
     for column in frame.columns:  # nested attributes, which a table has no place for
         if frame[column].map(lambda value: isinstance(value, dict | list)).any():
             frame[column] = frame[column].map(lambda v: json.dumps(v) if isinstance(v, dict | list) else v)

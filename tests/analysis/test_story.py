@@ -71,10 +71,13 @@ def test_the_table_has_pruned_trials_last_with_their_reason():
         pl.Series("state", ["complete", "pruned", "complete"]),
         pl.Series("reason", ["", "does not keep up", ""]),
         pl.Series("train.lr", ["3e-06", "1e-05", "2e-05"]),
+        pl.Series("eval/reward", [0.0, None, 2.0]),
+        pl.Series("samples/reward", [0.1, -0.25, 2.1]),
     )
     lines = story.trial_table(runs, REWARD, {}).splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["11", "0", "10"]
-    assert "lr=2e-05" in lines[4] and "Diffusion-DPO" in lines[5] and "pruned: does not keep up" in lines[6]
+    assert "lr=2e-05" in lines[4] and "Diffusion-DPO" in lines[5] and "(-0.250)" in lines[6]
+    assert "pruned: does not keep up" in lines[6] and "2.1" not in lines[4]
 
 
 def test_settings_are_those_that_all_trials_share_and_no_default_has():

@@ -153,11 +153,13 @@ def trial_table(runs: pl.DataFrame, objectives: Objectives, counts: Mapping[str,
         what = " ".join(chosen) if row["arm"] == "sampled" else called[row["arm"]]
         seed = f", seed {row['seed']}" if several and row["arm"] != "sampled" else ""
         why = f": {row['reason']}" if row["state"] == "pruned" and row.get("reason") else ""
-        numbers = ["" if row[metric] is None else _number(row[metric]) for metric in metrics]
+        numbers = [_cell(row, metric) for metric in metrics]
         number = row["trial"] if row.get("trial") is not None else row["name"]
         lines.append((number, what + seed, *numbers, row["state"] + why))
     counted = counts or dict(runs["state"].value_counts().iter_rows())
     parts = ", ".join(f"{count} {state}" for state, count in counted.items())
+    if (runs["state"] == "pruned").any():
+        parts += " (in brackets: on the few prompts that were drawn before the trial was stopped)"
     cut = f" Shown are the first {MOST_ROWS}." if len(runs) > MOST_ROWS else ""
     head = f"{parts}; the best first, by {_words(next(iter(objectives)))}.{cut}" if objectives else f"{parts}.{cut}"
     return f"{head}\n\n{markdown_table(('trial', 'arm, or what was chosen', *metrics, 'state'), lines)}"
@@ -178,6 +180,14 @@ def made_with(runs: pl.DataFrame, about: Overview, study: str, now: datetime) ->
     times = [f"{what} {when:%Y-%m-%d %H:%M}" for what, when in (("begun", about.begun), ("ended", about.ended)) if when]
     lines.append("; ".join([f"Page of {now:%Y-%m-%d %H:%M}", *(f"study {time}" for time in times)]))
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _cell(run: Mapping[str, Any], metric: str) -> str:
+    """A run's metric; where it was stopped before, in brackets what the pictures drawn until then came to."""
+    before = run.get(f"samples/{metric.removeprefix('eval/')}")
+    if run[metric] is not None:
+        return _number(run[metric])
+    return f"({_number(before)})" if run["state"] == "pruned" and before is not None else ""
 
 
 def _settings(runs: pl.DataFrame) -> list[str]:

@@ -30,9 +30,20 @@ from workbench.training.config import Config, telling
 from workbench.training.preparation import Prepared
 from workbench.training.provenance import datasets, describe, provenance
 from workbench.training.run import execute
+from workbench.training.sections import Sweep
 from workbench.training.snapshots import Snapshots
 
 PROGRESS_INTERVAL = 10.0  #: seconds between two records of a trial's progress, each a write to a shared database
+
+
+def _so_far(sweep: Sweep, measured: Mapping[str, float]) -> dict[str, float]:
+    """What is kept of a trial that is stopped: the usual metrics, and its objectives as far as they are known by then.
+
+    The pruner goes by a metric of its own, which says little beside the values of complete trials. What an objective
+    `eval/NAME` would come to, `samples/NAME` has been estimating on the few prompts that are drawn during training.
+    """
+    told = [*SHOWN, *sweep.objectives, *(f"samples/{name.removeprefix('eval/')}" for name in sweep.objectives)]
+    return {metric: measured[metric] for metric in told if math.isfinite(measured.get(metric, math.nan))}
 
 
 class TrialTakenError(RuntimeError):
@@ -161,6 +172,7 @@ class Attempt:
             if reason or time.monotonic() - self._last_progress > PROGRESS_INTERVAL:
                 self._write_progress(trial, step, config)
             if reason:
+                self._write(trial, metrics=_so_far(self.experiment.sweep, measured))
                 # Optuna accepts no constraint once the trial has ended, which it does as soon as this raises.
                 constrain(trial, self.experiment.sweep, measured)
                 raise TrialPruned(reason)

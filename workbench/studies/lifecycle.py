@@ -78,6 +78,7 @@ def open_study(experiment: Experiment, name: str, url: str) -> Study:
         token = _new_token(name)
 
         def fill(draft: Study) -> None:
+            draft.set_metric_names([*experiment.sweep.objectives])  # what Optuna's dashboard calls the values
             write_study(draft, token=token, **_resumable(experiment), definition=definition)
             for arm in experiment.arms:
                 attributes = trial_attributes(arm=arm.name, name=arm.label, overrides=dict(arm.overrides))

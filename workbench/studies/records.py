@@ -47,7 +47,7 @@ class TrialRecord:
         pruned: why the trial was pruned; empty if it was not.
         copied_from: number of the trial with the same settings whose result this one has.
         forgotten: whether the user has taken its result away; such a trial counts for nothing.
-        metrics: final metrics by name.
+        metrics: final metrics by name; of a pruned trial the last ones before it was stopped.
     """
 
     arm: str | None = None

@@ -1,7 +1,6 @@
 """A study's search, read from Optuna's storage as data, and which settings mattered."""
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from workbench.common.errors import UserError
 from workbench.common.paths import storage_url
 from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.search import Search
-from workbench.studies.storage import find_study, open_storage
+from workbench.studies.storage import find_study, missing, open_storage
 from workbench.studies.trials import counts, feasible, measured, state_of
 from workbench.training.sections import Sweep
 
@@ -50,9 +49,7 @@ def declared(name: str) -> Sweep | None:
 def _own_study(name: str) -> Study | None:
     """The workbench's study of that name in this study database, which is not made where it is missing."""
     url = storage_url()
-    file = make_url(url).database if url.startswith("sqlite") else None
-    # Whether the file is there is asked first: opening an sqlite database creates it.
-    if file and not Path(file).exists():
+    if missing(url):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that heartbeats are experimental
