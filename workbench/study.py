@@ -183,10 +183,9 @@ def best(name: str, output: Path, trial: int | None) -> None:
       python -m workbench.study best default --output best/
     """
     one_process()
-    from tqdm import tqdm
-
     from workbench.common.errors import UserError
     from workbench.common.paths import storage_url
+    from workbench.common.progress import Progress
     from workbench.common.signals import stop_on_signals
     from workbench.studies import lifecycle
     from workbench.studies.best import chosen_trial, retrain
@@ -200,11 +199,12 @@ def best(name: str, output: Path, trial: int | None) -> None:
     config = experiment.trial_config(chosen)
     with (
         stop_on_signals("SIGINT", "SIGTERM", "SIGHUP") as stopping,
-        tqdm(total=config.train.steps, desc=f"trial {chosen.number}", unit="step") as bar,
+        Progress(total=config.train.steps, desc=f"trial {chosen.number}", unit="step") as bar,
     ):
 
         def show(step: int, metrics: Mapping[str, float]) -> None:
             bar.update(step - bar.n)
+            bar.phase("training" if step < config.train.steps else "evaluating")
 
         final = retrain(config, study, chosen.number, output, on_step=show, stopping=stopping)
     before = dict(zip(experiment.sweep.objectives, chosen.values, strict=True))

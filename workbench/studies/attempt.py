@@ -59,6 +59,7 @@ class Attempt:
         prepare: what the runs of a process share, for the settings of one of them.
         on_claimed: called once the trial has this process's name and heartbeat.
         on_step: called with each step.
+        on_evaluated: called while the trained model's samples are drawn, with the share that is done.
         stopping: whether to take a snapshot, give the trial back to the queue and raise KeyboardInterrupt.
     """
 
@@ -74,10 +75,12 @@ class Attempt:
         on_claimed: Callable[[], None],
         on_step: Callable[[int], None],
         stopping: Callable[[], bool],
+        on_evaluated: Callable[[float], None] = lambda share: None,
     ):
         self.study, self.experiment, self.client = study, experiment, client
         self.study_id, self.parent, self.prepare = study_id, parent, prepare
-        self.on_claimed, self.on_step, self.stopping = on_claimed, on_step, stopping
+        self.on_claimed, self.on_step, self.on_evaluated = on_claimed, on_step, on_evaluated
+        self.stopping = stopping
         self.trial: Trial | None = None
         self.error: BaseException | None = None
         self.reason = ""
@@ -177,7 +180,15 @@ class Attempt:
                 constrain(trial, self.experiment.sweep, measured)
                 raise TrialPruned(reason)
 
-        final = execute(config, prepared, self._tracker, on_step=on_step, snapshots=snapshots, stopping=self.stopping)
+        final = execute(
+            config,
+            prepared,
+            self._tracker,
+            on_step=on_step,
+            on_evaluated=self.on_evaluated,
+            snapshots=snapshots,
+            stopping=self.stopping,
+        )
         shown = [metric for metric in (*SHOWN, *INTERVAL) if math.isfinite(final.get(metric, math.nan))]
         self._write(trial, metrics={metric: final[metric] for metric in shown})
         values = outcome(trial, self.experiment.sweep, final)

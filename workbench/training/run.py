@@ -33,6 +33,7 @@ def execute(
     listener: Listener,
     *,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+    on_evaluated: Callable[[float], object] = lambda share: None,
     save_to: Path | None = None,
     snapshots: Snapshots | None = None,
     stopping: Callable[[], bool] = lambda: False,
@@ -47,6 +48,7 @@ def execute(
         listener: gets every metric, image and table; a resumed run's also those of its earlier parts.
         on_step: called after each step with what was measured after it, and once, with nothing, when a run resumes; may
             raise to end the run.
+        on_evaluated: called after the last step while the final samples are drawn, with the share that is done, 0 to 1.
         save_to: folder for the trained model, as a diffusers checkpoint.
         snapshots: where the run's snapshots are and are taken; without them the run cannot be resumed.
         stopping: whether to take a snapshot and raise KeyboardInterrupt; asked before each batch.
@@ -92,7 +94,7 @@ def execute(
     finally:  # what the reference did matters most for the runs that did not end well
         session.report_decisions()
     training.policy.requires_grad_(False)
-    session.report_end()
+    session.report_end(on_evaluated)
     if config.train.keep:
         with TemporaryDirectory() as folder:
             _save(prepared.backend, training, Path(folder), whole=False)
@@ -201,10 +203,10 @@ class _Session:
             columns = {name: [getattr(d, name) for d in decisions] for name in Decision._fields}
             self.recorder.listener.table("reference_audit.json", columns)
 
-    def report_end(self) -> None:
+    def report_end(self, on_evaluated: Callable[[float], object]) -> None:
         """Draw, score and report the final samples; nothing where the run has no such evaluation."""
         with self.training.averaged():
-            drawn, steps = self.measurements.end(), self.config.train.steps
+            drawn, steps = self.measurements.end(on_evaluated), self.config.train.steps
         if drawn is None:
             return
         listener, captions = self.recorder.listener, self.prepared.sampling.captions
