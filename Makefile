@@ -1,13 +1,14 @@
-# make sweep · figures · claims · ui · lab · test · check · docs; each sets up .venv first where it is missing.
+# make sweep · figures · claims · ui · dashboard · lab · test · check · docs; each sets up .venv first where it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
+DASHBOARD_PORT ?= 8080
 STUDY ?= default
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export WORKBENCH_STORAGE ?= sqlite:///$(CURDIR)/optuna.db
 
-.PHONY: install sweep claims test test-all check docs lab ui figures clean
+.PHONY: install sweep claims test test-all check docs lab ui dashboard figures clean
 
 install: $(VENV)/.installed
 
@@ -46,8 +47,20 @@ lab: install
 	WORKBENCH_HOME=$(CURDIR) $(BIN)/jupyter lab --notebook-dir=notebooks
 
 ui: install
+	@$(BIN)/python -c 'import sys; from workbench.common.ports import busy; sys.exit(busy($(PORT), "for another: make ui PORT=5001"))'
 	@$(BIN)/python -c 'from workbench.tracking import connect, study_runs, ui; c = connect(); ui.PORT = $(PORT); print("\nOpen:", ui.ui_link(c, next(iter(study_runs.study_names(c)), None)), "\n")'
 	@MLFLOW_BACKEND_STORE_URI="$(MLFLOW_TRACKING_URI)" MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1
+
+# Optuna's own pages of this folder's studies; its package comes on top of the others the first time.
+dashboard: $(BIN)/optuna-dashboard
+	@$(BIN)/python -c 'import sys; from workbench.common.ports import busy; sys.exit(busy($(DASHBOARD_PORT), "for another: make dashboard DASHBOARD_PORT=8081"))'
+	@$(BIN)/python -c 'import sys; from workbench.studies.storage import missing; sys.exit(missing("$(WORKBENCH_STORAGE)"))'
+	@printf '\nOpen: http://127.0.0.1:$(DASHBOARD_PORT)\n\n'
+	@$(BIN)/optuna-dashboard "$(WORKBENCH_STORAGE)" --host 127.0.0.1 --port $(DASHBOARD_PORT)
+
+$(BIN)/optuna-dashboard: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dashboard]'
+	touch $@
 
 figures: install
 	$(BIN)/python -m workbench.report --study $(STUDY)

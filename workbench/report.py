@@ -16,8 +16,10 @@ from workbench.common.command_line import command
 def main(study: str | None, chosen: tuple[str, ...], out: Path, parameters: tuple[str, ...]) -> None:
     """Execute the notebooks on a study: one page, OUT/STUDY/report.html, beside the figures, tables and notebooks.
 
-    The page needs no network and no other file. It begins with OUT/STUDY/claims.md where there is one. Notebooks whose
-    arms the study lacks are skipped, unless --notebook names them. All is also attached to the study's run in MLflow.
+    The page needs no network and no other file. It begins with what came out: the best arm against Diffusion-DPO,
+    pictures before and after, every trial, settings and versions, and OUT/STUDY/claims.md where there is one. Notebooks
+    whose runs the study lacks are named last, unless --notebook asks for them. With --notebook the other parts of an
+    earlier page stay. All is also attached to the study's run in MLflow.
 
     A parameter goes to every notebook that has it; `papermill --help-notebook notebooks/divergence.ipynb` lists a
     notebook's.

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ def _standing(study: "Study") -> dict[str, Any]:
     from workbench.studies.records import StudyRecord
     from workbench.studies.trials import counts, state_of
 
+    objectives = StudyRecord.of(study).sweep.objectives
     # Not copied: nothing is changed here, and a study may have very many trials.
     trials, several = study.get_trials(deepcopy=False), len(study.directions) > 1
     states = [state_of(trial) for trial in trials]
@@ -74,7 +76,8 @@ def _standing(study: "Study") -> dict[str, Any]:
         "asked": asked,
         "done": done,
         "trials": {state: states.count(state) for state in sorted(set(states))},
-        "best": [_best(trial) for trial in study.best_trials[: None if several else 1]],
+        "objectives": [*objectives],
+        "best": [_best(trial, objectives) for trial in study.best_trials[: None if several else 1]],
         "workers": running,
         "seconds_left": left,
     }
@@ -103,10 +106,13 @@ def _at_work(trial: "FrozenTrial") -> dict[str, Any]:
     }
 
 
-def _best(trial: "FrozenTrial") -> dict[str, Any]:
-    from workbench.studies.trials import label_of
+def _best(trial: "FrozenTrial", objectives: Mapping[str, str]) -> dict[str, Any]:
+    from workbench.studies.records import TrialRecord
+    from workbench.studies.trials import INTERVAL, label_of
 
-    return {"trial": trial.number, "values": trial.values, "settings": label_of(trial)}
+    ends = [TrialRecord.of(trial).metrics.get(name) for name in INTERVAL] if "eval/win_rate" in objectives else []
+    interval = None if None in ends or not ends else ends
+    return {"trial": trial.number, "values": trial.values, "settings": label_of(trial), "win_rate_interval": interval}
 
 
 def _in_words(standing: dict[str, Any]) -> str:
@@ -118,7 +124,11 @@ def _in_words(standing: dict[str, Any]) -> str:
     done = f"{standing['done']} of {standing['asked']} trials done"
     lines = [f"Study {standing['study']}: {done} ({counted}), {_left(standing)}."]
     for best in standing["best"][:5]:
-        values = ", ".join(f"{value:.4f}" for value in best["values"])
+        named = zip_longest(standing["objectives"], best["values"], fillvalue="")
+        values = ", ".join(f"{name} {value:.4f}".strip() for name, value in named)
+        if best["win_rate_interval"]:
+            low, high = best["win_rate_interval"]
+            values += f" (95 % interval over prompts: {low:.3f} to {high:.3f})"
         lines.append(f"Best: trial {best['trial']} ({best['settings']}): {values}")
     if standing["workers"]:
         rows = [
@@ -175,10 +185,9 @@ def best(name: str, output: Path, trial: int | None) -> None:
       python -m workbench.study best default --output best/
     """
     one_process()
-    from tqdm import tqdm
-
     from workbench.common.errors import UserError
     from workbench.common.paths import storage_url
+    from workbench.common.progress import Progress
     from workbench.common.signals import stop_on_signals
     from workbench.studies import lifecycle
     from workbench.studies.best import chosen_trial, retrain
@@ -192,11 +201,12 @@ def best(name: str, output: Path, trial: int | None) -> None:
         config = experiment.trial_config(chosen)
         with (
             stop_on_signals("SIGINT", "SIGTERM", "SIGHUP") as stopping,
-            tqdm(total=config.train.steps, desc=f"trial {chosen.number}", unit="step") as bar,
+            Progress(total=config.train.steps, desc=f"trial {chosen.number}", unit="step") as bar,
         ):
 
             def show(step: int, metrics: Mapping[str, float]) -> None:
                 bar.update(step - bar.n)
+                bar.phase("training" if step < config.train.steps else "evaluating")
 
             final = retrain(config, study, chosen.number, output, on_step=show, stopping=stopping)
     before = dict(zip(experiment.sweep.objectives, chosen.values, strict=True))
@@ -282,6 +292,10 @@ def export(name: str, out: Path | None) -> None:
     study = lifecycle.require_study(study_name(name), storage_url())
     folder = writable_folder("--out", out or Path("reports") / name / "export")
     frame = study.trials_dataframe(multi_index=False)
+    # The columns of studies whose metrics have names in Optuna, as those of others: value, or values_0, values_1.
+    names = [*StudyRecord.of(study).sweep.objectives]
+    plain = ["value"] if len(names) == 1 else [f"values_{place}" for place in range(len(names))]
+    frame = frame.rename(columns={f"values_{name}": column for name, column in zip(names, plain, strict=True)})
     for column in frame.columns:  # nested attributes, which a table has no place for
         if frame[column].map(lambda value: isinstance(value, dict | list)).any():
             frame[column] = frame[column].map(lambda v: json.dumps(v) if isinstance(v, dict | list) else v)

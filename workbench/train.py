@@ -100,6 +100,8 @@ def main(
             return
         if output is not None and distributed.is_main():  # better now than after the training
             _require_own(output, label if no_tracking and resume else None)
+        if distributed.is_main():
+            click.echo(f"{label}: preparing: encoding pairs, drawing the pretrained model's samples ...", err=True)
         prepared = prepare(config)
         check(config, prepared)
         patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
@@ -131,7 +133,12 @@ class _Run:
     save_to: Path | None
     goes_on: bool
 
-    def execute(self, listener: "Listener", on_step: Callable = lambda step, metrics: None) -> dict[str, float]:
+    def execute(
+        self,
+        listener: "Listener",
+        on_step: Callable = lambda step, metrics: None,
+        on_evaluated: Callable[[float], object] = lambda share: None,
+    ) -> dict[str, float]:
         from workbench.training.run import execute
 
         return execute(
@@ -139,6 +146,7 @@ class _Run:
             self.prepared,
             listener,
             on_step=on_step,
+            on_evaluated=on_evaluated,
             save_to=self.save_to,
             snapshots=self.snapshots,
             stopping=self.stopping,
@@ -240,7 +248,8 @@ def _tracked(run: _Run, study: str | None) -> None:
     from workbench import tracking
     from workbench.common import distributed
     from workbench.common.errors import Failure
-    from workbench.tracking import reconcile, study_runs, tags
+    from workbench.tracking import reconcile, study_runs, tags, ui
+    from workbench.training.config import telling
     from workbench.training.provenance import datasets, describe, provenance
 
     client = tracking.connect()
@@ -256,10 +265,13 @@ def _tracked(run: _Run, study: str | None) -> None:
     if group:
         about |= study_runs.membership(group)
     data = datasets(run.prepared)
-    tracker = tracking.Tracker(client, run.label, params=run.config.flat(), tags=about, datasets=data)
+    settings = run.config.flat()
+    tracker = tracking.Tracker(
+        client, run.label, params=telling(settings), settings=settings, tags=about, datasets=data
+    )
     if not _train(run, tracker, tracker.close, run.save_to):
         raise Failure(f"run {run.label} is trained, but the tracking store is away: python -m workbench.study doctor")
-    click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {tracking.ui_link(client, study)}")
+    click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {ui.run_link(client, tracker.run_id)}")
 
 
 def _train(run: _Run, listener: "Listener", close: Callable[[str, str], bool], output: Path | None) -> bool:
@@ -271,18 +283,20 @@ def _train(run: _Run, listener: "Listener", close: Callable[[str, str], bool], o
     Returns:
         What `close` says.
     """
-    from tqdm import tqdm
+    from workbench.common.progress import Progress
 
-    snapshots, bar = run.snapshots, tqdm(total=run.config.train.steps, desc=run.label, unit="step")
+    snapshots, steps = run.snapshots, run.config.train.steps
+    bar = Progress(total=steps, desc=run.label, unit="step")
 
     def on_step(step: int, metrics: Mapping[str, float]) -> None:
         bar.update(step - bar.n)
         if "divergence/policy" in metrics:
-            bar.set_postfix(divergence=f"{metrics['divergence/policy']:.4f}")
+            bar.set_postfix(divergence=f"{metrics['divergence/policy']:.4f}", refresh=False)
+        bar.phase("training" if step < steps else "evaluating")
 
     state, reason, delivered = "failed", "", True
     try:
-        final = run.execute(listener, on_step)
+        final = run.execute(listener, on_step, lambda share: bar.phase(f"evaluating {100 * share:.0f} %"))
         state = "complete"
     except KeyboardInterrupt:
         state = "interrupted"

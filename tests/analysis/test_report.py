@@ -221,8 +221,65 @@ def test_only_what_the_workbench_wrote_is_attached(workplace):
     assert attached("s") == {"claims.md"}
 
 
-def test_the_page_begins_with_the_claims_and_says_what_it_leaves_out():
+def test_the_page_begins_with_what_came_out_and_ends_with_what_it_leaves_out():
     notebook = nbformat.read(NOTEBOOKS["divergence"], as_version=4)
-    head = report.heading("s", {"divergence": notebook}, {"methods": "arm 'kto': none"}, "## Claims\n\n| a |\n")
+    head = report.heading("# Report on study s", {"divergence": notebook}, "## Claims\n\n| a |\n")
     assert head.index("# Report on study s") < head.index("| a |") < head.index("- [Margin and divergence")
-    assert "(#divergence)" in head and "- *methods*: not shown (arm 'kto': none)" in head
+    tail = report.closing({"methods": "arm 'kto': none"})
+    assert "(#divergence)" in head and "- *methods*: arm 'kto': none" in tail and report.closing({}) == ""
+    page = report.page(head, {"divergence": notebook}, tail)
+    assert page.index("Report on study s") < page.index("Margin and divergence over") < page.index("arm 'kto': none")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Notebooks for which a kernel would have been started; each is "executed" with a text of its own."""
+    names = []
+
+    def execute(path, target, parameters, study_run=""):
+        names.append(path.stem)
+        text = f"# {path.stem}, drawn {names.count(path.stem)} times"
+        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)], metadata={report.MARK: study_run})
+        with output_file(target) as partial:
+            nbformat.write(made, partial)
+        return made
+
+    monkeypatch.setattr(report, "execute", execute)
+    return names
+
+
+def test_what_cannot_be_drawn_costs_no_kernel_and_stands_last(workplace, started):
+    invent("s", ["frozen", "threshold"])
+    done = invoke("report")
+    assert done.returncode == 0, done.stderr
+    assert started == ["methods", "divergence", "tradeoff", "imbalance"]
+    page = (workplace / "reports" / "s" / "report.html").read_text()
+    for name in ("parts", "intervals", "timesteps", "alternatives", "search"):
+        assert page.index("imbalance, drawn 1 times<a class") < page.index(f"<em>{name}</em>: ")
+    first = page.index("a difference of")  # the headline: one seed an arm
+    assert "(one seed, no interval)" in page and first < page.index('id="Trials"') < page.index('id="Made-with"')
+
+
+def test_one_notebook_renews_its_part_of_the_page_and_leaves_the_others(workplace, started):
+    invent("s", ["frozen", "threshold"])
+    invoke("report")
+    again = invoke("report", "--notebook", "divergence")
+    assert again.returncode == 0, again.stderr
+    page = (workplace / "reports" / "s" / "report.html").read_text()
+    parts = re.findall(r"(\w+), drawn (\d) times<a class", page)
+    assert parts == [("methods", "1"), ("divergence", "2"), ("tradeoff", "1"), ("imbalance", "1")]
+
+
+def test_parts_of_an_earlier_study_of_the_same_name_do_not_stay(workplace, started):
+    invent("s", ["frozen", "threshold"])
+    invoke("report", "--notebook", "imbalance")
+    client = tracking.connect()
+    client.delete_run(study_runs.require_study(client, "s").info.run_id)
+    study_runs.open_group(client, "other", "")
+    client.set_tag(study_runs.require_study(client, "other").info.run_id, "workbench.study", "s")
+    for run in client.search_runs(["1"], "tags.`workbench.kind` = 'trial'"):
+        client.set_tag(run.info.run_id, "mlflow.parentRunId", study_runs.parents(client, "s")[-1].info.run_id)
+    done = invoke("report", "--study", "s", "--notebook", "divergence")
+    assert done.returncode == 0, done.stderr
+    page = (workplace / "reports" / "s" / "report.html").read_text()
+    assert "divergence, drawn 1 times" in page and "imbalance, drawn" not in page

@@ -272,7 +272,7 @@ def test_a_collapsed_trial_is_pruned_and_its_run_says_so(experiment, workplace, 
     assert done.returncode == 0, done.stderr
     assert trials(workplace, "s")[0].state.name == "PRUNED"
     (run,) = runs(workplace, "trial")
-    assert run.info.status == "KILLED" and run.data.tags["workbench.state"] == "pruned"
+    assert run.info.status == "FINISHED" and run.data.tags["workbench.state"] == "pruned"
     assert tracking.load_history(tracking.load_runs("s"))["step"].to_list() == [1, 2]
 
 

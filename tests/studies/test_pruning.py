@@ -37,6 +37,11 @@ def test_sampled_trials_are_stopped_and_arms_run_to_their_end(declared):
         assert len(steps_of(client, trial)) == trial.user_attrs["progress"]["step"]
     reasons = {t.user_attrs["reason"].partition(" = ")[0] for t in found[2:]}
     assert reasons == {"samples/reward_gain"} and "does not keep up" in found[2].user_attrs["reason"]
+    # What the objective has come to so far is kept, though the pruner goes by another metric; Optuna knows its name.
+    for trial in found[2:]:
+        drawn = client.get_metric_history(trial.user_attrs["run_id"], "samples/win_rate")
+        assert trial.user_attrs["samples/win_rate"] == drawn[-1].value and "divergence/policy" in trial.user_attrs
+    assert study.metric_names == ["eval/win_rate"]
     runs = tracking.load_runs("s")
     assert sorted(runs["state"]) == ["complete"] * 2 + ["pruned"] * 3
 

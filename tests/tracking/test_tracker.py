@@ -55,7 +55,7 @@ def test_runs_that_name_a_data_set_for_the_first_time_at_once_do_not_collide(wor
 
 @pytest.mark.parametrize(
     ("state", "status"),
-    [("complete", "FINISHED"), ("pruned", "KILLED"), ("interrupted", "KILLED"), ("failed", "FAILED")],
+    [("complete", "FINISHED"), ("pruned", "FINISHED"), ("interrupted", "KILLED"), ("failed", "FAILED")],
 )
 def test_states_are_tagged_and_mapped(workplace, state, status):
     client = tracking.connect()

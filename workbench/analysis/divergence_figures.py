@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from workbench.analysis import tables
 from workbench.analysis.figures import MARKERS, deltas_of
-from workbench.analysis.tables import label
+from workbench.analysis.labels import labels
 from workbench.common.errors import UserError
 from workbench.models.small.reward import PARTS
 
@@ -91,7 +91,7 @@ def reward_front(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
     Raises:
         UserError: no complete run has both numbers.
     """
-    table, deltas = tables.front(runs, score), deltas_of(runs)
+    table, deltas = _front(runs, score), deltas_of(runs)
     figure, axes = plt.subplots(figsize=(8.2, 5.2))
     _scale(axes, deltas)
     best = table.filter("on_front")
@@ -108,10 +108,15 @@ def reward_front(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
     _mark_deltas(axes, deltas)
     axes.set(xlabel=DIVERGENCE, ylabel=score)
     _tick(axes)
-    _name_apart(axes, [(row["divergence"], row["score"], label(row["arm"])) for row in best.to_dicts()])
+    _name_apart(axes, [(row["divergence"], row["score"], row["label"]) for row in best.to_dicts()])
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(table) // 16)
     sns.despine(figure)
     return figure
+
+
+def _front(runs: pl.DataFrame, score: str) -> pl.DataFrame:
+    """`tables.front` with what each arm is called as column label."""
+    return tables.front(runs, score).with_columns(label=pl.col("arm").replace_strict(labels(runs)))
 
 
 def _mark_deltas(axes: Axes, deltas: Sequence[float]) -> None:
@@ -171,7 +176,7 @@ def reward_parts(runs: pl.DataFrame) -> Figure:
     deltas = deltas_of(runs)
     figure, panels = plt.subplots(2, 4, figsize=(16, 7), sharex=True)
     for axes, (metric, title) in zip(panels.flat, GAINS.items(), strict=True):
-        table = tables.front(runs, metric)
+        table = _front(runs, metric)
         _scale(axes, deltas)
         axes.axhline(0, color="0.3", ls="--", lw=1)
         for delta in deltas:
@@ -201,5 +206,5 @@ def _point(axes: Axes, row: Mapping[str, Any], place: int, **look: Any) -> None:
     spans = [[[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]] for name in ("divergence", "score")]
     axes.errorbar(
         row["divergence"], row["score"], xerr=spans[0], yerr=spans[1], color=f"C{place % 10}",
-        marker=MARKERS[(place + place // 10) % len(MARKERS)], ls="", ms=8, lw=1, label=label(row["arm"]), **look,
+        marker=MARKERS[(place + place // 10) % len(MARKERS)], ls="", ms=8, lw=1, label=row["label"], **look,
     )  # fmt: skip

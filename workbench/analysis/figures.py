@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from workbench.analysis import fonts, tables
-from workbench.analysis.tables import PROMPT_SETS, label
+from workbench.analysis.labels import labels
+from workbench.analysis.tables import PROMPT_SETS
 from workbench.common.errors import UserError
 from workbench.common.outputs import output_file
 from workbench.models.small.prompts import parse
@@ -204,14 +205,14 @@ def divergence_by_timestep(runs: pl.DataFrame, *, arms: str = "gamma-9,ours", ba
 
     Points are ratios of means over training seeds, whiskers 95 % bootstrap intervals over seeds.
     """
-    table = tables.relative_divergence(runs, arms, base)
+    table, called = tables.relative_divergence(runs, arms, base), labels(runs)
     figure, axes = plt.subplots(figsize=(7.6, 4.2))
     axes.axhline(100, color="0.35", ls="--", lw=1.2, label=f"reference update alone ({base})")
     shown = tables.names(arms)
     for i, arm in enumerate(shown):
         part = table.filter(pl.col("arm") == arm)
         at = np.arange(len(part)) + 0.14 * (i - (len(shown) - 1) / 2)
-        _points(axes, at, part, factor=100, colour=f"C{i}", marker=MARKERS[i], fmt="-", label=label(arm))
+        _points(axes, at, part, factor=100, colour=f"C{i}", marker=MARKERS[i], fmt="-", label=called[arm])
     _name_buckets(axes, table["bucket"].unique(maintain_order=True))
     axes.set(xlabel="timestep interval (right: more noise, earlier)", ylabel="divergence of the policy, %")
     axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
@@ -259,7 +260,7 @@ def final_reward(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
     All panels span the same number of nats.
     """
     arms = runs["arm"].unique(maintain_order=True).to_list()
-    each = tables.by_prompt_set(runs, samples)
+    each, called = tables.by_prompt_set(runs, samples), labels(runs)
     table = tables.over_seeds(each, "arm", "prompts")
     before = tables.by_prompt_set(runs, samples, "pretrained_reward").group_by("prompts").agg(pl.col("value").mean())
     figure, panels = _panels(3.4 + 0.6 * len(arms) * len(PROMPT_SETS))
@@ -268,7 +269,7 @@ def final_reward(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
         for i, arm in enumerate(arms):
             part = table.filter((pl.col("arm") == arm) & (pl.col("prompts") == prompts))
             _points(axes, np.array([i]), part, colour=f"C{i}", marker=MARKERS[i % len(MARKERS)])
-        axes.set_xticks(range(len(arms)), [label(arm) for arm in arms], rotation=35, ha="right", fontsize="small")
+        axes.set_xticks(range(len(arms)), [called[arm] for arm in arms], rotation=35, ha="right", fontsize="small")
         axes.set_xlim(-0.6, len(arms) - 0.4)
     _same_span(panels)
     dashed = Line2D([], [], color="0.45", ls="--", lw=1.2, label="pretrained model")
@@ -329,13 +330,14 @@ def sample_grid(
     """
     arms = runs["arm"].unique(maintain_order=True).to_list()
     columns: list[tuple[str, np.ndarray]] = []
+    called = labels(runs)
     for arm in arms:
         found = runs.filter((pl.col("arm") == arm) & (pl.col("seed") == str(seed)) & pl.col("run_id").is_in([*sheets]))
         if found.is_empty():
             raise UserError(f"arm {arm!r}: no finished run with training seed {seed} that kept its samples")
         run = found["run_id"][0]
         columns += [("pretrained", pretrained[run])] if not columns and run in pretrained else []
-        columns.append((label(arm), sheets[run]))
+        columns.append((called[arm], sheets[run]))
     captions = samples.filter(pl.col("run_id") == run)["caption"].unique(maintain_order=True).to_list()
     shown = np.unique(np.linspace(0, len(captions) - 1, prompts).round().astype(int))
     figure, cells = plt.subplots(len(shown), len(columns), figsize=(1.2 * len(columns), 1.2 * len(shown)))

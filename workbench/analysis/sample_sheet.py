@@ -47,6 +47,34 @@ def sheet(images: Mapping[str, Sequence[NDArray[np.uint8]]], prompts: Sequence[s
     return figure
 
 
+def before_after(
+    images: Mapping[str, Sequence[NDArray[np.uint8]]], prompts: Sequence[str], gains: Sequence[float] = ()
+) -> Figure:
+    """Samples of a model before and after training: rows models, columns prompts, the same noise along a column.
+
+    Args:
+        images: model -> one image a prompt, each (H, W, 3); the pretrained model's first.
+        prompts: one a column.
+        gains: below the last row, how much better each image scores than the one above it; none = nothing is written.
+    """
+    fonts.use()
+    size = (0.9 + 1.1 * len(prompts), 0.75 + 1.1 * len(images))
+    figure, cells = plt.subplots(len(images), len(prompts), figsize=size, squeeze=False)
+    for row, (model, samples) in enumerate(images.items()):
+        for axes, image in zip(cells[row], samples, strict=True):
+            axes.imshow(image, interpolation="nearest" if len(image) < 128 else "antialiased")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        cells[row, 0].set_ylabel(model, rotation=0, ha="right", va="center", fontsize="small")
+    for axes, prompt in zip(cells[0], prompts, strict=True):
+        words = textwrap.fill(textwrap.shorten(prompt, 60, placeholder=" ..."), 17)
+        axes.set_title(words, fontsize=6.5, pad=3)
+    for axes, gain in zip(cells[-1], gains, strict=False):
+        axes.set_xlabel(f"{gain:+.2f}", fontsize="x-small", labelpad=3)
+    figure.subplots_adjust(0.9 / size[0], 0.22 / size[1], 1, 1 - 0.5 / size[1], wspace=0.05, hspace=0.05)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a sheet as PNG; the same sheet gives the same file."""
     with in_place(path) as partial, fonts.lacking_named():

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from workbench.analysis.figures import MARKERS
-from workbench.analysis.tables import label
 from workbench.common.errors import UserError
 from workbench.studies.search import Search
 
@@ -27,7 +26,13 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-def trade_off(search: Search, x: str = "", y: str = "", landmarks: Mapping[str, float] | None = None) -> Figure:
+def trade_off(
+    search: Search,
+    x: str = "",
+    y: str = "",
+    landmarks: Mapping[str, float] | None = None,
+    called: Mapping[str, str] | None = None,
+) -> Figure:
     """One metric against another over all complete trials, with the front and what the constraints rule out.
 
     The front is stepped: on its better side lies what no trial has reached. The best trials have their numbers there.
@@ -35,7 +40,8 @@ def trade_off(search: Search, x: str = "", y: str = "", landmarks: Mapping[str, 
     Args:
         x: default: the second objective, else what is constrained, else the policy's divergence.
         y: default: the first objective.
-        landmarks: metric -> what the pretrained model measures (`searches.pretrained`).
+        landmarks: metric -> what the pretrained model measures (`search.pretrained`).
+        called: arm -> its label (`labels.labels`); others have their own names.
     Raises:
         UserError: no complete trial has both metrics.
     """
@@ -57,7 +63,7 @@ def trade_off(search: Search, x: str = "", y: str = "", landmarks: Mapping[str, 
         look: dict[str, Any] = {"marker": marker, "color": f"C{i % 10}", "ls": "", "ms": 8}
         if not part.is_empty():
             _draw(axes, part, part[x].to_numpy(), y, look)
-            marks.append(Line2D([], [], **look, label="sampled" if arm is None else label(arm)))
+            marks.append(Line2D([], [], **look, label="sampled" if arm is None else (called or {}).get(arm, arm)))
     if landmarks and x in landmarks and y in landmarks:
         axes.plot(landmarks[x], landmarks[y], "x", color="black", ms=9, mew=2, zorder=4)
         marks.append(Line2D([], [], marker="x", ls="", color="black", ms=8, mew=2, label="pretrained model"))

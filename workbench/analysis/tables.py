@@ -15,7 +15,8 @@ import polars as pl
 from scipy.stats import DegenerateDataWarning, bootstrap
 
 from workbench.analysis.intervals import seed_interval
-from workbench.analysis.paper import LABELS, SCORERS, SOURCE, TABLE_1, TUNED, Scores
+from workbench.analysis.labels import labels
+from workbench.analysis.paper import SCORERS, SOURCE, TABLE_1, TUNED, Scores
 from workbench.common.errors import UserError
 from workbench.common.markdown import markdown_table
 from workbench.common.outputs import output_file
@@ -31,12 +32,6 @@ PROMPT_SETS = ("all", *STYLES)
 def names(text: str) -> list[str]:
     """The parts of a comma-separated list."""
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def label(arm: str) -> str:
-    """How a figure or table calls an arm: the method's name where it has one."""
-    method = arm.removeprefix(TUNED)
-    return LABELS.get(method, method) + (", tuned" if method != arm else "")
 
 
 def of_arms(runs: pl.DataFrame, arms: str, stopped: bool = False) -> pl.DataFrame:
@@ -380,7 +375,7 @@ def table_1(
     Returns:
         A row a baseline and scorer; a column a prompt set, then the paper's averages over its five scorers.
     """
-    scorers = {"true reward": "reward", "independent judge": "judge"}
+    scorers, called = {"true reward": "reward", "independent judge": "judge"}, labels(runs)
     rows = []
     for scorer, column in scorers.items():
         scored = samples.drop_nulls(column) if column in samples.columns else samples.clear()
@@ -392,7 +387,7 @@ def table_1(
         rates = win_rates(runs, scored, ours, ",".join(others), column)
         for other in others:
             part = {row["prompts"]: row for row in rates.filter(pl.col("against") == other).to_dicts()}
-            row = {"ours against": label(other), "by": scorer, "seeds": part["all"]["seeds"]}
+            row = {"ours against": called[other], "by": scorer, "seeds": part["all"]["seeds"]}
             for prompts in PROMPT_SETS:
                 if prompts in part:
                     mean, low, high = (100 * part[prompts][key] for key in ("mean", "low", "high"))
@@ -426,12 +421,12 @@ def comparison(runs: pl.DataFrame, published: Mapping[str, Scores]) -> pl.DataFr
         UserError: the study lacks an arm.
     """
     chosen = of_arms(runs, ",".join(published), stopped=True)
-    rows = []
+    rows, called = [], labels(chosen)
     for arm, scores in published.items():
         part = chosen.filter(pl.col("arm") == arm).sort("seed")
         finished = int((part["state"] == "complete").sum())
         count = str(finished) if finished == len(part) else f"{finished} of {len(part)}"
-        row: dict[str, Any] = {"method": label(arm), "arm": arm, "seeds finished": count}
+        row: dict[str, Any] = {"method": called[arm], "arm": arm, "seeds finished": count}
         for heading, (metric, digits, factor) in MEASURES.items():
             if metric not in runs.columns:
                 continue

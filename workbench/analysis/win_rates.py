@@ -10,7 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from workbench.analysis.tables import cell, label
+from workbench.analysis.labels import label
+from workbench.analysis.tables import cell
 from workbench.common.stats import mean_interval, wins
 
 AVERAGE = "average"

@@ -109,7 +109,7 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "20")  # keep logs of batch jobs short
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "10")  # keep logs of batch jobs short
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -180,6 +180,20 @@ def default_workers(device: str) -> int:
     # The cores that this process may use: in a container or a job often fewer than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)
+
+
+def this_command() -> str:
+    """The command that runs now, as somebody could give it again, without passwords.
+
+    In a worker process it is the command that started the worker.
+    """
+    program, *arguments = sys.argv
+    module = Path(program)
+    if module.parent.name == "workbench" and module.suffix == ".py":  # python -m gives the module's path
+        called = ["python", "-m", "workbench" if module.stem == "__main__" else f"workbench.{module.stem}"]
+    else:
+        called = [module.name or "python"]
+    return hide_passwords(shlex.join([*called, *arguments]))
 
 
 def this_python() -> str:

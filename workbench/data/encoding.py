@@ -23,13 +23,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from workbench.common import distributed
 from workbench.common.cache import digest
 from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.files import in_place, is_partial, require_readable
 from workbench.common.paths import cache_folder
+from workbench.common.progress import Progress
 from workbench.common.validation import is_place
 from workbench.data.pairs import EncodedPairs
 from workbench.data.rows import Pair, Rows, decode, kind_of, report
@@ -247,7 +247,7 @@ def _shards(
     counts, captions = progress.counts, progress.captions
     # Every row that was read is counted as one kind, so the total is the number of rows to leave out.
     initial = counts.total()
-    bar = tqdm(total=rows.total or None, initial=initial, desc="encode pairs", unit="row", leave=False)
+    bar = Progress(total=rows.total or None, initial=initial, desc="encode pairs", unit="row", leave=False)
     with bar:
         for found, state in decoded(
             rows, backend.resolution, size, initial, progress.state, workers, encoding=encoding

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 from workbench.common.errors import UserError, shown
 from workbench.common.files import require_readable
+from workbench.common.progress import Progress
 from workbench.common.validation import NotNegative, Positive
 from workbench.data.pairs import EncodedPairs
 from workbench.models import Backend
@@ -216,7 +216,7 @@ def verify(place: Path) -> None:
     Raises:
         UserError: a shard is not what was written.
     """
-    for entry in tqdm(read_index(place).shards, "verify", unit="shard", leave=False):
+    for entry in Progress(desc="verify", iterable=read_index(place).shards, unit="shard", leave=False):
         path = place / entry.file
         if sha256(path) != entry.sha256:
             raise UserError(f"{path}: is not what was written; delete it and {INDEX} and run the encoding again")

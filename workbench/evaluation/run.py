@@ -4,9 +4,9 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from workbench.common.errors import Failure
+from workbench.common.progress import Progress
 from workbench.evaluation import model_sources, reward_models, sample_store
 from workbench.evaluation.plan import Job
 
@@ -30,7 +30,9 @@ def draw(job: Job) -> None:
     """Draw the images of every shard that has none, model by model."""
     sampling = job.settings["sampling"]
     missing = [shard for shard in job.shards() if "image" not in sample_store.columns(shard.path)]
-    with tqdm(total=sum(len(shard.rows) for shard in missing), desc="draw", unit="image", disable=not missing) as bar:
+    with Progress(
+        total=sum(len(shard.rows) for shard in missing), desc="draw", unit="image", disable=not missing
+    ) as bar:
         # Shards come model by model, as groupby needs them, so that each model is loaded once.
         for name, shards in groupby(missing, key=lambda shard: shard.model):
             bar.set_postfix_str(name)
@@ -60,7 +62,7 @@ def score(job: Job) -> None:
         if not missing:
             continue
         scorer = reward_models.load(name, files, job.device, job.batch_size)
-        with tqdm(total=sum(len(shard.rows) for shard in missing), desc=f"score {name}", unit="image") as bar:
+        with Progress(total=sum(len(shard.rows) for shard in missing), desc=f"score {name}", unit="image") as bar:
             for shard in missing:
                 values = scorer(np.stack(sample_store.read_images(shard.path)), shard.captions)
                 # Before it is written: a shard that has the column would count as scored.

@@ -9,7 +9,7 @@ denoiser is called and how its latents and embeddings are shaped.
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -435,6 +435,7 @@ class Backend(ABC):
         steps: int,
         guidance: float,
         batch_size: int,
+        drawn: Callable[[int], object] = lambda count: None,
     ) -> np.ndarray:
         """Sample one image a caption through diffusers' own pipeline.
 
@@ -443,6 +444,7 @@ class Backend(ABC):
             steps: of the sampler.
             guidance: scale of the guidance, the pipeline's `guidance_scale`.
             batch_size: images at once.
+            drawn: called after each batch with how many images it has drawn.
         Returns:
             (N, H, W, 3), uint8.
         Raises:
@@ -470,6 +472,7 @@ class Backend(ABC):
                         **options,
                     ).images
                 images.append(self.decode_images(self._from_pipeline(latents)))
+                drawn(len(texts))
         return np.concatenate(images)
 
     # Files

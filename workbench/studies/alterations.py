@@ -21,7 +21,7 @@ from workbench.common.errors import UserError
 from workbench.common.locks import remove_lock
 from workbench.common.paths import state_path
 from workbench.common.processes import place_of
-from workbench.studies import lifecycle, recovery, tuning
+from workbench.studies import halves, lifecycle, recovery, tuning
 from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.storage import find_study, locked, open_storage, unused
 from workbench.studies.trials import statuses
@@ -208,7 +208,7 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
             raise UserError(
                 f"study {name!r}: process {pid or '?'} on {host} runs trial {running[0].number}; stop it first"
             )
-        own = lifecycle.study_id(study, url)
+        own = halves.study_id(study, url)
         # Asked second, since a running trial says more: which process it is. This one prepares, or is between trials.
         if not until_end.enter_context(unused(url, own.token)):
             raise UserError(f"study {name!r}: another command works on it; stop it first, or wait for its end")
@@ -216,5 +216,5 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
             reconcile.adopt(client, own, statuses(study))  # of a study made before there were tokens
         # Those in the trash too: a deletion that was cut short has put them there already.
         for parent in study_runs.own_parents(client, own, deleted=True):
-            lifecycle.require_original(parent, own)
+            halves.require_original(parent, own)
         yield study, own

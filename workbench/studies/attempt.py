@@ -26,13 +26,24 @@ from workbench.studies.space import constrain, outcome
 from workbench.studies.trials import INTERVAL, SHOWN, counts, state_of
 from workbench.tracking import tags
 from workbench.tracking.study_runs import StudyId
-from workbench.training.config import Config
+from workbench.training.config import Config, telling
 from workbench.training.preparation import Prepared
 from workbench.training.provenance import datasets, describe, provenance
 from workbench.training.run import execute
+from workbench.training.sections import Sweep
 from workbench.training.snapshots import Snapshots
 
 PROGRESS_INTERVAL = 10.0  #: seconds between two records of a trial's progress, each a write to a shared database
+
+
+def _so_far(sweep: Sweep, measured: Mapping[str, float]) -> dict[str, float]:
+    """What is kept of a trial that is stopped: the usual metrics, and its objectives as far as they are known by then.
+
+    The pruner goes by a metric of its own, which says little beside the values of complete trials. What an objective
+    `eval/NAME` would come to, `samples/NAME` has been estimating on the few prompts that are drawn during training.
+    """
+    told = [*SHOWN, *sweep.objectives, *(f"samples/{name.removeprefix('eval/')}" for name in sweep.objectives)]
+    return {metric: measured[metric] for metric in told if math.isfinite(measured.get(metric, math.nan))}
 
 
 class TrialTakenError(RuntimeError):
@@ -48,6 +59,7 @@ class Attempt:
         prepare: what the runs of a process share, for the settings of one of them.
         on_claimed: called once the trial has this process's name and heartbeat.
         on_step: called with each step.
+        on_evaluated: called while the trained model's samples are drawn, with the share that is done.
         stopping: whether to take a snapshot, give the trial back to the queue and raise KeyboardInterrupt.
     """
 
@@ -63,10 +75,12 @@ class Attempt:
         on_claimed: Callable[[], None],
         on_step: Callable[[int], None],
         stopping: Callable[[], bool],
+        on_evaluated: Callable[[float], None] = lambda share: None,
     ):
         self.study, self.experiment, self.client = study, experiment, client
         self.study_id, self.parent, self.prepare = study_id, parent, prepare
-        self.on_claimed, self.on_step, self.stopping = on_claimed, on_step, stopping
+        self.on_claimed, self.on_step, self.on_evaluated = on_claimed, on_step, on_evaluated
+        self.stopping = stopping
         self.trial: Trial | None = None
         self.error: BaseException | None = None
         self.reason = ""
@@ -161,11 +175,20 @@ class Attempt:
             if reason or time.monotonic() - self._last_progress > PROGRESS_INTERVAL:
                 self._write_progress(trial, step, config)
             if reason:
+                self._write(trial, metrics=_so_far(self.experiment.sweep, measured))
                 # Optuna accepts no constraint once the trial has ended, which it does as soon as this raises.
                 constrain(trial, self.experiment.sweep, measured)
                 raise TrialPruned(reason)
 
-        final = execute(config, prepared, self._tracker, on_step=on_step, snapshots=snapshots, stopping=self.stopping)
+        final = execute(
+            config,
+            prepared,
+            self._tracker,
+            on_step=on_step,
+            on_evaluated=self.on_evaluated,
+            snapshots=snapshots,
+            stopping=self.stopping,
+        )
         shown = [metric for metric in (*SHOWN, *INTERVAL) if math.isfinite(final.get(metric, math.nan))]
         self._write(trial, metrics={metric: final[metric] for metric in shown})
         values = outcome(trial, self.experiment.sweep, final)
@@ -186,8 +209,18 @@ class Attempt:
         if record.retry_of is not None:
             about[tags.RETRY_OF] = str(record.retry_of)
         name, inputs = record.name or f"trial-{trial.number}", datasets(prepared)
+        settings = config.flat()
+        # In a table of a study's runs each has a value in every column that tells them apart.
+        varied = [dimension.name for dimension in self.experiment.space]
+        varied += [setting for arm in self.experiment.arms for setting in arm.overrides]
         return tracking.Tracker(
-            self.client, name, params=config.flat(), tags=about, datasets=inputs, parent=self.parent
+            self.client,
+            name,
+            params=telling(settings, *varied),
+            settings=settings,
+            tags=about,
+            datasets=inputs,
+            parent=self.parent,
         )
 
     def _repeat_reports(self, trial: Trial, step: int, reported: Mapping[int, float]) -> None:

@@ -14,7 +14,7 @@ from optuna import Study
 from workbench import tracking
 from workbench.common.errors import Failure
 from workbench.common.paths import storage_place
-from workbench.studies import lifecycle, recovery
+from workbench.studies import halves, lifecycle, recovery
 from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.storage import locked, open_storage, own_studies
 from workbench.studies.trials import counts, statuses
@@ -125,7 +125,7 @@ class Doctor:
 
     def _parent(self, study: Study) -> Generator[Finding, None, tracking.Run | None]:
         """The study's run, found, adopted or created."""
-        own, trials = lifecycle.study_id(study, self.url), statuses(study)
+        own, trials = halves.study_id(study, self.url), statuses(study)
         with locked(self.url):
             found = reconcile.adopt(self.client, own, trials, dry_run=self.dry_run)
             if found is not None:

@@ -8,11 +8,9 @@ commands may start at once, also on an empty database.
 import difflib
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -24,17 +22,17 @@ from tqdm import tqdm
 from workbench import tracking
 from workbench.common.cache import digest
 from workbench.common.errors import Failure, UserError
-from workbench.common.paths import require_places, storage_place, storage_url
+from workbench.common.paths import require_places, storage_url
 from workbench.common.signals import held
 from workbench.studies import extension, tuning
 from workbench.studies.experiment import Experiment
+from workbench.studies.halves import open_parent, require_both_halves, study_id
 from workbench.studies.records import StudyRecord, trial_attributes, write_study
 from workbench.studies.recovery import recover, remove_unused_snapshots, snapshot_folder
 from workbench.studies.storage import (
     PATIENCE,
     create_whole,
     find_study,
-    has_study,
     in_use,
     locked,
     open_storage,
@@ -42,7 +40,7 @@ from workbench.studies.storage import (
 )
 from workbench.studies.trials import statuses, summary, summary_metrics
 from workbench.studies.workers import Assignment, remaining, supervise
-from workbench.tracking import delivery, reconcile, study_runs, tags
+from workbench.tracking import delivery, reconcile, study_runs
 from workbench.tracking.artifacts import check_artifacts
 from workbench.tracking.study_runs import StudyId
 
@@ -83,11 +81,6 @@ def reading(name: str, url: str) -> Iterator[Study]:
         yield study
 
 
-def study_id(study: Study, url: str) -> StudyId:
-    """What tells a study from all others, of its name too."""
-    return StudyId(study.study_name, StudyRecord.of(study).token, storage_place(url))
-
-
 def open_study(experiment: Experiment, name: str, url: str) -> Study:
     """The study of that name, ready for workers: created with its arms in the queue, or recovered from what was killed.
 
@@ -104,6 +97,7 @@ def open_study(experiment: Experiment, name: str, url: str) -> Study:
         token = _new_token(name)
 
         def fill(draft: Study) -> None:
+            draft.set_metric_names([*experiment.sweep.objectives])  # what Optuna's dashboard calls the values
             write_study(draft, token=token, **_resumable(experiment), definition=definition)
             for arm in experiment.arms:
                 attributes = trial_attributes(arm=arm.name, name=arm.label, overrides=dict(arm.overrides))
@@ -292,12 +286,12 @@ def start(
         UserError: one half is there and the other is not, or a study of that name is not the same.
     """
     with locked(url), delivery.require_reachable():
-        _require_both_halves(client, name, url)
+        require_both_halves(client, name, url)
         # Optuna comes first: the token that the run gets is stored there. A kill in between leaves a study without a
         # run and without trials that have run, which gets its run the next time.
         study = open_study(experiment, name, url)
         own = study_id(study, url)
-        parent = _open_parent(client, study, own)
+        parent = open_parent(client, study, own, experiment)
         until_end.enter_context(in_use(url, own.token))
         return study, own, parent
 
@@ -316,65 +310,6 @@ def _complete_study(experiment: Experiment, name: str, url: str, client: trackin
         if not study_runs.is_complete(client, study_id(study, url)):
             return None
         return open_study(experiment, name, url)
-
-
-def _require_both_halves(client: tracking.Client, name: str, url: str) -> None:
-    """Refuse to start a study anew whose runs are still there, and say which other studies have its name.
-
-    Raises:
-        UserError: this study database had the study before.
-    """
-    if find_study(name, open_storage(url)) is not None:
-        return
-    for parent in study_runs.parents(client, name):
-        place, has_trials = parent.data.tags.get(tags.STORAGE), tags.TOKEN in parent.data.tags
-        if study_runs.is_deleted(parent) or (place == storage_place(url) and not has_trials):
-            continue  # single runs under this name become the study's
-        if place == storage_place(url):
-            raise UserError(
-                f"study {name!r}: the tracking store has its runs, but {place} does not have the study any more; "
-                f"`python -m workbench.study doctor {name}` sets these runs aside, or choose another --study name"
-            )
-        tqdm.write(
-            f"Note: the tracking store has another study called {name!r} ({place or 'its study database is unknown'}). "
-            f"They are kept apart: commands here mean this one by {name!r}, and the other one by "
-            f"{study_runs.address_of(parent)!r}. For a name of its own: --study NAME."
-        )
-
-
-def _open_parent(client: tracking.Client, study: Study, own: StudyId) -> str:
-    """The id of the study's run in MLflow, found or created.
-
-    Raises:
-        UserError: this is a copy of a study, or its runs are in another tracking store.
-    """
-    trials = statuses(study)
-    found = reconcile.adopt(client, own, trials)
-    if found is not None:
-        require_original(found, own)
-    elif any(trial.run_id for trial in trials.values()):
-        raise UserError(
-            f"study {own.name!r}: {own.storage} has its trials, but this tracking store does not have their runs; set "
-            "MLFLOW_TRACKING_URI to the store that has, or go on without these runs after "
-            f"`python -m workbench.study doctor {own.name}`"
-        )
-    return study_runs.open_study(client, own, f"Study **{own.name}**, running.")
-
-
-def require_original(parent: tracking.Run, own: StudyId) -> None:
-    """Refuse to work on a copy of a study database: both would write into the same runs.
-
-    Raises:
-        UserError: the database that the runs belong to still has the study.
-    """
-    place = parent.data.tags.get(tags.STORAGE, own.storage)
-    host, _, path = place.partition(":")
-    # A database on another machine cannot be looked into, so a copy from there is not noticed.
-    if place != own.storage and host == platform.node() and has_study(Path(path), own.token):
-        raise UserError(
-            f"study {own.name!r} in {own.storage} is a copy; its runs in this tracking store belong to {place}. Go on "
-            "there, or start a study of its own with --study NAME"
-        )
 
 
 def _check(experiment: Experiment, prepared: bool) -> None:

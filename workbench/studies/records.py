@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial
 
+from workbench.training.sections import Sweep
+
 KEYS = {"crashes": "deaths", "interrupted": "handed_back", "pruned": "reason", "trials": "asked"}
 
 
@@ -45,7 +47,7 @@ class TrialRecord:
         pruned: why the trial was pruned; empty if it was not.
         copied_from: number of the trial with the same settings whose result this one has.
         forgotten: whether the user has taken its result away; such a trial counts for nothing.
-        metrics: final metrics by name.
+        metrics: final metrics by name; of a pruned trial the last ones before it was stopped.
     """
 
     arm: str | None = None
@@ -122,6 +124,13 @@ class StudyRecord:
     def from_attributes(cls, stored: Mapping[str, Any]) -> "StudyRecord":
         """The record in a study's user attributes."""
         return cls(**{name: stored[key] for name, key in _STUDY_KEYS.items() if key in stored})
+
+    @property
+    def sweep(self) -> Sweep:
+        """What the study searches and for what; nothing else of its sweep is in it."""
+        stored = self.definition or {}
+        keys = (key for key in ("objective", "direction", "constraints", "space") if f"sweep.{key}" in stored)
+        return Sweep.model_validate({key: stored[f"sweep.{key}"] for key in keys})
 
     @property
     def is_ours(self) -> bool:

@@ -1,6 +1,5 @@
 """A study's search, read from Optuna's storage as data, and which settings mattered."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from workbench.common.errors import UserError
 from workbench.common.paths import storage_url
 from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.search import Search
-from workbench.studies.storage import find_study, open_storage
+from workbench.studies.storage import find_study, missing, open_storage
 from workbench.studies.trials import counts, feasible, measured, state_of
 from workbench.training.sections import Sweep
 
@@ -31,24 +30,34 @@ def open_search(name: str) -> Study:
     Raises:
         UserError: there is none of that name here, or it only compares arms by one objective.
     """
-    url = storage_url()
-    file = make_url(url).database if url.startswith("sqlite") else None
-    # Whether the file is there is asked first: opening an sqlite database creates it.
-    study = None if file and not Path(file).exists() else find_study(name, open_storage(url))
-    if study is None or StudyRecord.of(study).definition is None:
-        place = file or "the study storage"
-        raise UserError(f"study {name!r}: not in {place}; WORKBENCH_STORAGE says where studies lie")
-    sweep = _declared(study)
+    study = _own_study(name)
+    if study is None:
+        raise UserError(f"study {name!r}: not in {_place()}; WORKBENCH_STORAGE says where studies lie")
+    sweep = StudyRecord.of(study).sweep
     if not sweep.space and not sweep.constraints and len(sweep.objectives) == 1:
         raise UserError(f"study {name!r} searches nothing: it has arms alone, one objective and no constraints")
     return study
 
 
-def _declared(study: Study) -> Sweep:
-    """What a study searches and for what, as stored with it."""
-    stored = StudyRecord.of(study).definition or {}
-    keys = (key for key in ("objective", "direction", "constraints", "space") if f"sweep.{key}" in stored)
-    return Sweep.model_validate({key: stored[f"sweep.{key}"] for key in keys})
+def declared(name: str) -> Sweep | None:
+    """What a study searches and for what; None where this study database has no such study."""
+    study = _own_study(name)
+    return None if study is None else StudyRecord.of(study).sweep
+
+
+def _own_study(name: str) -> Study | None:
+    """The workbench's study of that name in this study database, which is not made where it is missing."""
+    url = storage_url()
+    if missing(url):
+        return None
+    study = find_study(name, open_storage(url))
+    return None if study is None or StudyRecord.of(study).definition is None else study
+
+
+def _place() -> str:
+    """Where studies lie, as a message shows it: the file, which is not an address with a password."""
+    url = storage_url()
+    return (make_url(url).database if url.startswith("sqlite") else None) or "the study storage"
 
 
 def _inside(trial: FrozenTrial, sweep: Sweep) -> bool:
@@ -58,7 +67,7 @@ def _inside(trial: FrozenTrial, sweep: Sweep) -> bool:
 
 def read(study: Study) -> Search:
     """A study's search as data."""
-    sweep, best = _declared(study), {trial.number for trial in study.best_trials}
+    sweep, best = StudyRecord.of(study).sweep, {trial.number for trial in study.best_trials}
     # Choices of one setting may be of several types, a column has one type.
     kinds = {name: str if d["type"] == "CategoricalDistribution" else float for name, d in sweep.space.items()}
     rows = [
@@ -97,7 +106,7 @@ def importance(study: Study) -> pl.DataFrame:
     Raises:
         UserError: there are fewer than 8 such trials, or no metric differs between them.
     """
-    sweep = _declared(study)
+    sweep = StudyRecord.of(study).sweep
     if not sweep.space:
         raise UserError("importance: the study declares no sweep.space")
     ended = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE and _inside(t, sweep)]

@@ -13,7 +13,7 @@ import optuna
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.common.errors import Failure, UserError, one_line
@@ -104,6 +104,17 @@ def open_storage(url: str) -> RDBStorage:
     else:
         retry_connections(storage.engine, PATIENCE)
     return storage
+
+
+def missing(url: str) -> str | None:
+    """The line for the person where a study database is a file that is not there; None else.
+
+    To be asked before it is opened only to be read: opening an sqlite database creates it.
+    """
+    file = make_url(url).database if url.startswith("sqlite") else None
+    if not file or file == ":memory:" or Path(file).exists():
+        return None
+    return f"No study yet: there is no {file} (WORKBENCH_STORAGE says where studies lie); run python -m workbench.sweep"
 
 
 def find_study(name: str, storage: RDBStorage) -> Study | None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from workbench.common.command_line import print_uncaught, quiet, silence_transformers
 from workbench.common.errors import Failure, UserError
+from workbench.common.progress import Progress
 from workbench.common.signals import stop_on_signals
 from workbench.common.streams import make_sturdy
 from workbench.studies.experiment import Experiment
@@ -34,6 +36,7 @@ from workbench.tracking.study_runs import StudyId
 TASK_VARIABLES = ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES")
 #: Workers that may die one after the other, without a step in between, before the command gives up.
 MOST_DEATHS = 5
+PREPARING = "preparing"  #: what a worker does before its trial's first step
 #: Signals that a terminal sends to the command and its workers alike, and that the command alone reacts to.
 _PARENTS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 
@@ -59,8 +62,8 @@ class Event(NamedTuple):
     """What a worker reports.
 
     Attributes:
-        kind: "step" with the step; "trial" when one has ended; "UserError" or "Failure" with its text; "exited" with
-            the exit code.
+        kind: "step" with the step; "evaluated" with the share of the final samples that is drawn, 0 to 1; "trial" when
+            one has ended; "UserError" or "Failure" with its text; "exited" with the exit code.
     """
 
     worker: Connection
@@ -155,6 +158,7 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
                     prepare=prepare,
                     on_claimed=lock.close,
                     on_step=lambda step: send("step", step),
+                    on_evaluated=lambda share: send("evaluated", share),
                     stopping=stopping,
                 )
                 try:
@@ -251,6 +255,7 @@ class _Supervisor:
     Attributes:
         ended: trials that came to their end meanwhile; `seen` has the numbers of all that have ended.
         steps: the last step of each worker's trial.
+        phases: what each worker does now; one that has said nothing yet prepares.
         deaths: workers that died since the last step of any.
     """
 
@@ -263,7 +268,8 @@ class _Supervisor:
         self.errors: list[Exception] = []
         self.ended = self.deaths = 0
         total = remaining(study, self.trials, running=False) * self.trial_steps
-        self.bar = tqdm(total=total, desc=study.study_name, unit="step", smoothing=0.05)
+        self.phases: dict[Connection, str] = {}
+        self.bar = Progress(total=total, desc=study.study_name, unit="step", smoothing=0.05)
 
     def run(self, workers: int) -> None:
         try:
@@ -274,6 +280,7 @@ class _Supervisor:
                     self.handle(event)
                 self.bar.n = min(self.bar.total, self.ended * self.trial_steps + sum(self.steps.values()))
                 self.bar.update(0)
+                self.bar.phase(self.phase())
         except KeyboardInterrupt:
             tqdm.write("Stopping: each trial takes a snapshot and goes back to the queue (again: at once) ...")
             self.pool.stop()
@@ -285,14 +292,27 @@ class _Supervisor:
         for error in self.errors:
             raise error
 
+    def phase(self) -> str:
+        """What the workers do now: each kind of work, with how many are at it where they are not all at the same."""
+        counts = Counter(self.phases.get(worker, PREPARING) for worker in self.pool.workers)
+        if len(counts) == 1:
+            return next(iter(counts))
+        return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+
     def handle(self, event: Event) -> None:
         if event.kind == "step":
             self.steps[event.worker], self.deaths = event.value, 0
+            # After the last step the final samples are drawn, which takes a good part of a short trial.
+            last = event.value >= self.trial_steps
+            self.phases[event.worker] = "evaluating" if last else "training"
+        elif event.kind == "evaluated":
+            self.phases[event.worker] = f"evaluating {100 * event.value:.0f} %"
         elif event.kind in ("UserError", "Failure"):
             self.errors.append((UserError if event.kind == "UserError" else Failure)(event.value))
         else:
             # A trial has ended, or its worker has: the steps of this attempt are no longer under way.
             self.steps.pop(event.worker, None)
+            self.phases.pop(event.worker, None)
             self.show_ended()
             if event.kind == "exited" and event.value:
                 self.replace_worker(event.value)

@@ -15,6 +15,7 @@ from PIL import Image
 from workbench.common.errors import UserError
 from workbench.tracking import tags
 from workbench.tracking.artifacts import local_path
+from workbench.tracking.run_settings import settings_of
 from workbench.tracking.store import connect
 from workbench.tracking.study_runs import children, deleted_children, how_to_restore, require_study
 from workbench.tracking.tracker import HISTORY
@@ -25,9 +26,11 @@ SHEET, PRETRAINED_SHEET = "samples.png", "pretrained.png"  #: artifacts with the
 
 
 def load_runs(study: str, runs: str = "") -> pl.DataFrame:
-    """The ended trials of a study: run_id, name, arm, state, every parameter as text, the last value of every metric.
+    """The ended trials of a study, a row a run.
 
-    Complete and pruned ones: interrupted attempts were run again, failed ones have no end to compare.
+    Columns: run_id, name, arm, state, trial (its number, null for single runs), reason (why it was pruned), every
+    setting as text, the last value of every metric. Complete and pruned trials: interrupted attempts were run again,
+    failed ones have no end to compare.
 
     Args:
         study: a name, or NAME@TOKEN where several studies have the name.
@@ -50,21 +53,30 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
             "name": run.info.run_name,
             "arm": run.data.tags.get(tags.ARM, ""),
             "state": state,
+            "trial": int(run.data.tags[tags.TRIAL]) if tags.TRIAL in run.data.tags else None,
+            "reason": run.data.tags.get(tags.REASON, ""),
             "artifacts": run.info.artifact_uri,
         }
-        rows.append(about | run.data.params | run.data.metrics)
+        rows.append(about | settings_of(run) | run.data.metrics)
     # All rows decide the type of a column: by default polars looks at the first hundred, which may lack a metric.
     frame = pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame()
-    if runs and not frame.is_empty():
-        wanted = [name.strip() for name in runs.split(",")]
-        chosen = frame.filter(pl.col("arm").is_in(wanted) | pl.col("name").is_in(wanted))
-        unknown = set(wanted) - set(chosen["arm"]) - set(chosen["name"])
-        if unknown:
-            raise UserError(f"runs {', '.join(sorted(unknown))}: not in study {study!r}")
-        frame = chosen
     if frame.is_empty():
         raise UserError(f"study {study!r} has no ended runs yet")
-    return frame
+    return choose_runs(frame, runs, study) if runs else frame
+
+
+def choose_runs(frame: pl.DataFrame, runs: str, study: str) -> pl.DataFrame:
+    """The rows of `load_runs` whose arm or name is in a comma-separated list.
+
+    Raises:
+        UserError: a name is not in the study.
+    """
+    wanted = [name.strip() for name in runs.split(",")]
+    chosen = frame.filter(pl.col("arm").is_in(wanted) | pl.col("name").is_in(wanted))
+    unknown = set(wanted) - set(chosen["arm"]) - set(chosen["name"])
+    if unknown:
+        raise UserError(f"runs {', '.join(sorted(unknown))}: not in study {study!r}")
+    return chosen
 
 
 def load_lost(study: str) -> dict[str, list[str]]:
@@ -76,7 +88,7 @@ def load_lost(study: str) -> dict[str, list[str]]:
     seeds: dict[str, dict[str, set[str]]] = {}
     for run in children(client, require_study(client, study)):
         states = seeds.setdefault(run.data.tags.get(tags.ARM, ""), {})
-        states.setdefault(run.data.tags.get(tags.STATE, ""), set()).add(run.data.params.get("seed", ""))
+        states.setdefault(run.data.tags.get(tags.STATE, ""), set()).add(settings_of(run).get("seed", ""))
     none: set[str] = set()
     return {
         arm: sorted((states.get("failed", none) | states.get("pruned", none)) - states.get("complete", none))

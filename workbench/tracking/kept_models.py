@@ -12,13 +12,14 @@ from mlflow.exceptions import MlflowException
 from workbench.common.errors import Failure, UserError
 from workbench.common.paths import cache_folder
 from workbench.tracking import tags
+from workbench.tracking.run_settings import settings_of
 from workbench.tracking.study_runs import children, require_study
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
 
 
 def kept_model(client: MlflowClient, source: str) -> tuple[dict[str, str], Path]:
-    """A run's parameters and the folder of its trained weights, fetched into the cache where the store is remote.
+    """A run's settings and the folder of its trained weights, fetched into the cache where the store is remote.
 
     Args:
         source: the run's id, or ID@STEP for the checkpoint of a step.
@@ -49,7 +50,7 @@ def kept_model(client: MlflowClient, source: str) -> tuple[dict[str, str], Path]
     try:
         if place:
             Path(place).mkdir(parents=True, exist_ok=True)
-        return dict(run.data.params), Path(mlflow.artifacts.download_artifacts(uri, dst_path=place))
+        return settings_of(run), Path(mlflow.artifacts.download_artifacts(uri, dst_path=place))
     except (MlflowException, OSError) as error:
         raise Failure(f"runs:/{run_id}: its weights cannot be fetched ({str(error).splitlines()[0]})") from None
 
@@ -80,7 +81,7 @@ def kept_models(client: MlflowClient, study: str) -> dict[str, str]:
     ]
     if not runs:
         raise UserError(f"study {study!r}: none of its complete runs kept its weights")
-    seeds = [run.data.params.get("seed", "") for run in runs]
+    seeds = [settings_of(run).get("seed", "") for run in runs]
     arms = [run.data.tags.get(tags.ARM) or str(run.info.run_name) for run in runs]
     names = [arm if arms.count(arm) == 1 else f"{arm}-{seed}" for arm, seed in zip(arms, seeds, strict=True)]
     ids = [run.info.run_id for run in runs]

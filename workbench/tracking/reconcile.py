@@ -20,6 +20,7 @@ from workbench.common.paths import state_place
 from workbench.common.processes import is_gone
 from workbench.tracking import tags
 from workbench.tracking.delivery import end_run
+from workbench.tracking.run_settings import settings_of
 from workbench.tracking.store import STATUS, experiment
 from workbench.tracking.study_runs import StudyId, children, find_study, is_deleted, namesakes, open_study
 from workbench.tracking.tracker import HISTORY, history
@@ -75,7 +76,10 @@ def reconcile_runs(client: MlflowClient, parent: str, trials: Trials, *, dry_run
         state = trial.state
         # Tag and status are set by two requests (`end_run`), so a kill in between may leave only one of them right.
         before = (run.info.status, run.data.tags.get(tags.STATE))
-        if before != (STATUS.get(state, "KILLED"), state):
+        right = [(STATUS.get(state, "KILLED"), state)]
+        if state == "pruned":  # earlier versions ended such runs so; they stay as they are
+            right.append(("KILLED", state))
+        if before not in right:
             changes.append(f"run of trial {number}: is {before[0]} ({before[1] or 'no state'}), its trial {state}")
             if not dry_run:
                 end_run(client, run.info.run_id, {tags.STATE: state})
@@ -107,7 +111,7 @@ def close_dead_runs(client: MlflowClient, *, dry_run: bool = False) -> list[str]
 
 
 def complete_runs(client: MlflowClient, study: StudyId) -> dict[str, dict[str, str]]:
-    """The parameters of the complete runs of a study without trials, by run name.
+    """The settings of the complete runs of a study without trials, by run name.
 
     Runs that a dead process of this machine left open are ended as interrupted.
     """
@@ -118,7 +122,7 @@ def complete_runs(client: MlflowClient, study: StudyId) -> dict[str, dict[str, s
     for run in runs:
         if run.info.status == "RUNNING" and is_gone(run.data.tags.get(tags.PROCESS, "")):
             end_run(client, run.info.run_id, {tags.STATE: "interrupted"})
-    return {str(run.info.run_name): run.data.params for run in runs if run.data.tags.get(tags.STATE) == "complete"}
+    return {str(run.info.run_name): settings_of(run) for run in runs if run.data.tags.get(tags.STATE) == "complete"}
 
 
 def adopt(client: MlflowClient, study: StudyId, trials: Trials, *, dry_run: bool = False) -> Run | None:

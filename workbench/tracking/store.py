@@ -22,7 +22,8 @@ from workbench.tracking import tags
 
 EXPERIMENT = "diffusion-dpo"
 Client = MlflowClient  #: the name for packages that may not import MLflow
-STATUS = {"complete": "FINISHED", "failed": "FAILED"}  #: MLflow's status by a run's state; for other states KILLED
+#: MLflow's status by a run's state; for other states KILLED, which the UI shows as a failure. A pruned trial is none.
+STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)

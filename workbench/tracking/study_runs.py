@@ -6,24 +6,21 @@ what people type.
 """
 
 import gc
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, RunTag, ViewType
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
 from workbench.common.errors import Failure, UserError
-from workbench.common.outputs import written_in
 from workbench.common.paths import storage_place
 from workbench.tracking import tags
-from workbench.tracking.artifacts import check_artifacts
-from workbench.tracking.store import STATUS, connect, experiment, restore_command
+from workbench.tracking.run_settings import as_text
+from workbench.tracking.store import STATUS, experiment, restore_command
 
-log = logging.getLogger(__name__)
 ASIDE = "-aside-"  #: between the name of a study and when its runs were set aside
 
 
@@ -84,7 +81,7 @@ def require_study(client: MlflowClient, text: str) -> Run:
         here = [run for run in active if run.data.tags.get(tags.STORAGE) == storage_place()]
         here.sort(key=_touched)
         if not here:
-            listed = ", ".join(f"{address_of(run)} ({_owner(run)})" for run in active)
+            listed = ", ".join(f"{address_of(run)} ({owner_of(run)})" for run in active)
             raise UserError(f"study {text!r}: {len(active)} studies have this name, say which: {listed}")
         active = here
     return active[-1]
@@ -109,7 +106,8 @@ def _deleted(study: str, run: Run) -> str:
     return f"study {study!r}: its run in the tracking store was deleted; restore it: {how_to_restore(run.info.run_id)}"
 
 
-def _owner(parent: Run) -> str:
+def owner_of(parent: Run) -> str:
+    """The study database that has a study's trials, as a message shows it."""
     return parent.data.tags.get(tags.STORAGE) or "study database unknown"
 
 
@@ -195,12 +193,24 @@ def is_complete(client: MlflowClient, study: StudyId) -> bool:
     return run is not None and run.info.status == "FINISHED" and run.data.tags.get(tags.STATE) == "complete"
 
 
-def open_study(client: MlflowClient, study: StudyId, note: str) -> str:
-    """The id of a study's parent run, set to RUNNING; the run is created if the study has none."""
+def open_study(
+    client: MlflowClient,
+    study: StudyId,
+    note: str,
+    about: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> str:
+    """The id of a study's parent run, set to RUNNING; the run is created if the study has none.
+
+    Args:
+        about, params: more tags, and parameters, of a run that is created. One that is there keeps its own: they say
+            what made the study.
+    """
     run = find_study(client, study)
     if run is None:
-        about = {tags.STUDY: study.name, tags.TOKEN: study.token, tags.KIND: "study", tags.NOTE: note}
-        run = client.create_run(experiment(client).experiment_id, run_name=study.name, tags=about)
+        own = {tags.STUDY: study.name, tags.TOKEN: study.token, tags.KIND: "study", tags.NOTE: note}
+        run = client.create_run(experiment(client).experiment_id, run_name=study.name, tags={**(about or {}), **own})
+        client.log_batch(run.info.run_id, params=[Param(*item) for item in as_text(params or {}).items()])
     if run.data.tags[tags.STUDY] != study.name:  # it was set aside, and its study database is back
         _rename(client, run, study.name, study.storage)
     client.set_tag(run.info.run_id, tags.STORAGE, study.storage)  # the database may have moved
@@ -223,7 +233,7 @@ def open_group(client: MlflowClient, name: str, note: str) -> Run:
             raise UserError(_deleted(name, run))
     if found and not own:
         raise UserError(
-            f"study {name!r} of this tracking store has its trials in {_owner(found[0])}, which is not this study "
+            f"study {name!r} of this tracking store has its trials in {owner_of(found[0])}, which is not this study "
             "database; choose another --study name"
         )
     if own:
@@ -321,7 +331,7 @@ def describe_study(client: MlflowClient, study: str, title: str, text: str, metr
         text: in Markdown.
     """
     run = require_study(client, study)
-    if not _is_of_this_database(run):
+    if not is_of_this_database(run):
         return
     mark = f"\n\n### {title}\n\n"
     before = run.data.tags.get(tags.NOTE, "")
@@ -381,23 +391,6 @@ def _aside_name(study: str) -> str:
     return f"{study}{ASIDE}{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _is_of_this_database(parent: Run) -> bool:
+def is_of_this_database(parent: Run) -> bool:
     """Whether a study's trials are in this study database, or nobody knows where they are."""
     return parent.data.tags.get(tags.STORAGE, storage_place()) == storage_place()
-
-
-def attach(study: str, path: Path, folder: str = "figures") -> bool:
-    """Attach a file, or those that the workbench wrote in a folder, to a study's parent run, under an artifact folder.
-
-    Returns:
-        False, with a warning, for a study of another study database: its owner's files would be overwritten.
-    """
-    client = connect()
-    parent = require_study(client, study)
-    if not _is_of_this_database(parent):
-        log.warning("not attached: study %r has its trials in %s, so its run is left as it is", study, _owner(parent))
-        return False
-    check_artifacts(client)
-    for file in written_in(path) if path.is_dir() else [path]:
-        client.log_artifact(parent.info.run_id, str(file), folder)
-    return True

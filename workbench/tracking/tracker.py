@@ -1,5 +1,6 @@
 """The tracker of one run: the training loop appends to a journal on disk, a thread delivers it to the store."""
 
+import json
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ import polars as pl
 from mlflow import MlflowClient
 from PIL import Image
 
+from workbench.common.command_line import this_command
 from workbench.common.errors import Failure
 from workbench.common.paths import state_place
 from workbench.common.processes import this_process
@@ -23,8 +25,9 @@ from workbench.common.secrets import hide_passwords
 from workbench.tracking.artifacts import check_artifacts
 from workbench.tracking.delivery import deliver_outbox, end_run, is_away
 from workbench.tracking.outbox import METRICS, Outbox
+from workbench.tracking.run_settings import FILE, as_text, settings_tag
 from workbench.tracking.store import experiment, in_short
-from workbench.tracking.tags import PARENT, PROCESS, REASON, STATE, STATE_FOLDER
+from workbench.tracking.tags import COMMIT, PARENT, PROCESS, REASON, SETTINGS, SOURCE, SOURCE_TYPE, STATE, STATE_FOLDER
 
 HISTORY = "history.parquet"
 FILES = ("artifact", "image", "table")  #: kinds of records that may take long to upload
@@ -40,6 +43,7 @@ class Tracker:
     Args:
         name: shown in the UI.
         tags, params: logged at the start.
+        settings: all settings of the run, of which `params` are those that the UI shows; None = it has no others.
         parent: id of the parent run, if there is one.
         datasets: name -> (digest, counts) of the data that the run trains on and is evaluated with.
         flush: number of metric values that trigger a delivery.
@@ -56,12 +60,19 @@ class Tracker:
         *,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
+        settings: Mapping[str, Any] | None = None,
         datasets: Mapping[str, tuple[str, Mapping[str, int]]] | None = None,
         parent: str | None = None,
         flush: int = 900,
         seconds: float = 5.0,
     ):
         all_tags = {key: hide_passwords(value) for key, value in tags.items()}
+        all_tags |= {SOURCE: this_command(), SOURCE_TYPE: "LOCAL"}
+        all_tags |= {COMMIT: tags["git.commit"]} if "git.commit" in tags else {}
+        shown, whole = as_text(params), as_text(settings or {})
+        all_tags |= settings_tag(whole) if whole else {}
+        if whole and SETTINGS not in all_tags:  # too long for a tag: then they have to be read from the parameters
+            shown = whole | shown
         # By these a run that a dead process left open is recognised and ended later (`reconcile`).
         all_tags |= {PROCESS: this_process(), STATE_FOLDER: state_place()} | ({PARENT: parent} if parent else {})
         try:
@@ -76,7 +87,10 @@ class Tracker:
         self.client, self.run_id, self.name = client, run.info.run_id, name
         self._outbox = Outbox(self.run_id)
         self._outbox.open()
-        self._outbox.add("params", values={key: hide_passwords(str(value)) for key, value in params.items()})
+        self._outbox.add("params", values=shown)
+        if whole:
+            with self._outbox.file("artifact", FILE, folder=None) as path:
+                path.write_text(json.dumps(whole, indent=2), encoding="utf-8")
         if datasets:
             self._outbox.add("inputs", values=dict(datasets))
         self._rows: dict[int, dict[str, float]] = {}

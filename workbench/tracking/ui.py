@@ -10,6 +10,7 @@ from mlflow.entities import Run
 from workbench.common.command_line import this_python
 from workbench.common.secrets import hide_passwords
 from workbench.tracking import tags
+from workbench.tracking.overview import objective_of
 from workbench.tracking.store import experiment, tracking_uri
 from workbench.tracking.study_runs import children, literal, require_study
 
@@ -26,8 +27,16 @@ def ui_command() -> str:
 
 
 def ui_link(client: MlflowClient, study: str | None = None) -> str:
-    """Direct link to a study's charts, or to the whole experiment's, in a local MLflow UI."""
-    return _charts_link(client, _of_study(require_study(client, study)) if study else "")
+    """Direct link to a study's charts, the best first, or to the whole experiment's, in a local MLflow UI."""
+    if not study:
+        return _charts_link(client, "")
+    parent = require_study(client, study)
+    return _charts_link(client, _of_study(parent), *_order(parent))
+
+
+def run_link(client: MlflowClient, run_id: str) -> str:
+    """Direct link to a run's page in a local MLflow UI."""
+    return f"http://127.0.0.1:{PORT}/#/experiments/{experiment(client).experiment_id}/runs/{run_id}"
 
 
 def evaluations_link(client: MlflowClient) -> str:
@@ -56,7 +65,13 @@ def claim_links(client: MlflowClient, study: str, claims: Mapping[int, Sequence[
         if run.data.tags.get(tags.CLAIMS, "  ") != wanted:
             client.set_tag(run.info.run_id, tags.CLAIMS, wanted)
     inside = f"{_of_study(parent)} AND tags.`{tags.CLAIMS}` LIKE"
-    return {number: _charts_link(client, f"{inside} '% {number} %'") for number in claims}
+    return {number: _charts_link(client, f"{inside} '% {number} %'", *_order(parent)) for number in claims}
+
+
+def _order(parent: Run) -> tuple[str, str]:
+    """By which metric a study's runs are sorted, and in which direction: its first objective; else the win rate."""
+    objectives, _ = objective_of(parent)
+    return next(iter(objectives.items()), ("eval/win_rate", "maximize"))
 
 
 def _of_study(parent: Run) -> str:
@@ -65,13 +80,14 @@ def _of_study(parent: Run) -> str:
     return f"tags.`{tags.STUDY}` = '{literal(name)}'" + (f" AND tags.`{tags.TOKEN}` = '{token}'" if token else "")
 
 
-def _charts_link(client: MlflowClient, where: str) -> str:
+def _charts_link(client: MlflowClient, where: str, metric: str = "eval/win_rate", direction: str = "maximize") -> str:
     """Link to the charts of the runs that a search finds; of all runs where `where` is empty.
 
-    A search is sorted by win rate, since the UI hides child runs behind their parents only where it sorts by date.
+    A search is sorted by a metric, since the UI hides child runs behind their parents only where it sorts by date.
     """
     number = experiment(client).experiment_id
     query = {"workflowType": "machine_learning", "compareRunsMode": "CHART"}
     if where:
-        query |= {"orderByKey": "metrics.`eval/win_rate`", "orderByAsc": "false", "searchFilter": where}
+        ascending = "true" if direction == "minimize" else "false"
+        query |= {"orderByKey": f"metrics.`{metric}`", "orderByAsc": ascending, "searchFilter": where}
     return f"http://127.0.0.1:{PORT}/#/experiments/{number}/runs?{urlencode(query, quote_via=quote)}"

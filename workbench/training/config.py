@@ -206,6 +206,45 @@ def default_config() -> Config:
     return Config.model_validate(_tree(_defaults()))
 
 
+def defaults_beside(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every resolved setting of a run that sets nothing but what is chosen: the same loss, density, shape and policy.
+
+    So `timesteps.gamma` has its default beside a discounted density, and is missing beside a uniform one.
+
+    Args:
+        settings: by dotted name; only the choices are looked at. A choice that this version does not know is left out.
+    """
+    chosen = {}
+    for section, (selector, table, _) in CHOICES.items():
+        name = settings.get(f"{section}.{selector}")
+        if name in table:
+            chosen[f"{section}.{selector}"] = name
+    return resolve(chosen).flat()
+
+
+def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that differ from the defaults, its choices among them where they are not the usual ones.
+
+    Args:
+        settings: all of a run, resolved, by dotted name; or as text, as a tracking store has them.
+    """
+    usual = {name: str(value) for name, value in defaults_beside(settings).items()}
+    usual |= {name: str(value) for name, value in _defaults().items()}
+    return {name: value for name, value in settings.items() if usual.get(name) != str(value)}
+
+
+def telling(settings: Mapping[str, Any], *also: str) -> dict[str, Any]:
+    """The settings that tell a run from others: its choices, its seed, what differs from the defaults, and others.
+
+    Args:
+        settings: all of the run, resolved, by dotted name.
+        also: names of more settings, such as those in which a study's trials differ.
+    """
+    chosen = {f"{section}.{selector}" for section, (selector, _, _) in CHOICES.items()}
+    told = {"seed", *chosen, *changed(settings), *also}
+    return {name: value for name, value in settings.items() if name in told}
+
+
 def known_names() -> list[str]:
     """Every setting's dotted name, those of all choices included."""
     names = list(flatten(default_config().model_dump()))

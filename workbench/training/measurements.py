@@ -1,6 +1,6 @@
 """What a run measures, and when. The metrics' names are declared by those who measure them; here they come together."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +89,16 @@ class Measurements:
             metrics |= progress
         return Measured(metrics, grid, waited=True)
 
-    def end(self) -> Drawn | None:
-        """Draw and score the trained model's samples; None where the run has no such evaluation."""
+    def end(self, on_share: Callable[[float], object] = lambda share: None) -> Drawn | None:
+        """Draw and score the trained model's samples; None where the run has no such evaluation.
+
+        Args:
+            on_share: called while they are drawn with the share that is done, 0 to 1.
+        """
         sampling = self.prepared.sampling
         if sampling.scorer is None or sampling.baseline is None:
             return None
-        images = sampling.draw_plan(self.training.policy)
+        images = sampling.draw_plan(self.training.policy, on_share)
         ours = sampling.scorer(images, range(len(images)))
         metrics, grid = compare(ours, sampling.baseline), None
         if self.preview.rows:

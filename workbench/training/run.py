@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Generator
 
 from workbench.common import distributed
-from workbench.common.contact_sheet import contact_sheet
+from workbench.common.contact_sheet import beside, contact_sheet
 from workbench.common.errors import Failure, UserError, memory_explained
 from workbench.common.files import in_place
 from workbench.method.reference import Decision
@@ -23,6 +23,8 @@ from workbench.training.measurements import Measurements
 from workbench.training.preparation import Prepared
 from workbench.training.snapshots import Snapshot, Snapshots, require_same
 
+BESIDE = "pretrained-and-trained.png"  #: a run's picture of both models' samples, in pairs
+
 
 @memory_explained()
 def execute(
@@ -31,6 +33,7 @@ def execute(
     listener: Listener,
     *,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+    on_evaluated: Callable[[float], object] = lambda share: None,
     save_to: Path | None = None,
     snapshots: Snapshots | None = None,
     stopping: Callable[[], bool] = lambda: False,
@@ -45,6 +48,7 @@ def execute(
         listener: gets every metric, image and table; a resumed run's also those of its earlier parts.
         on_step: called after each step with what was measured after it, and once, with nothing, when a run resumes; may
             raise to end the run.
+        on_evaluated: called after the last step while the final samples are drawn, with the share that is done, 0 to 1.
         save_to: folder for the trained model, as a diffusers checkpoint.
         snapshots: where the run's snapshots are and are taken; without them the run cannot be resumed.
         stopping: whether to take a snapshot and raise KeyboardInterrupt; asked before each batch.
@@ -90,7 +94,7 @@ def execute(
     finally:  # what the reference did matters most for the runs that did not end well
         session.report_decisions()
     training.policy.requires_grad_(False)
-    session.report_end()
+    session.report_end(on_evaluated)
     if config.train.keep:
         with TemporaryDirectory() as folder:
             _save(prepared.backend, training, Path(folder), whole=False)
@@ -199,16 +203,19 @@ class _Session:
             columns = {name: [getattr(d, name) for d in decisions] for name in Decision._fields}
             self.recorder.listener.table("reference_audit.json", columns)
 
-    def report_end(self) -> None:
+    def report_end(self, on_evaluated: Callable[[float], object]) -> None:
         """Draw, score and report the final samples; nothing where the run has no such evaluation."""
         with self.training.averaged():
-            drawn, steps = self.measurements.end(), self.config.train.steps
+            drawn, steps = self.measurements.end(on_evaluated), self.config.train.steps
         if drawn is None:
             return
         listener, captions = self.recorder.listener, self.prepared.sampling.captions
         self.recorder.log(steps, drawn.metrics)
         listener.picture("pretrained.png", contact_sheet(drawn.pretrained, columns=len(captions), zoom=1))
         listener.picture("samples.png", contact_sheet(drawn.images, columns=len(captions), zoom=1))
+        # For people: the two above, which are read back by place, are as wide as there are prompts.
+        first = slice(len(captions))  # of each prompt the image with the first seed
+        listener.picture(BESIDE, beside(drawn.pretrained[first], drawn.images[first]))
         if drawn.grid is not None:
             self.recorder.image("samples", steps, drawn.grid)
         listener.table("samples.json", drawn.table)

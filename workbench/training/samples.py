@@ -105,8 +105,25 @@ class Sampling:
     scorer: Scorer | None = None
     baseline: Samples | None = None
 
-    def draw(self, denoiser: nn.Module, captions: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        """An image a caption, (N, H, W, 3); each process draws its share and has all of them."""
+    def draw(
+        self,
+        denoiser: nn.Module,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        on_share: Callable[[float], object] = lambda share: None,
+    ) -> NDArray[np.uint8]:
+        """An image a caption, (N, H, W, 3); each process draws its share and has all of them.
+
+        Args:
+            on_share: called after each batch with the share of the images that are drawn, 0 to 1.
+        """
+        done = 0
+
+        def drawn(count: int) -> None:
+            nonlocal done
+            done += count
+            on_share(done / len(mine))
+
         mine = distributed.spread(len(captions)).tolist()
         images = self.backend.sample(
             denoiser,
@@ -115,12 +132,15 @@ class Sampling:
             steps=self.settings.steps,
             guidance=self.settings.guidance,
             batch_size=self.settings.batch_size,
+            drawn=drawn,
         )
         return distributed.collect(torch.from_numpy(images), len(captions)).numpy()
 
-    def draw_plan(self, denoiser: nn.Module) -> NDArray[np.uint8]:
-        """The images of the whole plan, (N, H, W, 3)."""
-        return self.draw(denoiser, *plan(self.captions, self.settings.seeds))
+    def draw_plan(
+        self, denoiser: nn.Module, on_share: Callable[[float], object] = lambda share: None
+    ) -> NDArray[np.uint8]:
+        """The images of the whole plan, (N, H, W, 3); `on_share` as `draw` takes it."""
+        return self.draw(denoiser, *plan(self.captions, self.settings.seeds), on_share)
 
 
 def plan(captions: list[str], seeds: int) -> tuple[list[str], list[int]]:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
 from workbench import tracking
 from workbench.analysis.claims.theory import gaussian_divergences, margin_gradients
 from workbench.common.errors import UserError
+from workbench.common.progress import Progress
 from workbench.method.noise import squared_error
 from workbench.studies.experiment import Experiment
 from workbench.tracking import reconcile, study_runs, tags
@@ -56,7 +56,7 @@ def run_checks(experiment: Experiment, study: StudyId) -> None:
     note = "Checks of the claims that need no arms."
     parent, state = study_runs.open_study(client, study, note), "failed"
     try:
-        for seed, own in tqdm(missing.items(), desc=study.name, unit="seed"):
+        for seed, own in Progress(desc=study.name, iterable=missing.items(), unit="seed"):
             _run_check(client, own, seed, study, parent)
         state = "complete"
     except KeyboardInterrupt:

@@ -249,6 +249,23 @@ def publish(study: str, measures: Sequence[Measure]) -> None:
     study_runs.describe_study(tracking.connect(), study, TITLE, f"{verdict}\n\n{markdown(measures)}", metrics)
 
 
+def of_runs(runs: pl.DataFrame, edges: Mapping[str, Sequence[str]] | None = None) -> list[Measure]:
+    """The regime of a study's runs, whose histories are read; empty where they tell nothing of it.
+
+    Args:
+        runs: as `tracking.load_runs` gives them.
+        edges: as `measure` takes them.
+    """
+    arms = _arms(runs) if "reference.policy" in runs.columns else {}
+    if not arms:
+        return []
+    try:
+        history = tracking.load_history(pl.concat(arms.values()))
+    except UserError:  # the runs' artifacts are gone; the study itself has ended well
+        return []
+    return measure(runs, history, edges)
+
+
 def of_study(study: str, edges: Mapping[str, Sequence[str]] | None = None) -> list[Measure]:
     """The regime of a tracked study, written onto its page in MLflow; empty where its runs tell nothing of it.
 
@@ -257,15 +274,7 @@ def of_study(study: str, edges: Mapping[str, Sequence[str]] | None = None) -> li
     Raises:
         UserError: there is no such study, or it has no ended run.
     """
-    runs = tracking.load_runs(study)
-    arms = _arms(runs)
-    if not arms:
-        return []
-    try:
-        history = tracking.load_history(pl.concat(arms.values()))
-    except UserError:  # the runs' artifacts are gone; the study itself has ended well
-        return []
-    measures = measure(runs, history, edges)
+    measures = of_runs(tracking.load_runs(study), edges)
     if measures:
         publish(study, measures)
     return measures

@@ -1,0 +1,56 @@
+"""Progress bars that say what is going on; in a log file, a line every ten seconds.
+
+A carriage return, by which a bar draws over itself, makes one endless line of a log.
+"""
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress(tqdm):
+    """A tqdm bar with a phase in its name.
+
+    Args:
+        desc: what goes on as a whole, such as a study's name; the phase follows it.
+        options: as tqdm takes them.
+    """
+
+    def __init__(self, *, desc: str, **options: Any):
+        self.name, self._shown, self._is_log = desc, 0.0, not sys.stderr.isatty()
+        if self._is_log:
+            options = {"file": _Lines(), "ncols": 100} | options
+        super().__init__(desc=desc, **options)
+
+    def phase(self, text: str) -> None:
+        """Say what goes on now; also to be called while nothing can be counted, so that the clock moves."""
+        wanted = f"{self.name}: {text}"
+        changed = self.desc.removesuffix(": ") != wanted  # tqdm keeps a colon at its end
+        self.set_description(wanted, refresh=False)
+        # On a terminal a new phase is shown at once. In a log it can wait: a line each would be many.
+        if (changed and not self._is_log) or time.monotonic() - self._shown >= self.mininterval:
+            self.refresh()
+
+    def display(self, *args: Any, **options: Any) -> None:
+        """Draw the bar, as tqdm does, and note when."""
+        self._shown = time.monotonic()
+        super().display(*args, **options)
+
+
+class _Lines:
+    """Standard error for bars that are no terminal's: what would draw over the last line becomes a line of its own."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        """Write what is to be seen of a bar; blanks that would wipe it out are nothing to be seen."""
+        seen = text.strip("\r\n ")
+        if seen and sys.stderr is not None:
+            sys.stderr.write(f"{seen}\n")
+
+    def flush(self) -> None:
+        """Write out what is waiting."""
+        if sys.stderr is not None:
+            sys.stderr.flush()
