@@ -32,9 +32,10 @@ def main(study: str | None, chosen: tuple[str, ...], out: Path, parameters: tupl
     # Imported here, so that --help does not wait for it.
     from workbench.analysis.report import make_report
 
-    study, page = make_report(study, out, chosen, parameters, say=click.echo)
+    study, page, attached = make_report(study, out, chosen, parameters, say=click.echo)
     click.echo(f"Page:      {page}")
-    click.echo(f"Attached:  study {study!r} in MLflow, under artifacts/figures")
+    if attached:
+        click.echo(f"Attached:  study {study!r} in MLflow, under artifacts/figures")
 
 
 main = command(main)

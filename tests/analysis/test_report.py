@@ -45,8 +45,9 @@ def test_notebooks_are_thin_and_say_what_they_take(name):
     assert "**How to read it.**" in "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
-def test_every_notebook_has_its_place_on_the_page():
-    assert set(report.ORDER) == set(NOTEBOOKS)
+def test_every_notebook_has_its_place_on_the_page_but_the_one_to_begin_from():
+    assert set(NOTEBOOKS) - set(report.ORDER) == {"explore"}
+    assert set(report._chosen_notebooks([])) == set(report.ORDER) and [*report._chosen_notebooks(["explore"])]
 
 
 def test_a_parameter_must_belong_to_a_notebook():

@@ -38,13 +38,13 @@ HELPER_STUDIES = re.compile(f".*{tuning.HELPERS}")
 
 MARK = "workbench_study"  #: in an executed notebook's metadata: id of the run of the study that it was executed on
 
-#: Order of the notebooks on the page, the paper's; others follow by name.
+#: Order of the notebooks on the page, the paper's. Others come onto it only where they are asked for, after these.
 ORDER = ("methods", "divergence", "tradeoff", "parts", "imbalance", "intervals", "timesteps", "alternatives", "search")
 
 
 def make_report(
     study: str | None, out: Path, only: Sequence[str], parameters: Sequence[str], say: Callable[[str], object]
-) -> tuple[str, Path]:
+) -> tuple[str, Path, bool]:
     """Execute the notebooks on a study, write them and one page of them all, and attach the folder to the study.
 
     The page begins with what came out. Notebooks that need runs which the study lacks are skipped, unless they are
@@ -53,11 +53,11 @@ def make_report(
     Args:
         study: None = the newest that is no helper of the claims'.
         out: gets a folder of the study's name.
-        only: names of notebooks; empty = all.
+        only: names of notebooks; empty = those of ORDER.
         parameters: texts NAME=VALUE, each for every notebook that has it.
         say: is given a line of progress at a time.
     Returns:
-        The study's name and the page.
+        The study's name, the page, and whether all was attached: not to a study of another study database.
     Raises:
         UserError: no such study, notebook or parameter, or the study lacks what a notebook asked for needs.
         Failure: a notebook failed.
@@ -89,8 +89,7 @@ def make_report(
     tail = closing({name: reason for name, reason in skipped.items() if name not in parts})
     with output_file(folder / "report.html") as partial:
         partial.write_text(page(head, parts, tail), encoding="utf-8")
-    tracking.attach(study, folder)
-    return study, folder / "report.html"
+    return study, folder / "report.html", tracking.attach(study, folder)
 
 
 def _kept(folder: Path, study_run: str) -> dict[str, NotebookNode]:
@@ -121,7 +120,7 @@ def _chosen_notebooks(only: Sequence[str]) -> dict[str, Path]:
     for name in only:
         if name not in available:
             raise UserError(f"--notebook {name}: expected one of {', '.join(available)}")
-    return {name: path for name, path in available.items() if not only or name in only}
+    return {name: path for name, path in available.items() if name in (only or ORDER)}
 
 
 def _chosen_parameters(notebooks: Mapping[str, Path], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
