@@ -13,8 +13,8 @@ from workbench import __version__
 #: What the list of commands shows, in this order. Every module beside this one is in it.
 SECTIONS = {
     "Train and compare": ("sweep", "train", "claims", "report", "study"),
-    "Real models and data": ("encode", "evaluate", "export_lora", "throughput"),
-    "The workbench itself": ("bench", "profile", "scale", "pretrain", "prefer"),
+    "Real models and data": ("encode", "evaluate", "prefer", "export_lora", "throughput"),
+    "The workbench itself": ("bench", "profile", "scale", "pretrain"),
 }
 
 

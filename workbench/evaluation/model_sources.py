@@ -52,16 +52,18 @@ def expand(client: Client, texts: Sequence[str]) -> list[str]:
     return expanded
 
 
-def find(client: Client, name: str, source: str, base: str, variant: str) -> ModelSource:
+def find(client: Client | None, name: str, source: str, base: str, variant: str) -> ModelSource:
     """Find the model that a source names.
 
     Args:
+        client: of the tracking store; None where no source is a tracked run.
         base: the model on which weights alone are used.
         variant: weight files of hub models.
     Raises:
         UserError: no such run, or weights alone and no base.
     """
     if source.startswith("runs:/"):
+        assert client is not None
         params, folder = tracking.kept_model(client, source.removeprefix("runs:/"))
         names = ("path", "revision", "family", "variant", "vae")
         path, revision, family, own, vae = (params.get(f"model.{k}", "") for k in names)

@@ -145,9 +145,9 @@ def _model_sources(
     client: Client, before: Mapping[str, Any], lacking: set[str], request: Request
 ) -> dict[str, ModelSource]:
     """The request's models, and those of the folder's that lack images."""
-    named = _named("--model", model_sources.expand(client, request.models))
+    sources = named("--model", model_sources.expand(client, request.models))
     about = {name: (e["source"], e["base"], e["variant"]) for name, e in before.items() if name in lacking}
-    about |= {name: (source, request.base, request.variant) for name, source in named.items()}
+    about |= {name: (source, request.base, request.variant) for name, source in sources.items()}
     return {name: model_sources.find(client, name, *parts) for name, parts in about.items()}
 
 
@@ -156,32 +156,32 @@ def _scorers(before: Mapping[str, Any], unfinished: set[str], request: Request) 
     known = {name: e["source"] for name, e in before.items()}
     texts = [text if "=" in text else f"{text}={known.get(text, '')}" for text in request.scorers]
     default = dict.fromkeys(reward_models.PAPER_SCORERS if request.paper else ("reward",), "")
-    named = _named("--scorer", texts) or ({} if before else default)
-    return {name: source for name, source in known.items() if name in unfinished} | named
+    sources = named("--scorer", texts) or ({} if before else default)
+    return {name: source for name, source in known.items() if name in unfinished} | sources
 
 
-def _named(option: str, texts: Sequence[str]) -> dict[str, str]:
+def named(option: str, texts: Sequence[str]) -> dict[str, str]:
     """NAME=SOURCE options as a dictionary."""
-    named: dict[str, str] = {}
+    found: dict[str, str] = {}
     for text in texts:
         name, equals, source = text.partition("=")
         if not equals:
             raise UserError(f"{option} {text}: expected NAME=SOURCE")
         if not NAME.fullmatch(name):
             raise UserError(f"{option} {text}: a name has letters, digits, '.', '_', '-' and blanks, not {name!r}")
-        if name in named:
+        if name in found:
             raise UserError(f"{option} {text}: {name!r} is there twice; give another name")
-        named[name] = os.path.expanduser(source)  # which a shell does not do after an equals sign
-    return named
+        found[name] = os.path.expanduser(source)  # which a shell does not do after an equals sign
+    return found
 
 
 def _prompts(before: Mapping[str, Any], request: Request) -> tuple[dict[str, PromptSet], dict[str, Any]]:
     """All prompt sets, the folder's and the request's, and what the settings say of them."""
     texts = [text if "=" in text else f"{Path(text).stem}={text}" for text in request.prompts]
-    named = _named("--prompts", texts) or ({} if before else {"embedded": "embedded"})
+    sources = named("--prompts", texts) or ({} if before else {"embedded": "embedded"})
     own = {key: getattr(request, key) for key in PROMPT_OPTIONS}
     about = {name: {key: e[key] for key in ("source", *PROMPT_OPTIONS)} for name, e in before.items()}
-    about |= {name: {"source": source} | own for name, source in named.items()}
+    about |= {name: {"source": source} | own for name, source in sources.items()}
     # Both decide which image lies in which shard.
     for name, key in ((name, key) for name in before for key in PROMPT_OPTIONS):
         old, new = before[name][key], about[name][key]

@@ -2,7 +2,7 @@
 
 | source | format |
 | --- | --- |
-| `embedded`, `validation` | the small model's test prompts, or its others |
+| `embedded`, `validation`, `train`, `unseen` | the small model's test prompts, or its others |
 | `*.txt` | one prompt a line |
 | `*.parquet`, or a folder of them | Pick-a-Pic's: distinct `caption`s, in their order |
 | `*.tsv` | PartiPrompts': columns `Prompt`, `Category`, `Challenge`; nothing is quoted |
@@ -20,13 +20,15 @@ from workbench.common.errors import UserError, one_line
 from workbench.common.reading import read_lines, read_text
 from workbench.common.validation import is_place
 from workbench.data.parquet import is_text, open_parquet, require_columns
-from workbench.data.rows import read_prompts
+from workbench.models.small.prompts import split
 
 #: HPDv2's benchmark files, in the order in which its package reads them.
 HPD_STYLES = ("anime", "concept-art", "paintings", "photo")
+#: Name of a source -> the set of the small model's prompts that it is.
+OWN = {"embedded": "test", "validation": "validation", "train": "train", "unseen": "unseen"}
 ACCEPTED = (
-    "'embedded', 'validation', a .txt file, Pick-a-Pic's .parquet, PartiPrompts' .tsv, or HPDv2's .json or a folder of "
-    "anime.json, concept-art.json, paintings.json and photo.json"
+    "'embedded', 'validation', 'train', 'unseen', a .txt file, Pick-a-Pic's .parquet, PartiPrompts' .tsv, or HPDv2's "
+    ".json or a folder of anime.json, concept-art.json, paintings.json and photo.json"
 )
 
 Rows = list[tuple[str, str]]  # prompt, category
@@ -66,8 +68,9 @@ def read(source: str, name: str = "") -> PromptSet:
     Raises:
         UserError: no such file, another format, or no prompt in it.
     """
-    if source in ("embedded", "validation"):
-        prompts = list(read_prompts(source))
+    if source in OWN:
+        # From the grammar and not from the files beside the shipped pairs, which are made anew with these.
+        prompts = [str(prompt) for prompt in split()[OWN[source]]]
         return PromptSet(name or source, source, prompts, [""] * len(prompts))
     if not is_place(source):
         raise UserError(f"--prompts {source}: no file or folder has such a name")

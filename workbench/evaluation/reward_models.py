@@ -32,10 +32,8 @@ from workbench.evaluation.weights import blip_from_imagereward, clip_from_open_c
 from workbench.models import ASSETS, HUB_ID, digest_of
 from workbench.models.safe_loading import check_weights, explained, load_network, require_finite
 from workbench.models.small.prompts import parse
-from workbench.models.small.reward import Reward
+from workbench.models.small.reward import Images, Reward
 
-#: Images as an array (N, H, W, 3), uint8, or as a sequence of pictures.
-Images = NDArray[np.uint8] | Sequence[Image.Image]
 #: A reward model's files by part, in the order in which the part names them.
 Files = Mapping[str, Sequence[Path]]
 
@@ -205,11 +203,7 @@ def _small_reward(files: Files, device: torch.device, batch_size: int) -> Scorer
         reward = Reward(folder, device)
     require_finite(reward.scorer.model, f"{folder}: scorer")
     require_finite(reward.critic.model, f"{folder}: critic")
-
-    def score(images: Images, prompts: Sequence[str]) -> NDArray[np.float64]:
-        return reward(np.stack([np.asarray(image) for image in images]), prompts)
-
-    return score
+    return reward
 
 
 def _only(paths: Sequence[Path]) -> Path:

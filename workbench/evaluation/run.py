@@ -2,28 +2,22 @@
 
 from itertools import groupby
 
-import numpy as np
-import torch
-
-from workbench.common.errors import Failure
 from workbench.common.progress import Progress
 from workbench.evaluation import model_sources, reward_models, sample_store
 from workbench.evaluation.plan import Job
+from workbench.evaluation.scoring import TOTAL, memory_of_samples, scored
 
 
 def complete(job: Job) -> None:
     """Draw every image and give every image every score that is not there yet.
 
     Raises:
-        Failure: the device has no memory left, or a score is not a number.
+        Failure: the device has no memory left, or a scorer does not give a number an image.
     """
-    try:
+    with memory_of_samples(job.batch_size):
         # All images before all scores: a model that draws and a reward model are never in memory together.
         draw(job)
         score(job)
-    except torch.OutOfMemoryError:
-        lower = f"lower --batch-size (now {job.batch_size}) or --resolution, or draw with --dtype float16"
-        raise Failure(f"out of memory: {lower}; what is done is kept, and the same command goes on") from None
 
 
 def draw(job: Job) -> None:
@@ -55,7 +49,7 @@ def score(job: Job) -> None:
     """Give every shard the scores that it lacks, reward model by reward model.
 
     Raises:
-        Failure: a score is not a finite number; names the model and the prompt.
+        Failure: as `scored` does.
     """
     for name, files in job.reward_models.items():
         missing = [shard for shard in job.shards() if name not in sample_store.columns(shard.path)]
@@ -64,11 +58,7 @@ def score(job: Job) -> None:
         scorer = reward_models.load(name, files, job.device, job.batch_size)
         with Progress(total=sum(len(shard.rows) for shard in missing), desc=f"score {name}", unit="image") as bar:
             for shard in missing:
-                values = scorer(np.stack(sample_store.read_images(shard.path)), shard.captions)
-                # Before it is written: a shard that has the column would count as scored.
-                if not np.isfinite(values).all():
-                    prompt = shard.captions[int(np.flatnonzero(~np.isfinite(values))[0])]
-                    raise Failure(f"--scorer {name}: not a finite score for {shard.model}'s image of {prompt!r}")
-                sample_store.add_scores(shard, name, values)
-                bar.update(len(values))
+                found = scored(name, scorer, sample_store.read_images(shard.path), shard.captions, shard.model)
+                sample_store.add_scores(shard.path, {name: found[TOTAL]})
+                bar.update(len(shard.rows))
         del scorer  # as above

@@ -34,7 +34,8 @@ SHARD = 32  # images; a process that is killed loses at most so many
 SETTINGS = "settings.json"
 # The layout of an image in Hugging Face's datasets.
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-TEXT = ("model", "prompts", "prompt", "category")
+TEXT = ("model", "prompts", "prompt", "category", "uid")
+WHOLE = ("row", "seed", "steps")
 
 PROMPT_OPTIONS = ("seeds", "limit")  # each prompt set has its own
 KINDS = ("sampling", "prompts", "models", "scorers")
@@ -90,11 +91,12 @@ def shards(folder: Path, model: str, prompts: PromptSet, seeds: int) -> list[Sha
 # --- shards on disk -------------------------------------------------------------------------------------------
 
 
-def columns(path: Path, rows: int = 0) -> set[str]:
+def columns(path: Path, rows: int = 0, option: str = "--output") -> set[str]:
     """The columns that a shard has; none where it is not there, or damaged, so that it is drawn again.
 
     Args:
         rows: how many it must have; 0 = any number.
+        option: the one that names the folder, for messages.
     Raises:
         UserError: there is something else in its place, which is not drawn over.
         Failure: this user may not read it.
@@ -103,9 +105,9 @@ def columns(path: Path, rows: int = 0) -> set[str]:
         return set()
     if path.is_file():
         # First: a shard that this user may not read must not pass for a damaged one, and be drawn again.
-        require_readable(path, "choose another --output")
-    what = f"{path.parent.name}/{path.name} in the evaluation's folder"
-    require_regular(path, f"{what} (move it, or choose another --output)")
+        require_readable(path, f"choose another {option}")
+    what = f"{path.parent.name}/{path.name} in the folder of {option}"
+    require_regular(path, f"{what} (move it, or choose another {option})")
     try:
         with open_parquet(path, what) as file:
             schema, count = file.schema_arrow, file.metadata.num_rows
@@ -129,12 +131,11 @@ def _is_column(name: str, kind: pa.DataType) -> bool:
         return is_text(kind)
     if name == "image":
         return is_image(kind)
-    return kind == (pa.int64() if name in ("row", "seed") else pa.float64())
+    return kind == (pa.int64() if name in WHOLE else pa.float64())
 
 
 def write_images(shard: Shard, images: NDArray[np.uint8]) -> None:
     """Write a shard's images (N, H, W, 3)."""
-    encoded = [{"bytes": _png(image), "path": None} for image in images]
     count = len(shard.rows)
     table = {
         "model": pa.array([shard.model] * count),
@@ -143,22 +144,40 @@ def write_images(shard: Shard, images: NDArray[np.uint8]) -> None:
         "prompt": pa.array(shard.captions),
         "category": pa.array([shard.prompts.categories[row] for row in shard.rows]),
         "seed": pa.array(shard.seeds, pa.int64()),
-        "image": pa.array(encoded, IMAGE),
+        "image": encoded([_png(image) for image in images]),
     }
-    _write(shard.path, pa.table(table))
+    write(shard.path, pa.table(table))
 
 
-def add_scores(shard: Shard, scorer: str, scores: NDArray[np.float64]) -> None:
-    """Write a scorer's column into a shard."""
-    table = read_table(shard.path, str(shard.path))
-    _write(shard.path, table.append_column(scorer, pa.array(scores, pa.float64())))
+def encoded(images: Sequence[bytes]) -> pa.Array:
+    """Images' files as a column that Hugging Face's datasets decode."""
+    return pa.array([{"bytes": image, "path": None} for image in images], IMAGE)
+
+
+def add_scores(path: Path, scores: Mapping[str, NDArray[np.float64]]) -> None:
+    """Write columns of scores into a shard."""
+    table = read_table(path, str(path))
+    for name, values in scores.items():
+        table = table.append_column(name, pa.array(values, pa.float64()))
+    write(path, table)
 
 
 def read_images(path: Path, where: pl.Expr | None = None) -> list[NDArray[np.uint8]]:
     """A shard's images, or those of the rows that fit a condition, each (H, W, 3)."""
-    table = pl.DataFrame(read_table(path, str(path), ["row", "seed", "image"]))
-    chosen = table if where is None else table.filter(where)
-    return [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in chosen["image"]]
+    if where is None:
+        return [decoded(image) for image in read_bytes(path)]
+    table = pl.DataFrame(read_table(path, str(path), ["row", "seed", "image"])).filter(where)
+    return [decoded(image["bytes"]) for image in table["image"]]
+
+
+def read_bytes(path: Path) -> list[bytes]:
+    """A shard's images as the files that they were encoded to."""
+    return [image["bytes"] for image in read_table(path, str(path), ["image"])["image"].to_pylist()]
+
+
+def decoded(image: bytes) -> NDArray[np.uint8]:
+    """The pixels of an image's file, (H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
 
 
 def read_scores(paths: Sequence[Path], scorers: Sequence[str]) -> pl.DataFrame:
@@ -173,11 +192,11 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def write(path: Path, table: pa.Table) -> None:
     """Write a table whole or not at all, with the features that Hugging Face's datasets look for."""
     kinds: dict[str, Any] = {"image": {"_type": "Image"}}
     kinds |= {name: {"dtype": "string", "_type": "Value"} for name in TEXT}
-    kinds |= {name: {"dtype": "int64", "_type": "Value"} for name in ("row", "seed")}
+    kinds |= {name: {"dtype": "int64", "_type": "Value"} for name in WHOLE}
     features = {name: kinds.get(name, {"dtype": "float64", "_type": "Value"}) for name in table.column_names}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
     path.parent.mkdir(parents=True, exist_ok=True)

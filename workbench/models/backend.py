@@ -170,15 +170,26 @@ class Backend(ABC):
 
     # Denoisers
 
-    def denoiser(self, half: bool = False, device: torch.device | str | None = None) -> nn.Module:
+    def denoiser(
+        self, half: bool = False, device: torch.device | str | None = None, trained: Path | None = None
+    ) -> nn.Module:
         """Load a new copy of the pretrained denoiser, frozen and in eval mode.
 
         Args:
             half: store the weights of linear and convolution layers in `dtype`, as autocast would cast them anyway:
                 half the memory, the same outputs to the bit. For models that are not trained. See `store_half`.
             device: default: the backend's.
+            trained: a folder that `save` wrote, whose denoiser is loaded in the pretrained one's place.
+        Raises:
+            UserError: the folder has no denoiser, or one of other layers.
         """
-        module = self._load_denoiser(self.folder, self.checkpoint.name)
+        module = self._load_denoiser(trained or self.folder, str(trained or self.checkpoint.name))
+        if trained:
+            ours, theirs = (
+                {name: p.shape for name, p in one.named_parameters()} for one in (module, self._placeholder)
+            )
+            if ours != theirs:
+                raise UserError(f"{trained}: its {self.DENOISER} has other layers than {self.checkpoint.name}'s")
         return (store_half(module, self.dtype) if half else module).to(device or self.device)
 
     def load_trained(self, folder: Path) -> nn.Module:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from workbench.common.errors import UserError
 from workbench.models.layers import prepare
+from workbench.models.safe_loading import explained, require_finite
 
 POLICY, REFERENCE = "policy", "reference"
 
@@ -138,6 +140,32 @@ def lora_config(denoiser: nn.Module, rank: int, alpha: float, targets: Sequence[
         target_modules=list(targets),
         exclude_modules=wrong or None,
     )
+
+
+def load_adapter(adapter: Adapter, folder: Path, file: str, part: str) -> None:
+    """Give a set of adapters the numbers that `save_adapter` wrote.
+
+    Args:
+        file: the weights' name in the folder.
+        part: what is adapted, "unet" or "transformer".
+    Raises:
+        UserError: the file is not there or cannot be read, or its adapters are of other layers or another rank.
+    """
+    weights = folder / file
+    if not weights.is_file():
+        raise UserError(f"{folder}: no {file} in it")
+    with explained(str(weights)):
+        found = load_file(weights)
+    ours = {
+        f"{part}.{name.removeprefix('denoiser.').replace(f'.{adapter.name}.', '.')}": p
+        for name, p in adapter.named_parameters()
+    }
+    if {name: p.shape for name, p in ours.items()} != {name: x.shape for name, x in found.items()}:
+        raise UserError(f"{weights}: its adapters are of other layers or another rank than lora.rank and lora.targets")
+    with torch.no_grad():
+        for name, parameter in ours.items():
+            parameter.copy_(found[name])
+    require_finite(adapter, str(weights))
 
 
 def save_adapter(policy: Adapter, folder: Path, pipeline: str, part: str) -> None:

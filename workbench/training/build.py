@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from workbench.method import reward_scale
 from workbench.method.modifiers import modified
 from workbench.method.reference import Reference, Rule
 from workbench.models import Backend, adapt
+from workbench.models.backend import LORA_FILE
+from workbench.models.lora import load_adapter
 from workbench.training.config import Config
 from workbench.training.diagnostics import Probe
 from workbench.training.loop import StepRecord, train
@@ -248,6 +251,9 @@ def _models(config: Config, backend: Backend, probe: Probe) -> tuple[nn.Module, 
     rule_of, rule_settings = config.chosen("reference")
     rule = rule_of(**rule_settings)
     policy, reference, denoisers = (_adapted if config.lora.rank else _full)(config, backend, rule, probe)
+    if config.model.reference:
+        # Not 0, as that of a reference which is the pretrained model.
+        reference.divergence = probe(reference.model)
     if config.train.checkpointing:
         # The policy's (adapters share it): the reference has no backward pass that would need activations.
         denoisers[0].enable_gradient_checkpointing()
@@ -265,10 +271,11 @@ def _full(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tuple[n
         raise UserError(
             f"train.optimizer = {config.train.optimizer!r}: train.parallel = 'fsdp' works with 'adamw' alone"
         )
-    policy = backend.denoiser().requires_grad_(True)
+    began, of_reference = _beginnings(config)
+    policy = backend.denoiser(trained=began).requires_grad_(True)
     # Half the memory, except where a mixture of policy and reference needs all its digits, or where the weights are
     # sharded, since a shard holds one precision.
-    other = backend.denoiser(half=rule.rate == 1 and not sharded)
+    other = backend.denoiser(half=rule.rate == 1 and not sharded, trained=of_reference)
     fixed = distributed.wrap(other, parallel, trained=False)
     # Read again from disk if ever needed, onto the CPU: a third denoiser would take the device's memory for nothing.
     reference = Reference(fixed, rule, probe, lambda: dict(backend.denoiser(device="cpu").named_parameters()))
@@ -289,7 +296,16 @@ def _adapted(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tupl
     )
     # New adapters change nothing (B = 0): the reference's, as they are now, are the pretrained model.
     initial = {name: p.detach().clone() for name, p in other.named_parameters()}
+    for adapter, folder in zip((policy, other), _beginnings(config), strict=True):
+        if folder:
+            load_adapter(adapter, folder, LORA_FILE, backend.DENOISER)
     return policy, Reference(other, rule, probe, lambda: initial), [policy.denoiser]
+
+
+def _beginnings(config: Config) -> tuple[Path | None, Path | None]:
+    """The folders of the weights that policy and reference begin with; None = the pretrained model's own."""
+    policy, reference = (Path(place) if place else None for place in (config.model.policy, config.model.reference))
+    return policy, reference
 
 
 def _optimizer(config: Config, policy: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:

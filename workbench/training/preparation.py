@@ -15,6 +15,7 @@ from workbench.data.rows import Rows, open_rows
 from workbench.data.streaming import StreamedPairs
 from workbench.data.subset import drawn
 from workbench.models import Backend
+from workbench.models.backend import LORA_FILE
 from workbench.training.config import Config
 from workbench.training.diagnostics import BucketDiagnostics, Probe
 from workbench.training.samples import Sampling, prepare_sampling, read_captions
@@ -57,6 +58,7 @@ def prepare(config: Config) -> Prepared:
         Failure: the hub does not answer, or the disk is full.
     """
     backend, settings = open_backend(config.model), config.diagnostics
+    _require_beginnings(config, backend)
     captions = read_captions(config.data.prompts, config.evaluation)  # first: encoding the pairs may take hours
     process = backend.process.to(backend.device)
     train, validation = open_pairs(config.data, "train", backend), open_pairs(config.data, "validation", backend)
@@ -89,6 +91,20 @@ def prepare(config: Config) -> Prepared:
     )
     sampling = prepare_sampling(captions, config.evaluation, backend, pretrained)
     return Prepared(backend, train, validation, probe, unseen, diagnostics, sampling)
+
+
+def _require_beginnings(config: Config, backend: Backend) -> None:
+    """Make sure that the weights which policy and reference begin with are there, before pairs are encoded for hours.
+
+    Raises:
+        UserError: no such folder, or no weights of the kind that is trained in it.
+    """
+    wanted = LORA_FILE if config.lora.rank else backend.DENOISER
+    for key in ("policy", "reference"):
+        place = getattr(config.model, key)
+        if place and not (Path(place) / wanted).exists():
+            kind = "LoRA weights" if config.lora.rank else "a denoiser of a full fine-tune"
+            raise UserError(f"model.{key} = {place!r}: no {wanted} in it; expected a folder with {kind}")
 
 
 class Preparations:

@@ -116,6 +116,8 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Place = Annotated[str, AfterValidator(_place)]
+#: A folder of weights, or nothing.
+StartPlace = Annotated[str, AfterValidator(lambda text: _place(text) if text else text)]
 RunName = Annotated[str, AfterValidator(_run_name)]
 Arm = Annotated[dict[str, Any], AfterValidator(_arm)]
 Dimension = Annotated[dict[str, Any], AfterValidator(_dimension)]

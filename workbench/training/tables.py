@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from workbench.common.validation import EDGE, NotNegative, Positive
-from workbench.training.sections import Place, Section
+from workbench.training.sections import Place, Section, StartPlace
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal[
@@ -19,6 +19,12 @@ class Model(Section):
     path: Place = Field("embedded", description="diffusers folder or hub id; 'embedded' is the small model")
     family: Literal["auto", "sd", "sdxl", "sd3", "flux1", "flux2-klein", "qwen-image", "z-image", "sana"] = Field(
         "auto", description="what `path` has to be; 'auto' = anything"
+    )
+    policy: StartPlace = Field(
+        "", description="trained weights that the policy begins with, as `--output` wrote them; none = the model's own"
+    )
+    reference: StartPlace = Field(
+        "", description="the same of the reference; divergence is measured from `path` anyway"
     )
     revision: str = Field("", description="branch, tag or commit of a hub id")
     variant: str = Field(

@@ -13,7 +13,6 @@ from PIL import Image
 from workbench.data.rows import kind_of, read_prompts
 from workbench.models import ASSETS, load
 from workbench.models.small.artwork import SIZE
-from workbench.models.small.pairs import label
 from workbench.models.small.prompts import parse, split
 from workbench.models.small.reward import PARTS, ImageModel, Reward, names_concept, nearest_colour
 
@@ -135,11 +134,3 @@ def test_the_model_is_small_and_safe_to_load():
     weights = [f for f in ASSETS.rglob("*") if f.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
     assert not weights  # safetensors only
     assert (ASSETS / "model" / "README.md").exists()
-
-
-def test_labels_follow_bradley_terry_with_ties():
-    assert label(0.01, slope=6, tie=0.05, uniform=0.9) == 0.5
-    draws = np.random.default_rng(0).random(20_000)
-    share = np.mean([label(0.3, 6, 0.05, u) for u in draws])
-    assert share == pytest.approx(1 / (1 + np.exp(-1.8)), abs=0.01)
-    assert {label(-0.3, 6, 0.05, u) for u in draws} == {0.0, 1.0}

@@ -22,11 +22,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from workbench.models.small.artwork import SIZE
 from workbench.models.small.prompts import COLOURS, CONCEPTS, STYLES, parse
 
+#: Images as an array (N, H, W, 3), uint8, or as a sequence of pictures of one size.
+Images = NDArray[np.uint8] | Sequence[Image.Image]
 PARTS = ("concept", "colour", "place", "sharpness", "contrast", "cleanliness")
 
 
@@ -68,13 +71,14 @@ class Reward:
         self.scorer = ImageModel(folder / "scorer", device)
         self.critic = ImageModel(folder / "critic", device)
 
-    def __call__(self, images: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.float64]:
-        """Reward of each image (N, H, W, 3) for its caption, (N,), in nats."""
+    def __call__(self, images: Images, captions: Sequence[str]) -> NDArray[np.float64]:
+        """Reward of each image (H, W, 3) for its caption, (N,), in nats."""
         return total(self.parts(images, captions))
 
-    def parts(self, images: NDArray[np.uint8], captions: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    def parts(self, images: Images, captions: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """The parts that the reward is the sum of, by name (PARTS), each (N,), in nats."""
-        return rewards(images, captions, self.scorer(images), self.critic(images))
+        pixels = np.stack([np.asarray(image) for image in images])
+        return rewards(pixels, captions, self.scorer(pixels), self.critic(pixels))
 
 
 def total(parts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
