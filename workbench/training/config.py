@@ -339,7 +339,7 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"experiment {path}: not valid TOML (nested too deeply)") from None
     except ValueError as error:  # not TOML, not UTF-8, or a number that Python does not read
         raise UserError(f"experiment {path}: not valid TOML ({error})") from None
-    for name in ("model.path", "model.policy", "model.reference", "data.train", "data.validation", "data.prompts"):
+    for name in ("model.path", "model.vae", "model.policy", "model.reference", "data.train", "data.validation", "data.prompts"):
         value = flat.get(name)
         # A name that is nothing beside the file stays as it is: a path from the working folder, or a hub id.
         place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")
