@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.common.errors import Failure, UserError, one_line, shown
-from workbench.common.reading import require_regular
+from workbench.common.reading import near, require_regular
 from workbench.common.validation import is_place
 from workbench.models.safe_loading import check_weights, load_network, read_json
 
@@ -223,12 +223,12 @@ def _download(source: str, revision: str, variant: str) -> Path:
         raise UserError(f"{what}: no such revision on the hub") from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"{what}: neither a folder here nor a model on the hub (a private one needs HF_TOKEN)"
+            f"{what}: neither a folder here nor a model on the hub (a private one needs HF_TOKEN){near(source)}"
         ) from None
     except (OSError, ValueError) as error:
         raise Failure(
             f"{what}: no such folder, and the hub could not be reached for it; give a local diffusers folder, or try "
-            f"again ({one_line(error)[:200]})"
+            f"again ({one_line(error)[:200]}){near(source)}"
         ) from None
 
 

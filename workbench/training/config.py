@@ -19,6 +19,8 @@ from pydantic import Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from workbench.common.errors import UserError, shown
+from workbench.common.paths import shipped
+from workbench.common.reading import near
 from workbench.common.validation import NotNegative, is_place
 from workbench.method import modifiers, objectives, reference, reward_scale, timesteps
 from workbench.training.sections import Section, Sweep
@@ -296,7 +298,8 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         UserError: the file is missing or not TOML, or extends itself.
     """
     if not path.is_file():
-        raise UserError(f"experiment {path}: no such file")
+        ours = [f"experiments/{each.name}" for each in shipped("experiments").glob("*.toml")]
+        raise UserError(f"experiment {path}: no such file{near(path, ours)}")
     if path.resolve() in extended_by:
         raise UserError(f"experiment {path}: extends itself")
     try:
