@@ -54,7 +54,7 @@ ui: install
 # Optuna's own pages of this folder's studies; its package comes on top of the others the first time.
 dashboard: $(BIN)/optuna-dashboard
 	@$(BIN)/python -c 'import sys; from workbench.common.ports import busy; sys.exit(busy($(DASHBOARD_PORT), "for another: make dashboard DASHBOARD_PORT=8081"))'
-	@$(BIN)/python -c 'import sys; from workbench.studies.storage import missing; sys.exit(missing("$(WORKBENCH_STORAGE)"))'
+	@$(BIN)/python -c 'import sys; from workbench.studies.storage import missing; none = missing("$(WORKBENCH_STORAGE)"); sys.exit(none and f"Error: {none}")'
 	@printf '\nOpen: http://127.0.0.1:$(DASHBOARD_PORT)\n\n'
 	@$(BIN)/optuna-dashboard "$(WORKBENCH_STORAGE)" --host 127.0.0.1 --port $(DASHBOARD_PORT)
 

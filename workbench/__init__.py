@@ -5,10 +5,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from workbench.common.version import __version__
+
 __all__ = [
-    "best_trial", "compare", "config", "history", "list_studies", "pictures", "run_study", "runs", "samples",
-    "train_run", "trials", "win_rate",
+    "__version__", "best_trial", "compare", "config", "history", "list_studies", "pictures", "run_study", "runs",
+    "samples", "train_run", "trials", "win_rate",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from importlib import import_module
 
 import click
 
-from workbench import __version__
+from workbench.common.version import __version__
 
 #: What the list of commands shows, in this order. Every module beside this one is in it.
 SECTIONS = {

@@ -38,7 +38,9 @@ def status(name: str | None, as_json: bool) -> None:
     """Trials by state, the best, who works on it and how long it may take; without a name, all studies."""
     # Each command imports what it needs by itself, so that --help does not wait for torch, Optuna and MLflow.
     from workbench.common.paths import storage_url
+    from workbench.common.secrets import hide_passwords
     from workbench.studies import lifecycle
+    from workbench.studies.storage import missing
 
     url = storage_url()
     wanted = [study_name(name)] if name else lifecycle.names(url)
@@ -47,7 +49,8 @@ def status(name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(standings, indent=2))
         return
     if not standings:
-        click.echo("No study yet; run python -m workbench.sweep first.")
+        none = missing(url) or f"no study yet in {hide_passwords(url)}; run python -m workbench.sweep"
+        click.echo(f"{none[0].upper()}{none[1:]}.")
     for each in standings:
         click.echo(_in_words(each))
 

@@ -58,3 +58,15 @@ def test_every_part_of_the_reward_has_a_panel_and_every_arm_a_point_in_it():
         assert points == pytest.approx([0.1 * i] * 2)
     with pytest.raises(UserError, match="eval/concept_gain"):
         divergence_figures.reward_parts(arms({"near": (0.002, -1.9)}))
+
+
+def test_few_runs_have_no_running_mean_and_the_pretrained_model_is_always_there():
+    def drawn(count):
+        points = {f"a{i}": (0.001 * (i + 1), -1.5) for i in range(count)}
+        axes = divergence_figures.score_against_divergence(arms(points)).axes[0]
+        return {text.get_text() for text in axes.get_legend().get_texts()}, axes
+
+    texts, axes = drawn(4)  # twelve runs
+    assert "pretrained model" in texts and not any("neighbours" in text for text in texts)
+    assert [0, -2] in [[*line.get_xdata(), *line.get_ydata()] for line in axes.lines]
+    assert any("neighbours" in text for text in drawn(5)[0])

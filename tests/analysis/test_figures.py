@@ -131,3 +131,31 @@ def test_the_zeros_of_fig_1bs_axes_coincide():
     left, right = figures.margin_and_divergence(runs(), history(), margin="validation/margin").axes
     heights = [-low / (high - low) for low, high in (left.get_ylim(), right.get_ylim())]
     assert heights[0] == pytest.approx(heights[1]) and heights[0] < 0.5
+
+
+def test_fig_1b_shows_what_is_near_delta_where_divergence_goes_far_beyond():
+    far = history().with_columns(pl.col("divergence/reference") * 100)
+    left, right, near = figures.margin_and_divergence(runs(), far, margin="validation/margin").axes
+    assert near.get_ylim() == pytest.approx((-0.00125, 0.01)) and right.get_ylim()[1] > 0.03
+    assert right.lines[0].get_drawstyle() == "steps-post"  # a reference moves in steps
+    assert "Diffusion-DPO" in [text.get_text() for text in left.figure.legends[0].get_texts()]
+
+
+def test_accuracy_is_drawn_from_one_half_and_few_runs_are_counted():
+    figure = figures.imbalance(runs().head(2), runs())
+    bar = figure.axes[2].patches[0]
+    assert bar.get_y() == 0.5 and bar.get_height() == pytest.approx(0.505)  # the mean of 1 and 1.01
+    assert [text.get_text() for text in figure.texts] == ["bars: 2 runs, too few for whiskers"]
+    ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert ticks[:2] == ["0", "100"] and ticks[-1] == "1000"
+    assert figures.imbalance(runs(), runs()).texts == []
+
+
+def test_a_sample_has_its_reward_below_and_the_best_of_a_row_a_frame():
+    sheets = {run: np.zeros((8, 12, 3), np.uint8) for run in runs()["run_id"]}
+    better = samples().with_columns(
+        reward=pl.when(pl.col("arm") == "threshold").then(pl.col("reward") + 0.5).otherwise("reward")
+    )
+    figure = figures.sample_grid(runs(), better, sheets, sheets, seed=1, prompts=2)
+    assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["-3.00", "-1.00", "-0.50"]
+    assert [axes.spines["left"].get_visible() for axes in figure.axes] == [False, False, True] * 2

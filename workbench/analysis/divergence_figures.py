@@ -18,7 +18,9 @@ from workbench.analysis.figures import MARKERS, deltas_of
 from workbench.analysis.labels import labels
 from workbench.common.errors import UserError
 from workbench.models.small.reward import PARTS
+from workbench.studies.search import pretrained
 
+SMOOTHED = 15  #: fewest runs of which Fig. 1c draws a running mean
 DIVERGENCE = "divergence of the policy from the pretrained model (Eq. 8)"
 
 #: Kinds of run in Fig. 1c, each with its name and marker.
@@ -33,8 +35,9 @@ KINDS = {
 def score_against_divergence(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
     """The paper's Fig. 1c: final score of every run against how far its policy has moved, by kind of reference.
 
-    The line is a running mean over neighbouring runs of the DPO objective, drawn where there are enough. A few runs
-    that went more than twenty deltas away would flatten all others: they are left out and counted in a note.
+    The cross is the pretrained model. The line is a running mean over neighbouring runs of the DPO objective, drawn
+    from fifteen runs on: of fewer it would show their scatter. A few runs that went more than twenty deltas away would
+    flatten all others: they are left out and counted in a note.
 
     Raises:
         UserError: no finished run has both numbers.
@@ -59,7 +62,7 @@ def score_against_divergence(runs: pl.DataFrame, *, score: str = "eval/reward") 
                 part["divergence/policy"], part[score], marker=marker, s=60, color=f"C{i}", zorder=3, label=name, **look
             )  # fmt: skip
     dpo = done.filter(pl.col("kind") != "another")
-    if len(dpo) >= 8:
+    if len(dpo) >= SMOOTHED:
         window = max(3, len(dpo) // 4)
         smooth = dpo.select(pl.col(*needed).rolling_mean(window, center=True)).drop_nulls()
         axes.plot(
@@ -70,6 +73,7 @@ def score_against_divergence(runs: pl.DataFrame, *, score: str = "eval/reward") 
             zorder=1,
             label=f"mean of {window} neighbours",
         )
+    _mark_pretrained(axes, runs, score)
     _mark_deltas(axes, deltas)
     if not beyond.is_empty():
         farthest, lowest = beyond["divergence/policy"].to_numpy().max(), beyond[score].to_numpy().min()
@@ -100,11 +104,7 @@ def reward_front(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
     for i, row in enumerate(table.to_dicts()):
         leads = row["on_front"]
         _point(axes, row, i, mfc=None if leads else "none", zorder=4 if leads else 3)
-    gains = runs[f"{score}_gain"] if f"{score}_gain" in runs.columns else None
-    if gains is not None:
-        # A gain is the score minus the pretrained model's on the same images: the difference is that model's score.
-        before = float((runs[score] - gains).drop_nulls().to_numpy().mean())
-        axes.plot(0, before, "x", color="black", ms=9, mew=2, label="pretrained model", zorder=5)
+    _mark_pretrained(axes, runs, score)
     _mark_deltas(axes, deltas)
     axes.set(xlabel=DIVERGENCE, ylabel=score)
     _tick(axes)
@@ -117,6 +117,13 @@ def reward_front(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
 def _front(runs: pl.DataFrame, score: str) -> pl.DataFrame:
     """`tables.front` with what each arm is called as column label."""
     return tables.front(runs, score).with_columns(label=pl.col("arm").replace_strict(labels(runs)))
+
+
+def _mark_pretrained(axes: Axes, runs: pl.DataFrame, score: str) -> None:
+    """A cross at the pretrained model, where runs tell its score: it has no divergence from itself."""
+    known = pretrained(runs)
+    if score in known:
+        axes.plot(0, known[score], "x", color="black", ms=9, mew=2, ls="", label="pretrained model", zorder=5)
 
 
 def _mark_deltas(axes: Axes, deltas: Sequence[float]) -> None:

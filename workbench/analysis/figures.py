@@ -3,6 +3,7 @@
 Colours are safe for the colour-blind, marks and dashes tell in grey. Intervals are over training seeds, as in `tables`.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from workbench.analysis import fonts, tables
+from workbench.analysis.intervals import ENOUGH
 from workbench.analysis.labels import labels
 from workbench.analysis.tables import PROMPT_SETS
 from workbench.common.errors import UserError
@@ -53,7 +55,7 @@ def save(figure: Figure, folder: Path | str, name: str, formats: str = "png,svg"
 # --- Fig. 1b: margin and divergence -------------------------------------------------------------------
 
 
-def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, what: str) -> None:
+def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, what: str, steps: bool = False) -> None:
     for i, arm in enumerate(arms):
         part = table.filter(pl.col("arm") == arm)
         if part.is_empty():
@@ -63,9 +65,11 @@ def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, wha
         axes.plot(
             x, part["mean"].to_numpy(), dashes, color=colour, label=f"{arm}: {what}", lw=2,
             marker=MARKERS[i % len(MARKERS)], markevery=sparse, ms=7, mec="white", mew=0.8,
+            drawstyle="steps-post" if steps else "default",
         )  # fmt: skip
         if part["runs"].max() > 1:  # type: ignore[operator]
-            axes.fill_between(x, part["low"].to_numpy(), part["high"].to_numpy(), color=colour, alpha=0.13, lw=0)
+            axes.fill_between(x, part["low"].to_numpy(), part["high"].to_numpy(), color=colour, alpha=0.13, lw=0,
+                              step="post" if steps else None)  # fmt: skip
 
 
 #: Margins that Fig. 1b can show: metric -> of which pairs, and against which model.
@@ -82,7 +86,7 @@ def margin_and_divergence(
 
     The divergence is the reference's where it moves and the policy's where it is frozen. Lines are means over an
     arm's runs, bands their range. The line below the figure says whose margin it is, against which model and how
-    smoothed.
+    smoothed. A reference moves in steps. Where divergence goes far beyond delta, a small panel shows what is near it.
 
     Args:
         margin: metric; the paper's is that of the training batches. Known ones are in MARGINS.
@@ -102,7 +106,7 @@ def margin_and_divergence(
     figure, left = plt.subplots(figsize=(8.6, 4.8))
     right = left.twinx()
     _draw(left, scaled, arms, "-", "margin")
-    _draw(right, reference, arms, ":", "divergence of the reference")
+    _draw(right, reference, arms, ":", "divergence of the reference", steps=True)
     _draw(right, policy, arms, ":", "divergence of the policy")
     for delta in deltas_of(runs):
         right.axhline(delta, color="0.45", lw=1)
@@ -117,15 +121,24 @@ def margin_and_divergence(
     # Solid lines above dotted ones. The left axes, now on top, would hide the right ones by their background.
     left.set_zorder(right.get_zorder() + 1)
     left.patch.set_visible(False)
+    called, deltas = labels(runs), deltas_of(runs)
+    if deltas and right.get_ylim()[1] > 4 * deltas[0]:
+        near = figure.add_axes((1.06, 0.02, 0.3, 0.34))
+        _draw(near, reference, arms, ":", "divergence of the reference", steps=True)
+        _draw(near, policy, arms, ":", "divergence of the policy")
+        near.axhline(deltas[0], color="0.45", lw=1)
+        near.set_ylim(-0.25 * deltas[0], 2 * deltas[0])
+        near.tick_params(labelsize="x-small")
+        near.set_title("divergence near delta", fontsize="small")
     marks = [
-        Line2D([], [], color=f"C{i}", lw=2, marker=MARKERS[i % len(MARKERS)], ms=7, mec="white", label=arm)
+        Line2D([], [], color=f"C{i}", lw=2, marker=MARKERS[i % len(MARKERS)], ms=7, mec="white", label=called[arm])
         for i, arm in enumerate(arms)
     ]
     kinds = [
         Line2D([], [], color="0.25", lw=2, ls=dashes, label=what)
         for dashes, what in (("-", "margin"), (":", "divergence of the reference,\nof the policy where that is frozen"))
     ]
-    figure.legend(handles=marks + kinds, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
+    figure.legend(handles=marks + kinds, loc="upper left", bbox_to_anchor=(1.0, 0.95), frameon=False, fontsize="small")
     sns.despine(figure, right=False)
     return figure
 
@@ -159,7 +172,8 @@ def deltas_of(runs: pl.DataFrame) -> list[float]:
 def imbalance(runs: pl.DataFrame, scales: pl.DataFrame) -> Figure:
     """The paper's Fig. 2: model loss, implicit reward scale, preference accuracy and lambda(t) over timestep intervals.
 
-    Bars are means over runs, whiskers 95 % t intervals over runs (none with one run).
+    Bars are means over runs, whiskers 95 % t intervals over runs (none with fewer than three, whose number then stands
+    below). Those of accuracy begin at one half, which is chance.
 
     Args:
         runs: whose loss, reward scale and accuracy are shown.
@@ -175,29 +189,34 @@ def imbalance(runs: pl.DataFrame, scales: pl.DataFrame) -> Figure:
         table = tables.by_bucket(runs, quantity)
         x, mean = np.arange(len(table)), table["mean"].to_numpy()
         spread = np.abs(np.stack([table["low"].to_numpy(), table["high"].to_numpy()]) - mean)
-        axes.bar(x, mean, yerr=spread if spread.any() else None, color="C0", ecolor="0.25", capsize=2.5, width=0.75)
+        base, whiskers = 0.5 if quantity == "accuracy" else 0.0, spread if spread.any() else None
+        axes.bar(x, mean - base, bottom=base, yerr=whiskers, color="C0", ecolor="0.25", capsize=2.5, width=0.75)
         axes.set(title=title)
         _name_buckets(axes, table["bucket"])
     panels[0].set_ylabel("mean squared error")
     panels[1].set_ylabel("mean |implicit reward|")
     panels[2].axhline(0.5, color="0.3", ls="--", lw=1)
-    panels[2].set_ylabel("share of pairs")
-    lowest = tables.by_bucket(runs, "accuracy")["low"].min()
-    panels[2].set_ylim(bottom=min(0.45, lowest - 0.02))  # type: ignore[operator]
+    panels[2].set_ylabel("share of pairs (1/2: chance)")
+    count = len(runs.filter(pl.col("state") == "complete"))
+    if count < ENOUGH:
+        few = f"bars: {count} run{'s' if count > 1 else ''}, too few for whiskers"
+        figure.text(0.5, -0.02, few, ha="center", va="top", color="0.3", fontsize="small")
     for i, (name, table) in enumerate(tables.distinct_scales(scales).items()):
         panels[3].plot(np.arange(len(table)), table["mean"], f"-{MARKERS[i % len(MARKERS)]}", label=name)
         _name_buckets(panels[3], table["bucket"])
     panels[3].set(title="(d) reward scale lambda(t)")
     panels[3].legend(frameon=False, fontsize="small")
     for axes in panels:
-        axes.set_xlabel("timestep interval (right: more noise, earlier)")
+        axes.set_xlabel("timestep (right: more noise, earlier)")
     sns.despine(figure)
     figure.tight_layout()
     return figure
 
 
 def _name_buckets(axes: Axes, buckets: pl.Series) -> None:
-    axes.set_xticks(np.arange(len(buckets)), buckets.to_list(), rotation=60, ha="right", fontsize="x-small")
+    """The edges of buckets as ticks between them."""
+    edges = [bucket.split("-")[0] for bucket in buckets] + [str(int(buckets[-1].split("-")[-1]) + 1)]
+    axes.set_xticks(np.arange(len(edges)) - 0.5, edges, fontsize="x-small")
 
 
 def divergence_by_timestep(runs: pl.DataFrame, *, arms: str = "gamma-9,ours", base: str = "threshold") -> Figure:
@@ -214,7 +233,8 @@ def divergence_by_timestep(runs: pl.DataFrame, *, arms: str = "gamma-9,ours", ba
         at = np.arange(len(part)) + 0.14 * (i - (len(shown) - 1) / 2)
         _points(axes, at, part, factor=100, colour=f"C{i}", marker=MARKERS[i], fmt="-", label=called[arm])
     _name_buckets(axes, table["bucket"].unique(maintain_order=True))
-    axes.set(xlabel="timestep interval (right: more noise, earlier)", ylabel="divergence of the policy, %")
+    axes.set(xlabel="timestep (right: more noise, earlier)", ylabel="divergence of the policy, %")
+    axes.set_title("the paper: lambda(t) lowers it where noise is high", fontsize="small", loc="right", pad=28)
     axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     sns.despine(figure)
     return figure
@@ -321,6 +341,8 @@ def sample_grid(
 ) -> Figure:
     """The paper's Fig. 3: same prompts and image seed, the pretrained model and then a column an arm, in their order.
 
+    Below each image stands its true reward; the best of a row has a frame.
+
     Args:
         sheets, pretrained: of `tracking.load_sheets`; without the latter there is no column of the pretrained model.
         seed: of training.
@@ -330,14 +352,20 @@ def sample_grid(
     """
     arms = runs["arm"].unique(maintain_order=True).to_list()
     columns: list[tuple[str, np.ndarray]] = []
+    scores: list[list[float]] = []
     called = labels(runs)
     for arm in arms:
         found = runs.filter((pl.col("arm") == arm) & (pl.col("seed") == str(seed)) & pl.col("run_id").is_in([*sheets]))
         if found.is_empty():
             raise UserError(f"arm {arm!r}: no finished run with training seed {seed} that kept its samples")
         run = found["run_id"][0]
-        columns += [("pretrained", pretrained[run])] if not columns and run in pretrained else []
+        # A sheet begins with the first image seed, of every prompt; so do the rows of its samples.
+        own = samples.filter(pl.col("run_id") == run)
+        if not columns and run in pretrained:
+            columns.append(("pretrained", pretrained[run]))
+            scores.append(own["pretrained_reward"].to_list())
         columns.append((called[arm], sheets[run]))
+        scores.append(own["reward"].to_list())
     captions = samples.filter(pl.col("run_id") == run)["caption"].unique(maintain_order=True).to_list()
     shown = np.unique(np.linspace(0, len(captions) - 1, prompts).round().astype(int))
     figure, cells = plt.subplots(len(shown), len(columns), figsize=(1.2 * len(columns), 1.2 * len(shown)))
@@ -345,16 +373,18 @@ def sample_grid(
     for column, (title, sheet) in enumerate(columns):
         # A sheet has a column a prompt and a row an image seed: the first row is shown.
         size = sheet.shape[1] // len(captions)
-        cells[0, column].set_title(title, fontsize="small", pad=4)
+        cells[0, column].set_title(textwrap.fill(title, 14), fontsize="small", pad=4)
         for row, place in enumerate(shown):
             axes = cells[row, column]
             axes.imshow(sheet[:size, place * size : (place + 1) * size], interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-            sns.despine(ax=axes, left=True, bottom=True)
+            axes.set_xlabel(f"{scores[column][place]:.2f}", fontsize="x-small", labelpad=2)
+            best = scores[column][place] == max(each[place] for each in scores)
+            axes.spines[:].set(visible=best, color="C2", linewidth=2.5)
     for row, place in enumerate(shown):
         asked = parse(captions[place])
         cells[row, 0].set_ylabel(
             f"{asked.concept}\non {asked.colour},\n{asked.style}", rotation=0, ha="right", va="center", fontsize="small"
         )
-    figure.subplots_adjust(0, 0, 1, 1, wspace=0.04, hspace=0.04)
+    figure.subplots_adjust(0, 0, 1, 1, wspace=0.06, hspace=0.2)
     return figure

@@ -25,10 +25,12 @@ from workbench.analysis import needs, opening
 from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.outputs import output_file, require_own, written_in
 from workbench.common.paths import shipped
+from workbench.common.secrets import hide_passwords
 from workbench.common.validation import study_address, writable_folder
 from workbench.studies import tuning
 from workbench.tracking import study_runs
 from workbench.tracking.overview import overview
+from workbench.tracking.store import missing
 from workbench.training.config import parse_override
 
 NOTEBOOKS = shipped("notebooks")
@@ -64,6 +66,8 @@ def make_report(
     """
     notebooks = _chosen_notebooks(only)
     values = _chosen_parameters(notebooks, parameters)
+    if none := missing():
+        raise UserError(none)
     study = _chosen_study(study)
     folder = writable_folder("--out", out / study)
     # Asked now and not after the notebooks, which take minutes.
@@ -155,7 +159,7 @@ def _chosen_study(study: str | None) -> str:
     client = tracking.connect()
     studies = study_runs.study_names(client)
     if study is None and not studies:
-        raise UserError("no study yet; run python -m workbench.sweep first")
+        raise UserError(f"no study yet in {hide_passwords(tracking.tracking_uri())}; run python -m workbench.sweep")
     # `study_names` lists the one last worked on first.
     study = study or next((name for name in studies if not HELPER_STUDIES.fullmatch(name)), studies[0])
     study_runs.require_study(client, study_address(study))

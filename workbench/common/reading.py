@@ -1,7 +1,9 @@
 """Files that a user gives, read: regular ones alone, and texts as any editor writes them."""
 
+import difflib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from workbench.common.errors import UserError
@@ -14,6 +16,23 @@ OTHERS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def near(missing: Path | str, also: Iterable[str] = ()) -> str:
+    """The end of a line about a file that is not there: the one that may be meant; empty where none is like it.
+
+    Args:
+        also: more names that could be meant, beside those in the folder where the file should be.
+    """
+    path = Path(missing)
+    try:
+        there = {str(path.parent / each.name): each.name for each in path.parent.iterdir() if each.name != path.name}
+    except (OSError, ValueError):  # no such folder, or no name that a folder could have
+        there = {}
+    close = difflib.get_close_matches(path.name, there.values(), 1, 0.75)
+    found = [place for place, name in there.items() if name in close]
+    found += difflib.get_close_matches(str(path), list(also), 1, 0.75)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def require_regular(path: Path, what: str) -> None:

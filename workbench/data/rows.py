@@ -28,7 +28,7 @@ from workbench.common import cache
 from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.files import in_place
 from workbench.common.paths import cache_folder
-from workbench.common.reading import read_lines
+from workbench.common.reading import near, read_lines
 from workbench.data.parquet import is_image, open_parquet, require_columns, unified
 from workbench.models import ASSETS, HUB_ID, digest_of
 
@@ -278,7 +278,8 @@ def _from_hub(place: str, split: str, key: str, scores: str) -> Rows:
         from datasets import load_dataset
         from datasets.exceptions import DatasetNotFoundError
     except ImportError:
-        raise UserError(f"{key}: no such file or folder; a data set on the hub needs the package datasets") from None
+        hint = "a data set on the hub needs the package datasets"
+        raise UserError(f"{key}: no such file or folder{near(place) or f'; {hint}'}") from None
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -293,14 +294,14 @@ def _from_hub(place: str, split: str, key: str, scores: str) -> Rows:
         raise UserError(f"{key}: no such revision on the hub") from None
     except (RepositoryNotFoundError, DatasetNotFoundError):
         raise UserError(
-            f"{key}: neither a file or folder here nor a data set on the hub (a private one needs HF_TOKEN)"
+            f"{key}: neither a file or folder here nor a data set on the hub (private ones need HF_TOKEN){near(place)}"
         ) from None
     except ValueError as error:  # no such split
         raise UserError(f"{key}: {one_line(error)}") from None
     except Exception as error:  # the hub's client and its transport raise many kinds
         problem = (
             f"{key}: no such file or folder, and the hub could not be reached for it; give local parquet files, a "
-            f"folder that workbench.encode --output wrote, or try again ({one_line(error)[:200]})"
+            f"folder that workbench.encode --output wrote, or try again ({one_line(error)[:200]}){near(place)}"
         )
         if not note.is_file():
             raise Failure(problem) from None
@@ -399,7 +400,7 @@ def read_prompts(source: str) -> Sequence[str]:
     shipped = {"embedded": "test_prompts.txt", "validation": "validation_prompts.txt"}
     path = ASSETS / "pairs" / shipped[source] if source in shipped else Path(source)
     if not path.is_file():
-        raise UserError(f"data.prompts = {source!r}: no such file")
+        raise UserError(f"data.prompts = {source!r}: no such file{near(source)}")
     prompts = [line.strip() for line in read_lines(path, f"data.prompts = {source!r}") if line.strip()]
     if not prompts:
         raise UserError(f"data.prompts = {source!r}: no prompt in it")

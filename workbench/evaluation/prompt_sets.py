@@ -17,7 +17,7 @@ import polars as pl
 
 from workbench.common.cache import digest
 from workbench.common.errors import UserError, one_line
-from workbench.common.reading import read_lines, read_text
+from workbench.common.reading import near, read_lines, read_text
 from workbench.common.validation import is_place
 from workbench.data.parquet import is_text, open_parquet, require_columns
 from workbench.models.small.prompts import split
@@ -77,7 +77,7 @@ def read(source: str, name: str = "") -> PromptSet:
     path = Path(source)
     reader = READERS.get("folder" if path.is_dir() else path.suffix.lower())
     if reader is None or not path.exists():
-        reason = "no such file or folder" if not path.exists() else f"unknown ending {path.suffix!r}"
+        reason = f"no such file or folder{near(path)}" if not path.exists() else f"unknown ending {path.suffix!r}"
         raise UserError(f"--prompts {source}: {reason}; expected {ACCEPTED}")
     what = f"--prompts {source}"
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.common.errors import Failure, UserError, one_line, shown
-from workbench.common.reading import require_regular
+from workbench.common.reading import near, require_regular
 from workbench.common.validation import is_place
 from workbench.models.safe_loading import check_weights, load_network, read_json
 
@@ -225,7 +225,7 @@ def _fetch_vae(source: str, checkpoint: Checkpoint) -> Path:
     if not root.exists() and HUB_ID.fullmatch(source):
         from huggingface_hub import snapshot_download
 
-        root = _from_hub(what, lambda: snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+        root = _from_hub(what, source, lambda: snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
     found = [folder for folder in (root, root / "vae") if (folder / "config.json").is_file()]
     if not found:
         raise UserError(f"{what}: no autoencoder in diffusers' layout (no config.json in {root} or its vae/)")
@@ -253,14 +253,15 @@ def _download(source: str, revision: str, variant: str) -> Path:
 
     what = f"model.path = {source!r}" + (f", model.revision = {revision!r}" if revision else "")
     options = {"revision": revision or None, "variant": variant or None, "use_safetensors": True}
-    return _from_hub(what, lambda: DiffusionPipeline.download(source, **options))
+    return _from_hub(what, source, lambda: DiffusionPipeline.download(source, **options))
 
 
-def _from_hub(what: str, download: Callable[[], str]) -> Path:
+def _from_hub(what: str, source: str, download: Callable[[], str]) -> Path:
     """The folder of what is downloaded from the hub.
 
     Args:
         what: the setting, for messages.
+        source: its value.
     Raises:
         UserError: the hub has no such model.
         Failure: it does not answer, or wants a licence accepted.
@@ -277,12 +278,12 @@ def _from_hub(what: str, download: Callable[[], str]) -> Path:
         raise UserError(f"{what}: no such revision on the hub") from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"{what}: neither a folder here nor a model on the hub (a private one needs HF_TOKEN)"
+            f"{what}: neither a folder here nor a model on the hub (a private one needs HF_TOKEN){near(source)}"
         ) from None
     except (OSError, ValueError) as error:
         raise Failure(
             f"{what}: no such folder, and the hub could not be reached for it; give a local diffusers folder, or try "
-            f"again ({one_line(error)[:200]})"
+            f"again ({one_line(error)[:200]}){near(source)}"
         ) from None
 
 

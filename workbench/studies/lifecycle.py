@@ -35,6 +35,7 @@ from workbench.studies.storage import (
     find_study,
     in_use,
     locked,
+    missing,
     open_storage,
     own_studies,
 )
@@ -46,7 +47,9 @@ from workbench.tracking.study_runs import StudyId
 
 
 def names(url: str) -> list[str]:
-    """Names of all studies in a storage that the workbench made."""
+    """Names of all studies in a storage that the workbench made; none where it is a file that is not there."""
+    if missing(url):  # asked first, since locking and opening would make files
+        return []
     with locked(url):
         return list(own_studies(open_storage(url)))
 
@@ -57,6 +60,8 @@ def require_study(name: str, url: str) -> Study:
     Raises:
         UserError: there is none, or the workbench did not make it; the message names those there are.
     """
+    if none := missing(url):
+        raise UserError(f"study {name!r}: {none}")
     with locked(url):
         study = find_study(name, open_storage(url))
     if study is None:

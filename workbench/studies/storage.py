@@ -114,7 +114,7 @@ def missing(url: str) -> str | None:
     file = make_url(url).database if url.startswith("sqlite") else None
     if not file or file == ":memory:" or Path(file).exists():
         return None
-    return f"No study yet: there is no {file} (WORKBENCH_STORAGE says where studies lie); run python -m workbench.sweep"
+    return f"no study yet: there is no {file} (WORKBENCH_STORAGE says where studies lie); run python -m workbench.sweep"
 
 
 def find_study(name: str, storage: RDBStorage) -> Study | None:

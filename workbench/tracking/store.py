@@ -50,6 +50,17 @@ def tracking_uri() -> str:
     return database_url("MLFLOW_TRACKING_URI", "mlflow.db")
 
 
+def missing() -> str | None:
+    """The line for the person where the tracking store is a file that is not there; None else.
+
+    To be asked by commands that only read: `connect` would make it.
+    """
+    file = database_path()
+    if file is None or file.exists():
+        return None
+    return f"no study yet: there is no {file} (MLFLOW_TRACKING_URI says where runs lie); run python -m workbench.sweep"
+
+
 def connect() -> MlflowClient:
     """A client of the tracking store; the store's tables are created if they are missing.
 

@@ -20,12 +20,17 @@ from pydantic_core import ErrorDetails
 
 from workbench.common.errors import UserError, shown
 from workbench.common.paths import shipped
+from workbench.common.reading import near
 from workbench.common.validation import NotNegative, is_place
 from workbench.method import modifiers, objectives, reference, reward_scale, timesteps
 from workbench.training import plugins
 from workbench.training.sections import Section, Sweep
 from workbench.training.tables import Data, Diagnostics, Evaluation, Lora, Model, SnapshotSection, Train
 
+#: Settings that may name a file or a folder; in an experiment file their paths count from it.
+LOCATED = (
+    "model.path", "model.vae", "model.policy", "model.reference", "data.train", "data.validation", "data.prompts",
+)  # fmt: skip
 DEEPEST = 8  # tables around a value: "sweep.arms.NAME.times.train.lr" has five
 
 
@@ -130,7 +135,8 @@ def _config_type() -> type[Config]:
 
 @cache
 def _extended_type(own: tuple[tuple[str, ...], ...]) -> type[Config]:
-    return create_model("Config", __base__=Config, **{section: (_choice(section), ...) for section in CHOICES})
+    sections: Any = {section: (_choice(section), ...) for section in CHOICES}
+    return create_model("Config", __base__=Config, **sections)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -324,7 +330,8 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         UserError: the file is missing or not TOML, or extends itself.
     """
     if not path.is_file():
-        raise UserError(f"experiment {path}: no such file")
+        ours = [f"experiments/{each.name}" for each in shipped("experiments").glob("*.toml")]
+        raise UserError(f"experiment {path}: no such file{near(path, ours)}")
     if path.resolve() in extended_by:
         raise UserError(f"experiment {path}: extends itself")
     try:
@@ -339,7 +346,7 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"experiment {path}: not valid TOML (nested too deeply)") from None
     except ValueError as error:  # not TOML, not UTF-8, or a number that Python does not read
         raise UserError(f"experiment {path}: not valid TOML ({error})") from None
-    for name in ("model.path", "model.vae", "model.policy", "model.reference", "data.train", "data.validation", "data.prompts"):
+    for name in LOCATED:
         value = flat.get(name)
         # A name that is nothing beside the file stays as it is: a path from the working folder, or a hub id.
         place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")

@@ -5,9 +5,9 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from shutil import which
 
-from workbench import __version__
 from workbench.common.markdown import markdown_table
 from workbench.common.paths import checkout
+from workbench.common.version import __version__
 from workbench.training.config import Config, default_config
 from workbench.training.preparation import Prepared
 

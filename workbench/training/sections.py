@@ -19,6 +19,8 @@ from pydantic_core import PydanticCustomError
 from workbench.common.errors import shown
 from workbench.common.validation import LARGEST, RUN_NAME, NotNegative, is_place
 
+#: Keys by which a table of a search space is a dimension, and not one of settings.
+DIMENSION = {"type", "choices", "low", "high", "log", "step"}
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
 
@@ -109,6 +111,28 @@ def _dimension(declared: dict[str, Any]) -> dict[str, Any]:
     return declared
 
 
+def _dimensions(tree: Any, prefix: str = "") -> Any:
+    """A search space by dotted names, whether its keys are quoted or lie in tables; a plain list is its choices.
+
+    Without quotes `reference.interval = [4, 8]` is a table `reference` to TOML.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    space: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, list | tuple):
+            found = {name: {"type": "CategoricalDistribution", "choices": list(value)}}
+        elif isinstance(value, dict) and value and not set(value) & DIMENSION:
+            found = _dimensions(value, f"{name}.")
+        else:
+            found = {name: value}
+        if twice := space.keys() & found.keys():
+            raise ValueError(f"{min(twice)} is there twice")
+        space |= found
+    return space
+
+
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise ValueError("a seed is there twice")
@@ -144,7 +168,9 @@ class Sweep(Section):
         "samples/reward_gain", description="what the pruner sees at every diagnostics pass; the objective's direction"
     )
     prune: Pruning = Field(Pruning(), description="stop a trial as collapsed when `metric` exceeds `above`")
-    space: dict[str, Dimension] = Field({}, description="setting -> Optuna distribution")
+    space: Annotated[dict[str, Dimension], BeforeValidator(_dimensions)] = Field(
+        {}, description="setting -> Optuna distribution, or a list of choices"
+    )
     arms: dict[RunName, Arm] = Field({}, description="name -> settings of the first trials")
     tuning: Tuning = Field(Tuning(), description="`factors` of settings that each arm tries first; none = no tuning")
     seeds: Seeds = Field((), description="every arm is run once with each; empty = the setting `seed`")

@@ -19,7 +19,7 @@ from workbench.studies.experiment import Experiment
 from workbench.tracking import reconcile, study_runs, tags
 from workbench.tracking.study_runs import StudyId
 from workbench.training.build import build
-from workbench.training.config import Config
+from workbench.training.config import Config, defaults_beside
 from workbench.training.preparation import Prepared, prepare
 from workbench.training.provenance import describe, provenance
 
@@ -44,9 +44,10 @@ def run_checks(experiment: Experiment, study: StudyId) -> None:
         if f"seed-{seed}" not in done:
             missing[seed] = own
             continue
-        was = done[f"seed-{seed}"]
+        # A setting that came after the run was made has its default there, which changes nothing.
+        was = defaults_beside(own.flat()) | done[f"seed-{seed}"]
         for name, value in own.flat().items():
-            if was.get(name) != str(value):
+            if str(was.get(name)) != str(value):
                 raise UserError(
                     f"study {study.name!r} was made with {name} = {was.get(name)}, now it is {value}; choose another "
                     "--study name or restore the settings"

@@ -74,8 +74,8 @@ def check_claims(
     Raises:
         UserError: a setting is wrong, or a study of that name was made with others.
     """
-    own = study or (experiment.stem if experiment else "claims")
-    name = study_name(f"{own}-quick" if quick and not study else own)
+    usual = experiment.stem if experiment else "claims"
+    name = study_name(study or (f"{usual}-quick" if quick else usual))
     folder = writable_folder("--out", out / name)
     # Asked before the studies run, which takes an hour.
     require_own(folder, "claims.md", "claims.json", "claims.png", "regime.json")

@@ -71,9 +71,9 @@ class Reward:
         self.scorer = ImageModel(folder / "scorer", device)
         self.critic = ImageModel(folder / "critic", device)
 
-    def __call__(self, images: Images, captions: Sequence[str]) -> NDArray[np.float64]:
-        """Reward of each image (H, W, 3) for its caption, (N,), in nats."""
-        return total(self.parts(images, captions))
+    def __call__(self, images: Images, prompts: Sequence[str]) -> NDArray[np.float64]:
+        """Reward of each image (H, W, 3) for its prompt, (N,), in nats."""
+        return total(self.parts(images, prompts))
 
     def parts(self, images: Images, captions: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """The parts that the reward is the sum of, by name (PARTS), each (N,), in nats."""
