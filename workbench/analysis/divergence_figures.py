@@ -195,6 +195,7 @@ def reward_parts(runs: pl.DataFrame) -> Figure:
         axes.set_ylabel("gain over the pretrained model")
     for axes in panels[1]:
         _tick(axes)
+        axes.tick_params(axis="x", rotation=45)
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
     figure.supxlabel(DIVERGENCE)

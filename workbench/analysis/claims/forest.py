@@ -55,4 +55,4 @@ def forest(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _short(statement: str) -> str:
-    return statement if len(statement) <= 62 else f"{statement[:59].rstrip()} ..."
+    return statement if len(statement) <= 80 else f"{statement[:77].rstrip()} ..."
