@@ -62,5 +62,5 @@ def test_importing_the_package_imports_nothing_else():
 def test_mistakes_are_one_line(workplace):
     with pytest.raises(UserError, match=r"train\.stepz: unknown setting \(did you mean train\.steps\?\)"):
         wb.config(train__stepz=3)
-    with pytest.raises(UserError, match="study 'default': not found"):
+    with pytest.raises(UserError, match="study 'default': no study yet"):
         wb.best_trial("default")
