@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from workbench.analysis.figures import MARKERS
+from workbench.analysis.labels import label
 from workbench.common.errors import UserError
 from workbench.studies.search import Search
 
@@ -41,7 +42,7 @@ def trade_off(
         x: default: the second objective, else what is constrained, else the policy's divergence.
         y: default: the first objective.
         landmarks: metric -> what the pretrained model measures (`search.pretrained`).
-        called: arm -> its label (`labels.labels`); others have their own names.
+        called: arm -> its label by its settings (`labels.labels`); of others the name alone decides.
     Raises:
         UserError: no complete trial has both metrics.
     """
@@ -63,7 +64,9 @@ def trade_off(
         look: dict[str, Any] = {"marker": marker, "color": f"C{i % 10}", "ls": "", "ms": 8}
         if not part.is_empty():
             _draw(axes, part, part[x].to_numpy(), y, look)
-            marks.append(Line2D([], [], **look, label="sampled" if arm is None else (called or {}).get(arm, arm)))
+            marks.append(
+                Line2D([], [], **look, label="sampled" if arm is None else (called or {}).get(arm, label(arm)))
+            )
     if landmarks and x in landmarks and y in landmarks:
         axes.plot(landmarks[x], landmarks[y], "x", color="black", ms=9, mew=2, zorder=4)
         marks.append(Line2D([], [], marker="x", ls="", color="black", ms=8, mew=2, label="pretrained model"))

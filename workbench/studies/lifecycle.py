@@ -113,6 +113,8 @@ def open_study(experiment: Experiment, name: str, url: str) -> Study:
     _require_same(name, record.definition or {}, definition)
     if not record.token:
         give_token(study)
+    if study.metric_names is None:  # made by an earlier version
+        study.set_metric_names([*experiment.sweep.objectives])
     recover(study)
     added = [*extension.extend(study, experiment, url)]
     for what in added:
