@@ -211,7 +211,7 @@ def _prompts(request: Request) -> tuple[dict[str, PromptSet], dict[str, int]]:
 def _scorers(texts: Sequence[str], prompts: Mapping[str, PromptSet]) -> dict[str, Files]:
     """The files of the reward models, each of which can judge every prompt."""
     sources = named("--scorer", [text if "=" in text else f"{text}=" for text in texts])
-    located = {name: reward_models.locate(name, source) for name, source in sources.items()}
+    located: dict[str, Files] = {name: reward_models.locate(name, source) for name, source in sources.items()}
     for name in located:
         for one in prompts.values():
             reward_models.REWARD_MODELS[name].check(one.prompts)

@@ -22,8 +22,12 @@ from workbench.common.errors import UserError, shown
 from workbench.common.validation import NotNegative, is_place
 from workbench.method import modifiers, objectives, reference, reward_scale, timesteps
 from workbench.training.sections import Section, Sweep
-from workbench.training.tables import Data, Diagnostics, Evaluation, Lora, Model, SnapshotSection, Train
+from workbench.training.tables import Data, Diagnostics, Evaluation, Lora, Model, Rounds, SnapshotSection, Train
 
+#: Settings that name a file or a folder, which may lie beside the experiment file.
+PLACES = (
+    "model.path", "model.policy", "model.reference", "data.train", "data.validation", "data.prompts", "rounds.prompts",
+)  # fmt: skip
 DEEPEST = 8  # tables around a value: "sweep.arms.NAME.times.train.lr" has five
 
 
@@ -90,6 +94,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     snapshots: SnapshotSection = SnapshotSection()
     sweep: Sweep = Sweep()
+    rounds: Rounds = Rounds()
 
     def chosen(self, section: str) -> tuple[Callable, dict[str, Any]]:
         """The function that a choosing section names, and the keyword arguments it states."""
@@ -104,8 +109,8 @@ class Config(Section):
         return {key: settings[key] for key in _keywords(COMMON[section])}
 
     def flat(self) -> dict[str, Any]:
-        """Every resolved setting of a run by its dotted name, defaults included; the sweep's own are not among them."""
-        return flatten(self.model_dump(exclude={"sweep"}))
+        """Every resolved setting of a run by its dotted name, defaults included; without those of sweep and rounds."""
+        return flatten(self.model_dump(exclude={"sweep", "rounds"}))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -272,7 +277,7 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"experiment {path}: not valid TOML (nested too deeply)") from None
     except ValueError as error:  # not TOML, not UTF-8, or a number that Python does not read
         raise UserError(f"experiment {path}: not valid TOML ({error})") from None
-    for name in ("model.path", "model.policy", "model.reference", "data.train", "data.validation", "data.prompts"):
+    for name in PLACES:
         value = flat.get(name)
         # A name that is nothing beside the file stays as it is: a path from the working folder, or a hub id.
         place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")

@@ -87,6 +87,37 @@ class Data(Section):
     dtype: Literal["float32", "float16"] = Field("float32", description="of the latents and embeddings on disk")
 
 
+Way = Literal["previous", "pretrained"]
+
+
+class Rounds(Section):
+    """Rounds of draw, score, pair and train, by `python -m workbench.rounds`; other commands do not look at it."""
+
+    count: Positive = Field(3, description="rounds; a larger number later adds some")
+    policy: Way = Field(
+        "previous", description="what each round's policy begins with: the previous round's, or the pretrained model"
+    )
+    reference: Way = Field("previous", description="the same of each round's reference")
+    prompts: Place = Field("train", description="prompt set whose images make the pairs, as workbench.prefer takes it")
+    limit: NotNegative = Field(0, description="only the first so many prompts; 0 = all")
+    scorers: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
+        ("reward",), description="reward models that score the images, NAME or NAME=SOURCE"
+    )
+    images: Positive = Field(4, description="images a prompt and round")
+    settings: Literal["random", "all"] = Field("random", description="how steps and guidance go together")
+    steps: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field((12,), description="of the sampler")
+    guidance: Annotated[tuple[float, ...], Field(min_length=1)] = Field((3.0,), description="of the sampler")
+    pairs: Literal["fours", "best-worst", "halves", "all"] = Field(
+        "best-worst", description="which images of a prompt make a pair"
+    )
+    label: Literal["bradley-terry", "score", "vote"] = Field("score", description="which of the two is preferred")
+    gap: float = Field(0.0, ge=0, description="leave out pairs whose scores differ by less")
+    tie: float = Field(0.0, ge=0, description="smaller differences are ties")
+    slope: float = Field(2.0, ge=0, description="of 'bradley-terry', per unit of the score")
+    batch_size: Positive = Field(64, description="images drawn at once")
+    image_format: Literal["avif", "png"] = Field("avif", description="how images are stored; png loses nothing")
+
+
 class Train(Section):
     """The optimizer and its budget."""
 
