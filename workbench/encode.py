@@ -56,15 +56,19 @@ def main(
       python -m workbench.encode experiments/sd15.toml --estimate 64
     """
     from workbench.data.encoding import encode
-    from workbench.data.rows import open_rows, report
+    from workbench.data.listed import open_source
+    from workbench.data.rows import report
     from workbench.training.config import load, parse_override
-    from workbench.training.preparation import encoding_of, open_backend
+    from workbench.training.preparation import encoding_of, names_of, open_backend
 
     config = load(experiment, dict(parse_override(text) for text in overrides))
     silence_transformers()
     wanted = splits or ("train", "validation")
     rows = {
-        split: open_rows(getattr(config.data, split), split, encoding_of(config.data, split).scores) for split in wanted
+        split: open_source(
+            getattr(config.data, split), split, encoding_of(config.data, split).scores, names_of(config.data)
+        )
+        for split in wanted
     }  # columns first, weights later
     backend = open_backend(config.model)
     if estimate:

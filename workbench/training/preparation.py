@@ -10,8 +10,8 @@ from workbench import models
 from workbench.common import distributed
 from workbench.common.errors import UserError
 from workbench.data.encoding import INDEX, Encoding, encode, open_store
+from workbench.data.listed import Names, open_source
 from workbench.data.pairs import EncodedPairs
-from workbench.data.rows import open_rows
 from workbench.data.streaming import StreamedPairs
 from workbench.models import Backend
 from workbench.models.backend import LORA_FILE
@@ -148,6 +148,11 @@ def encoding_of(source: Data, split: str) -> Encoding:
     return Encoding(source.validation_limit, False, source.dtype, resize=source.resize)
 
 
+def names_of(source: Data) -> Names:
+    """What the columns of a list of pictures are called."""
+    return Names(**source.columns.model_dump())
+
+
 def open_pairs(source: Data, split: str, backend: Backend) -> Pairs:
     """The pairs of a split, encoded first where they are not; training pairs may be streamed instead.
 
@@ -179,7 +184,7 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
             scores=encoding.scores,
             resize=encoding.resize,
         )
-    rows = open_rows(path, split, encoding.scores)
+    rows = open_source(path, split, encoding.scores, names_of(source))
     if split == "train" and not source.cache:
         return StreamedPairs(rows, backend, encoding)
     return encode(rows, backend, encoding)

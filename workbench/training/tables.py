@@ -57,14 +57,25 @@ class Lora(Section):
         return self
 
 
+class Columns(Section):
+    """What the columns of a list of pictures (.csv, .jsonl) are called."""
+
+    caption: str = Field("caption", description="column of a .csv or .jsonl file that has the captions")
+    chosen: str = Field("chosen", description="the same of the preferred pictures' paths, from the file's folder")
+    rejected: str = Field("rejected", description="the same of the other pictures' paths")
+
+
 class Data(Section):
     """What it is trained and judged on."""
 
     train: Place = Field(
-        "embedded", description="parquet with Pick-a-Pic's columns (file, folder, hub id[:split]), or encoded"
+        "embedded",
+        description="parquet with Pick-a-Pic's columns (file, folder, hub id[:split]), a .csv or .jsonl list of "
+        "pictures, or encoded",
     )
     validation: Place = Field("embedded", description="the same, for diagnostics")
     prompts: Place = Field("embedded", description="text file of prompts to draw, one a line")
+    columns: Columns = Columns()
     limit: NotNegative = Field(0, description="use at most so many training pairs; 0 = all")
     validation_limit: NotNegative = Field(0, description="the same of validation pairs")
     cache: bool = Field(True, description="encode the training pairs once; false = from the images, each time anew")
