@@ -3,9 +3,8 @@
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +15,9 @@ from workbench.common.validation import checked_name, study_name, writable_folde
 from workbench.training.settings_option import settings_option
 
 if TYPE_CHECKING:
+    from workbench.studies.single_run import SingleRun
     from workbench.training.config import Config
-    from workbench.training.listener import Listener
-    from workbench.training.preparation import Prepared
     from workbench.training.snapshots import Snapshots
-
-SHOWN = ("eval/reward", "eval/win_rate", "validation/margin", "divergence/policy", "divergence/reference")
 
 
 @experiment_argument
@@ -75,6 +71,7 @@ def main(
         raise UserError("--no-tracking: needs --output for the run's files, and belongs to no --study")
     from workbench.common import distributed, locks, paths
     from workbench.common.signals import PATIENCE, stop_on_signals
+    from workbench.studies.single_run import SingleRun, tracked
     from workbench.training.listener import NullListener
     from workbench.training.preparation import prepare
     from workbench.training.run import check
@@ -107,50 +104,14 @@ def main(
         patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
         # From here on a signal asks the run to take a snapshot and stop. Before, it ends the process: nothing is lost.
         stopping = stack.enter_context(stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
-        run = _Run(config, prepared, label, snapshots, stopping, save_to=output, goes_on=bool(name))
+        again = f"the same command with --name {label} --resume"
+        run = SingleRun(config, prepared, label, snapshots, stopping, output, goes_on=bool(name), again=again)
         if not distributed.is_main():
             run.execute(NullListener())
         elif output and no_tracking:
             _in_folder(run, output)
         else:
-            _tracked(run, study)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the run of this command is made of, whatever listens to it.
-
-    Attributes:
-        save_to: folder for the trained model; None = it is not saved.
-        goes_on: whether the run may go on to a later end, since people know its name.
-    """
-
-    config: "Config"
-    prepared: "Prepared"
-    label: str
-    snapshots: "Snapshots | None"
-    stopping: Callable[[], bool]
-    save_to: Path | None
-    goes_on: bool
-
-    def execute(
-        self,
-        listener: "Listener",
-        on_step: Callable = lambda step, metrics: None,
-        on_evaluated: Callable[[float], object] = lambda share: None,
-    ) -> dict[str, float]:
-        from workbench.training.run import execute
-
-        return execute(
-            self.config,
-            self.prepared,
-            listener,
-            on_step=on_step,
-            on_evaluated=on_evaluated,
-            save_to=self.save_to,
-            snapshots=self.snapshots,
-            stopping=self.stopping,
-        )
+            tracked(run, study)
 
 
 def _require_new(label: str, snapshots: "Snapshots") -> None:
@@ -218,9 +179,10 @@ def _require_own(output: Path, label: str | None) -> None:
         raise UserError(f"--output {output}: {other}; choose a new one")
 
 
-def _in_folder(run: _Run, output: Path) -> None:
+def _in_folder(run: "SingleRun", output: Path) -> None:
     """Train and keep the run in a folder."""
     from workbench.common.files import partial_file, replace_folder
+    from workbench.studies.single_run import train
     from workbench.training.provenance import datasets, provenance
     from workbench.training.run_folder import RunFolder
 
@@ -235,104 +197,8 @@ def _in_folder(run: _Run, output: Path) -> None:
                 replace_folder(fresh, model)
             return folder.close(state, reason)
 
-        _train(replace(run, save_to=fresh), folder, close, output)
+        train(replace(run, save_to=fresh), folder, close, output)
     click.echo(f"\n{output}")
-
-
-def _tracked(run: _Run, study: str | None) -> None:
-    """Train and track the run with MLflow.
-
-    Args:
-        study: to whose runs it belongs, made where it is missing; None = it stands alone.
-    """
-    from workbench import tracking
-    from workbench.common import distributed
-    from workbench.common.errors import Failure
-    from workbench.tracking import reconcile, study_runs, tags, ui
-    from workbench.training.config import telling
-    from workbench.training.provenance import datasets, describe, provenance
-
-    client = tracking.connect()
-    # Runs whose process was killed say RUNNING for ever, unless the next command ends them.
-    reconcile.close_dead_runs(client)
-    group = study_runs.open_group(client, study, f"Study **{study}**: single runs.") if study else None
-    about = provenance() | {
-        tags.PROCESSES: str(distributed.world()),
-        tags.KIND: "run",
-        tags.ARM: run.label,
-        tags.NOTE: describe(run.config),
-    }
-    if group:
-        about |= study_runs.membership(group)
-    data = datasets(run.prepared)
-    settings = run.config.flat()
-    tracker = tracking.Tracker(
-        client, run.label, params=telling(settings), settings=settings, tags=about, datasets=data
-    )
-    if not _train(run, tracker, tracker.close, run.save_to):
-        raise Failure(f"run {run.label} is trained, but the tracking store is away: python -m workbench.study doctor")
-    click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {ui.run_link(client, tracker.run_id)}")
-
-
-def _train(run: _Run, listener: "Listener", close: Callable[[str, str], bool], output: Path | None) -> bool:
-    """Train with a progress bar, and show the most important metrics at the end.
-
-    Args:
-        close: ends the listener's run in a state and for a reason, and says whether everything was delivered.
-        output: where the person finds the trained model.
-    Returns:
-        What `close` says.
-    """
-    from workbench.common.progress import Progress
-
-    snapshots, steps = run.snapshots, run.config.train.steps
-    bar = Progress(total=steps, desc=run.label, unit="step")
-
-    def on_step(step: int, metrics: Mapping[str, float]) -> None:
-        bar.update(step - bar.n)
-        if "divergence/policy" in metrics:
-            bar.set_postfix(divergence=f"{metrics['divergence/policy']:.4f}", refresh=False)
-        bar.phase("training" if step < steps else "evaluating")
-
-    state, reason, delivered = "failed", "", True
-    try:
-        final = run.execute(listener, on_step, lambda share: bar.phase(f"evaluating {100 * share:.0f} %"))
-        state = "complete"
-    except KeyboardInterrupt:
-        state = "interrupted"
-        if snapshots and snapshots.steps():
-            click.echo(
-                f"\nStopped; a snapshot of step {snapshots.steps()[0]} is kept. To go on: the same command with "
-                f"--name {run.label} --resume",
-                err=True,
-            )
-        raise
-    except Exception as error:
-        reason = str(error)
-        if snapshots and isinstance(error, FloatingPointError):  # it would end there again
-            snapshots.discard()
-        raise
-    finally:
-        bar.close()
-        delivered = close(state, reason)
-        # Last: a run whose end could not be stored can still be resumed, or made again, from its snapshots.
-        if snapshots and state == "complete":
-            _keep_end(run, snapshots, output)
-    for metric in SHOWN:
-        if metric in final:
-            click.echo(f"{metric:22s} {final[metric]:.4f}")
-    return delivered
-
-
-def _keep_end(run: _Run, snapshots: "Snapshots", output: Path | None) -> None:
-    """Keep of a run that has ended what a later end needs; nothing where nobody could name it."""
-    from workbench.training.snapshots import Finished
-
-    if run.goes_on:
-        place = str(output.resolve()) if output else ""
-        snapshots.finish(Finished(run.config.train.steps, run.config.flat(), place))
-    else:
-        snapshots.discard()
 
 
 main = command(main)

@@ -49,7 +49,7 @@ REWARD_TOKENS = 35
 class Scorer(Protocol):
     """A reward model, loaded: scores images for their prompts."""
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> NDArray[np.float64]:
+    def __call__(self, images: Images, prompts: Sequence[str], /) -> NDArray[np.float64]:
         """One score an image, (N,)."""
 
 

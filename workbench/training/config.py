@@ -25,11 +25,12 @@ from workbench.common.validation import NotNegative, is_place
 from workbench.method import modifiers, objectives, reference, reward_scale, timesteps
 from workbench.training import plugins
 from workbench.training.sections import Section, Sweep
-from workbench.training.tables import Data, Diagnostics, Evaluation, Lora, Model, SnapshotSection, Train
+from workbench.training.tables import Data, Diagnostics, Evaluation, Lora, Model, Rounds, SnapshotSection, Train
 
 #: Settings that may name a file or a folder; in an experiment file their paths count from it.
 LOCATED = (
     "model.path", "model.vae", "model.policy", "model.reference", "data.train", "data.validation", "data.prompts",
+    "rounds.prompts",
 )  # fmt: skip
 DEEPEST = 8  # tables around a value: "sweep.arms.NAME.times.train.lr" has five
 
@@ -109,6 +110,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     snapshots: SnapshotSection = SnapshotSection()
     sweep: Sweep = Sweep()
+    rounds: Rounds = Rounds()
 
     def chosen(self, section: str) -> tuple[Callable, dict[str, Any]]:
         """The function that a choosing section names, and the keyword arguments it states."""
@@ -123,8 +125,8 @@ class Config(Section):
         return {key: settings[key] for key in _keywords(COMMON[section])}
 
     def flat(self) -> dict[str, Any]:
-        """Every resolved setting of a run by its dotted name, defaults included; the sweep's own are not among them."""
-        return flatten(self.model_dump(exclude={"sweep"}))
+        """Every resolved setting of a run by its dotted name, defaults included; without those of sweep and rounds."""
+        return flatten(self.model_dump(exclude={"sweep", "rounds"}))
 
 
 def _config_type() -> type[Config]:

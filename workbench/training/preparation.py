@@ -10,8 +10,9 @@ from workbench import models
 from workbench.common import distributed
 from workbench.common.errors import UserError
 from workbench.data.encoding import INDEX, Encoding, encode, open_store
+from workbench.data.listed import Names, open_source
 from workbench.data.pairs import EncodedPairs
-from workbench.data.rows import Rows, open_rows
+from workbench.data.rows import Rows
 from workbench.data.streaming import StreamedPairs
 from workbench.data.subset import drawn
 from workbench.models import Backend
@@ -150,14 +151,21 @@ def encoding_of(source: Data, split: str) -> Encoding:
     return Encoding(source.validation_limit, False, source.dtype, resize=source.resize)
 
 
-def rows_of(source: Data, split: str) -> Rows:
+def names_of(source: Data) -> Names:
+    """What the columns of a list of pictures are called."""
+    return Names(**source.columns.model_dump())
+
+
+def rows_of(source: Data, split: str, path: str = "") -> Rows:
     """The rows of a split as they are encoded; of training rows a random part, if the settings want one.
 
+    Args:
+        path: where they lie; empty = where the settings say.
     Raises:
-        UserError, Failure: as `open_rows` and `drawn`.
+        UserError, Failure: as `open_source` and `drawn`.
     """
     encoding = encoding_of(source, split)
-    rows = open_rows(getattr(source, split), split, encoding.scores)
+    rows = open_source(path or getattr(source, split), split, encoding.scores, names_of(source))
     if split == "train" and source.limit and source.limit_seed:
         return drawn(rows, source.limit, source.limit_seed, encoding.scores)
     return rows
@@ -200,7 +208,7 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
                 f"{encoding.limit}; give the images, or encode with this setting"
             )
         return pairs
-    rows = rows_of(source, split)
+    rows = rows_of(source, split, path)
     if split == "train" and not source.cache:
         return StreamedPairs(rows, backend, encoding)
     return encode(rows, backend, encoding)

@@ -58,11 +58,21 @@ class Lora(Section):
         return self
 
 
+class Columns(Section):
+    """What the columns of a list of pictures (.csv, .jsonl) are called."""
+
+    caption: str = Field("caption", description="column of a .csv or .jsonl file that has the captions")
+    chosen: str = Field("chosen", description="the same of the preferred pictures' paths, from the file's folder")
+    rejected: str = Field("rejected", description="the same of the other pictures' paths")
+
+
 class Data(Section):
     """What it is trained and judged on."""
 
     train: Place = Field(
-        "embedded", description="parquet with Pick-a-Pic's columns (file, folder, hub id[:split]), or encoded"
+        "embedded",
+        description="parquet with Pick-a-Pic's columns (file, folder, hub id[:split]), a .csv or .jsonl list of "
+        "pictures, or encoded",
     )
     validation: Place = Field("embedded", description="the same, for diagnostics")
     prompts: Place = Field(
@@ -70,6 +80,7 @@ class Data(Section):
         description="text file of prompts to draw, one a line; 'embedded' = the small model's test prompts, "
         "'validation' = its others",
     )
+    columns: Columns = Columns()
     limit: NotNegative = Field(0, description="use at most so many training pairs; 0 = all")
     limit_seed: NotNegative = Field(
         0, description="0 = the first `limit` pairs; another number draws them at random, from local parquet files"
@@ -97,6 +108,37 @@ class Data(Section):
         "as public code flips them",
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="of the latents and embeddings on disk")
+
+
+Way = Literal["previous", "pretrained"]
+
+
+class Rounds(Section):
+    """Rounds of draw, score, pair and train, by `python -m workbench.rounds`; other commands do not look at it."""
+
+    count: Positive = Field(3, description="rounds; a larger number later adds some")
+    policy: Way = Field(
+        "previous", description="what each round's policy begins with: the previous round's, or the pretrained model"
+    )
+    reference: Way = Field("previous", description="the same of each round's reference")
+    prompts: Place = Field("train", description="prompt set whose images make the pairs, as workbench.prefer takes it")
+    limit: NotNegative = Field(0, description="only the first so many prompts; 0 = all")
+    scorers: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
+        ("reward",), description="reward models that score the images, NAME or NAME=SOURCE"
+    )
+    images: Positive = Field(4, description="images a prompt and round")
+    settings: Literal["random", "all"] = Field("random", description="how steps and guidance go together")
+    steps: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field((12,), description="of the sampler")
+    guidance: Annotated[tuple[float, ...], Field(min_length=1)] = Field((3.0,), description="of the sampler")
+    pairs: Literal["fours", "best-worst", "halves", "all"] = Field(
+        "best-worst", description="which images of a prompt make a pair"
+    )
+    label: Literal["bradley-terry", "score", "vote"] = Field("score", description="which of the two is preferred")
+    gap: float = Field(0.0, ge=0, description="leave out pairs whose scores differ by less")
+    tie: float = Field(0.0, ge=0, description="smaller differences are ties")
+    slope: float = Field(2.0, ge=0, description="of 'bradley-terry', per unit of the score")
+    batch_size: Positive = Field(64, description="images drawn at once")
+    image_format: Literal["avif", "png"] = Field("avif", description="how images are stored; png loses nothing")
 
 
 class Train(Section):
