@@ -13,6 +13,7 @@ from workbench.evaluation import drawing
 from workbench.studies import rounds, single_run
 from workbench.studies.rounds import Round
 from workbench.tracking import store
+from workbench.tracking.run_settings import settings_of
 from workbench.training import run as training_run
 from workbench.training.build import build
 from workbench.training.config import resolve
@@ -50,8 +51,9 @@ def test_every_round_goes_on_from_the_one_before_and_is_measured_from_round_0(se
     parent, *children = runs()
     assert parent.info.run_name == "r" and [one.info.run_name for one in children] == ["r-round-1", "r-round-2"]
     assert {one.data.tags["mlflow.parentRunId"] for one in children} == {parent.info.run_id}
-    assert children[0].data.params["rounds.limit"] == "3" and children[0].data.params["model.policy"] == ""
-    assert children[1].data.params["model.policy"] == children[1].data.params["model.reference"] == "rounds/r/1/model"
+    first, second = map(settings_of, children)
+    assert first["rounds.limit"] == "3" and first["model.policy"] == ""
+    assert second["model.policy"] == second["model.reference"] == "rounds/r/1/model"
     pairs = [pl.read_parquet(f"rounds/r/{number}/pairs/train.parquet") for number in (1, 2)]
     assert [set(frame["model_0"]) for frame in pairs] == [{f"round {n}, 2 steps, guidance 1.5"} for n in (0, 1)]
     assert not set(pairs[0]["image_0_uid"]) & set(pairs[1]["image_0_uid"])
