@@ -37,7 +37,7 @@ def main(
     Three studies, each resumable: STUDY-tuning finds every arm's learning rate and beta, STUDY runs the arms with
     every seed, STUDY-checks those that need no arms. What is there is not run again: Ctrl-C and the same command
     goes on, and a second run only judges. The rules are in workbench/analysis/claims/rules.py, the arms in
-    experiments/claims.toml. On two CPU cores the default takes about forty minutes, --quick about six.
+    experiments/claims.toml. On two CPU cores the default takes some eighty minutes.
 
     \b
     Examples:
