@@ -20,5 +20,7 @@ def test_an_invented_study_suits_the_notebooks(runs, tmp_path, empty_store):
         assert len(tracking.load_runs("bench")) == runs
         done, took, reading = draw_all("bench", tmp_path / "figures")
     every = sorted(path.stem for path in shipped("notebooks").glob("*.ipynb"))
-    assert done == (every if runs > 20 else ["divergence", "imbalance", "search"])
+    assert done == (
+        every if runs > 20 else ["divergence", "explore", "imbalance", "methods", "parts", "search", "tradeoff"]
+    )
     assert 0 < reading < took and (tmp_path / "figures" / "search.png").is_file()

@@ -118,6 +118,6 @@ def test_the_list_of_commands_is_there_at_once():
 def test_make_ui_prints_a_link(empty_store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}")
     monkeypatch.setattr("workbench.tracking.ui.PORT", 5000)  # which the line sets
-    (code,) = re.findall(r"python -c '(.*)'$", (ROOT / "Makefile").read_text(), re.MULTILINE)[-1:]
+    (code,) = re.findall(r"python -c '(.*ui_link.*)'$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     exec(code.replace("$(PORT)", "5007"), {})
     assert "Open: http://127.0.0.1:5007/#/experiments/" in capsys.readouterr().out

@@ -408,7 +408,7 @@ def test_a_score_that_is_no_number_is_a_failure(place, monkeypatch):
 
 def test_help_teaches():
     text = CliRunner().invoke(main, ["--help"]).output
-    assert "study:claims" in text and "--scorer imagereward" in text and "goes on where it was" in text
+    assert "study:NAME" in text and "--scorer imagereward" in text and "goes on where it was" in text
 
 
 def test_help_needs_no_heavy_library():

@@ -71,6 +71,10 @@ def test_nothing_of_one_user_is_touched_by_the_other(seconds, kills, tmp_path, m
                 monkeypatch.setenv(name, value)
             monkeypatch.chdir(ada.place)
             expected = arms(ada.experiment)
+            ada.start()  # so that the other's study is the second of its name
+            while not ada.trials():
+                assert ada.live(), ada.commands[0].said
+                time.sleep(0.5)
             begun = time.monotonic()
             hit = disturb(users, chance, begun + seconds, kills)
             finished(ada)

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from contextlib import ExitStack
 
 import mlflow
 import pytest
@@ -153,7 +154,7 @@ def test_a_study_resumes_after_its_project_was_moved(tiny, workplace, enter):
     declared = tiny | {"data.prompts": str(old / "prompts.txt"), "sweep.trials": 0}
     arms = {"one": {"data.validation": str(old / "pairs.parquet")}}
     study, _, _ = lifecycle.start(
-        Experiment.resolve(declared | {"sweep.arms": arms}), "s", storage_url(), tracking.connect()
+        Experiment.resolve(declared | {"sweep.arms": arms}), "s", storage_url(), tracking.connect(), ExitStack()
     )
     settings = study.user_attrs["settings"]
     Snapshots(recovery.snapshot_folder(study, 0)).save(Snapshot(4, {}, settings=settings))
@@ -166,5 +167,5 @@ def test_a_study_resumes_after_its_project_was_moved(tiny, workplace, enter):
     assert study.get_trials()[0].user_attrs["overrides"]["data.validation"] == str(new / "pairs.parquet")
     kept = Snapshots(recovery.snapshot_folder(study, 0)).newest()
     assert kept.settings["data.prompts"] == str(new / "prompts.txt")
-    lifecycle.start(again, "s", storage_url(), tracking.connect())
+    lifecycle.start(again, "s", storage_url(), tracking.connect(), ExitStack())
     assert mlflow.get_tracking_uri().endswith("new/mlflow.db")

@@ -285,7 +285,8 @@ def final_reward(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
     before = tables.by_prompt_set(runs, samples, "pretrained_reward").group_by("prompts").agg(pl.col("value").mean())
     figure, panels = _panels(3.4 + 0.6 * len(arms) * len(PROMPT_SETS))
     for prompts, axes in panels.items():
-        axes.axhline(before.filter(pl.col("prompts") == prompts)["value"][0], color="0.45", ls="--", lw=1.2)
+        for level in before.filter(pl.col("prompts") == prompts)["value"]:  # none where no prompt has the style
+            axes.axhline(level, color="0.45", ls="--", lw=1.2)
         for i, arm in enumerate(arms):
             part = table.filter((pl.col("arm") == arm) & (pl.col("prompts") == prompts))
             _points(axes, np.array([i]), part, colour=f"C{i}", marker=MARKERS[i % len(MARKERS)])

@@ -55,7 +55,7 @@ class Index(BaseModel):
     encoders: str
     resolution: Positive
     dtype: str
-    flip: bool | Literal["independent"]
+    flip: Literal[True, False, "independent"]
     scores: str = ""
     resize: str = "bicubic"
     pairs: Positive
