@@ -289,7 +289,7 @@ def final_reward(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
             axes.axhline(level, color="0.45", ls="--", lw=1.2)
         for i, arm in enumerate(arms):
             part = table.filter((pl.col("arm") == arm) & (pl.col("prompts") == prompts))
-            _points(axes, np.array([i]), part, colour=f"C{i}", marker=MARKERS[i % len(MARKERS)])
+            _points(axes, np.full(len(part), i), part, colour=f"C{i}", marker=MARKERS[i % len(MARKERS)])
         axes.set_xticks(range(len(arms)), [called[arm] for arm in arms], rotation=35, ha="right", fontsize="small")
         axes.set_xlim(-0.6, len(arms) - 0.4)
     _same_span(panels)
