@@ -11,6 +11,7 @@ from workbench.common.command_line import (
     set_option,
     silence_transformers,
     this_python,
+    workers_option,
 )
 from workbench.training.settings_option import settings_option
 
@@ -18,9 +19,7 @@ from workbench.training.settings_option import settings_option
 @experiment_argument
 @click.option("--quick", is_flag=True, help="2 seeds, 32 steps, no tuning: effects, but no verdicts.")
 @click.option("--study", metavar="NAME", help="The study's name. Default: the file's, with -quick for --quick.")
-@click.option(
-    "--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, at most 8; 1 on a GPU."
-)
+@workers_option
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
 @set_option
 @settings_option

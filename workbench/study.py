@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.common.command_line import command, default_workers, one_process, silence_transformers
+from workbench.common.command_line import command, default_workers, one_process, silence_transformers, workers_option
 from workbench.common.validation import study_name, writable_folder
 
 if TYPE_CHECKING:
@@ -154,9 +154,7 @@ def _left(standing: dict[str, Any]) -> str:
 
 
 @name_argument
-@click.option(
-    "--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, at most 8; 1 on a GPU."
-)
+@workers_option
 @click.option("--trials", type=click.IntRange(1), help="Finished trials in all, if it shall be another number now.")
 def resume(name: str, workers: int | None, trials: int | None) -> None:
     """Go on with a study where it stands; its settings are kept with it, so no file is needed.

@@ -12,6 +12,7 @@ from workbench.common.command_line import (
     set_option,
     silence_transformers,
     this_python,
+    workers_option,
 )
 from workbench.common.paths import shipped
 from workbench.common.validation import study_name
@@ -23,9 +24,7 @@ DEFAULT = shipped("experiments/default.toml")
 @experiment_argument
 @click.option("--study", metavar="NAME", help="The study's name; an existing one goes on. Default: the file's name.")
 @click.option("--trials", type=click.IntRange(1), help="Finished trials in all (overrides sweep.trials).")
-@click.option(
-    "--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, at most 8; 1 on a GPU."
-)
+@workers_option
 @click.option("--init", is_flag=True, help="Make the study and stop, for many commands to work on it at once.")
 @set_option
 @settings_option

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from workbench import tracking
 from workbench.analysis import tables
 from workbench.analysis.intervals import seed_interval
-from workbench.common.paths import shipped, storage_url
+from workbench.common.paths import shipped_where_missing, storage_url
 from workbench.studies import best, lifecycle
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import TrialRecord
@@ -23,6 +23,7 @@ from workbench.studies.trials import label_of, state_of
 from workbench.tracking import study_runs, tags
 from workbench.training.config import Config, known_names, merge, resolve
 from workbench.training.config import read as read_file
+from workbench.training.listener import NullListener
 
 Settings = str | Path | Mapping[str, Any]
 
@@ -265,29 +266,19 @@ def _settings(experiment: Settings, changes: Mapping[str, Any]) -> dict[str, Any
     if isinstance(experiment, Mapping):
         base = merge({}, experiment)
     else:
-        path = Path(experiment)
-        base = read_file(path if path.is_file() or not shipped(path).is_file() else shipped(path))
+        base = read_file(shipped_where_missing(Path(experiment), experiment))
     return merge(base, {name.replace("__", "."): value for name, value in changes.items()})
 
 
-class _Rows:
+class _Rows(NullListener):
     """A listener that keeps the metrics and nothing else."""
 
     def __init__(self) -> None:
         self.rows: dict[int, dict[str, float]] = {}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of a step; several calls for one step are merged."""
         self.rows.setdefault(step, {}).update(metrics)
-
-    def image(self, key: str, step: int, pixels: np.ndarray) -> None: ...
-
-    def picture(self, file: str, pixels: np.ndarray) -> None: ...
-
-    def table(self, file: str, columns: Mapping[str, Any]) -> None: ...
-
-    def artifact(self, path: Path, folder: str | None = None) -> None: ...
-
-    def remove(self, folder: str) -> None: ...
 
 
 def _typed(texts: pl.Series) -> pl.Series:

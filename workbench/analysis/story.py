@@ -123,7 +123,7 @@ def _baseline(arms: pl.DataFrame, best: str) -> str | None:
     plain = [arm for arm, own in settings.items() if method(own) == LABELS["frozen"]]
     if not any("." in name for name in arms.columns):  # runs without settings: the name has to do
         plain = [arm for arm in settings if arm == "frozen"]
-    names = [name for name in arms.columns if "." in name and "/" not in name]
+    names = _settings(arms)
     return min(plain, key=lambda arm: sum(settings[arm][n] != settings[best][n] for n in names), default=None)
 
 

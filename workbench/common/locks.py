@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,8 @@ def try_use(url: str, purpose: str, *, alone: bool) -> Iterator[bool]:
         return
     # No singleton: those of one process would share their hold.
     lock = ReadWriteLock(_lock_file(url, purpose), blocking=False, is_singleton=False)
-    try:
-        (lock.acquire_write if alone else lock.acquire_read)()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.close()
+    with _tried(lock.acquire_write if alone else lock.acquire_read, lock.close) as taken:
+        yield taken
 
 
 def remove_lock(url: str, purpose: str) -> None:
@@ -101,16 +94,28 @@ def _lock_engine(url: str) -> Any:
 def try_lock(path: Path) -> Iterator[bool]:
     """Lock a folder for this process; yields False where another process holds it. Death releases the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    lock = FileLock(lock_beside(path), blocking=False)
+    with _tried(lock.acquire, lock.release) as taken:
+        yield taken
+
+
+def lock_beside(path: Path) -> Path:
+    """The file by which `try_lock` locks a folder; it stays when the lock is released."""
+    return path.with_name(f"{path.name}.lock")
+
+
+@contextmanager
+def _tried(acquire: Callable[[], object], release: Callable[[], object]) -> Iterator[bool]:
+    """Hold a lock that does not wait; yields False where it was not taken, and then nothing is released."""
     try:
-        lock.acquire(blocking=False)
+        acquire()
     except Timeout:
         yield False
         return
     try:
         yield True
     finally:
-        lock.release()
+        release()
 
 
 def retry_connections(engine: Any, patience: float) -> None:

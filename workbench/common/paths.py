@@ -35,6 +35,12 @@ def shipped(name: str | Path) -> Path:
     return installed if installed.exists() else PACKAGE.parent / name
 
 
+def shipped_where_missing(path: Path, name: str | Path) -> Path:
+    """A file of the user's; the workbench's own of that name where the user has none and the workbench has one."""
+    own = shipped(name)
+    return own if own.is_file() and not path.is_file() else path
+
+
 def state_path(*parts: str) -> Path:
     """A path under $WORKBENCH_STATE, by default .workbench in the working folder.
 

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from workbench.common.cache import digest
-from workbench.data.parquet import read_table
+from workbench.data.parquet import open_parquet, read_table
 from workbench.evaluation import model_sources, reward_models, sample_store
 from workbench.evaluation.model_sources import ModelSource
 from workbench.evaluation.reward_models import Files
@@ -218,6 +218,14 @@ def _columns(batch: Batch) -> set[str]:
     return sample_store.columns(batch.path, len(batch.places), WORK)
 
 
+def _about(batch: Batch) -> pa.Table:
+    """What a shard says of its images, without reading the images themselves."""
+    what = str(batch.path)
+    with open_parquet(batch.path, what) as file:
+        names = [name for name in file.schema_arrow.names if name != "image"]
+    return read_table(batch.path, what, names)
+
+
 def _count(wanted: Sequence[Batch]) -> int:
     return sum(len(batch.places) for batch in wanted)
 
@@ -255,11 +263,8 @@ class Drawn:
         # Prompts go forward through the shards of all ways to draw at once, so that one of each is in memory.
         ways = {(d.model, d.steps, d.guidance) for d in drawings}
         self._images = lru_cache(maxsize=len(ways) + 1)(sample_store.read_bytes)
-        tables = [(batch.places, read_table(batch.path, str(batch.path))) for batch in shards]
-        table = pa.concat_tables(
-            [each.drop_columns("image") for _, each in tables], promote_options="default"
-        )  # fmt: skip
-        order = np.argsort(np.concatenate([places for places, _ in tables]))
+        table = pa.concat_tables([_about(batch) for batch in shards], promote_options="default")
+        order = np.argsort(np.concatenate([batch.places for batch in shards]))
         values = lambda name: table[name].to_numpy()[order]  # noqa: E731
         self.uids: list[str] = values("uid").tolist()
         self.scores = {name: values(column(name, files)) for name, files in scorers.items()}

@@ -18,11 +18,11 @@ from sqlalchemy import text
 
 from workbench import tracking
 from workbench.common.errors import UserError
-from workbench.common.locks import remove_lock
+from workbench.common.locks import lock_beside, remove_lock
 from workbench.common.paths import state_path
 from workbench.common.processes import place_of
 from workbench.studies import halves, lifecycle, recovery, tuning
-from workbench.studies.records import StudyRecord, TrialRecord
+from workbench.studies.records import TrialRecord
 from workbench.studies.storage import find_study, locked, open_storage, unused
 from workbench.studies.trials import statuses
 from workbench.tracking import delivery, reconcile, study_runs
@@ -66,7 +66,7 @@ def delete(client: tracking.Client, name: str, url: str) -> None:
             client.delete_run(run.info.run_id)
         for folder in (recovery.snapshot_folder(study, 0).parent, *recovery.best_folders(name, own.token)):
             shutil.rmtree(folder, ignore_errors=True)
-            folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+            lock_beside(folder).unlink(missing_ok=True)
         # Last: a repetition after a kill finds the study by its name here.
         optuna.delete_study(study_name=name, storage=study._storage)
         remove_lock(url, own.token)
@@ -198,8 +198,7 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
         until_end.enter_context(delivery.require_reachable())
         study = find_study(name, open_storage(url))
         assert study is not None
-        if not StudyRecord.of(study).token:
-            lifecycle.give_token(study)
+        lifecycle.ensure_token(study)
         # First: the trial of a worker that died would count as running, and nothing could be changed.
         recovery.recover(study)
         running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]

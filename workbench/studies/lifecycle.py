@@ -80,8 +80,7 @@ def reading(name: str, url: str) -> Iterator[Study]:
     with ExitStack() as until_end:
         with locked(url):
             study = optuna.load_study(study_name=name, storage=open_storage(url))
-            if not StudyRecord.of(study).token:
-                give_token(study)
+            ensure_token(study)
             until_end.enter_context(in_use(url, StudyRecord.of(study).token))
         yield study
 
@@ -111,8 +110,7 @@ def open_study(experiment: Experiment, name: str, url: str) -> Study:
         return create_whole(name, storage, token, [*experiment.sweep.objectives.values()], fill)
     record = StudyRecord.of(study)
     _require_same(name, record.definition or {}, definition)
-    if not record.token:
-        give_token(study)
+    ensure_token(study)
     if study.metric_names is None:  # made by an earlier version
         study.set_metric_names([*experiment.sweep.objectives])
     recover(study)
@@ -131,8 +129,10 @@ def _new_token(name: str) -> str:
     return digest(name, time.time_ns(), os.urandom(8))[:12]
 
 
-def give_token(study: Study) -> None:
+def ensure_token(study: Study) -> None:
     """Give a study that was made before there were tokens one. Its snapshots, whose path has the token, follow."""
+    if StudyRecord.of(study).token:
+        return
     before = snapshot_folder(study, 0).parent
     write_study(study, token=_new_token(study.study_name))
     if before.is_dir():

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from workbench.common.errors import UserError, shown
-from workbench.common.paths import shipped
+from workbench.common.paths import shipped, shipped_where_missing
 from workbench.common.reading import near
 from workbench.common.validation import NotNegative, is_place
 from workbench.method import modifiers, objectives, reference, reward_scale, timesteps
@@ -360,9 +360,8 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = flat.pop("extends")
     if not isinstance(base, str):
         raise UserError(f"experiment {path}: extends = {shown(base)}: expected the name of another experiment file")
-    beside, own = path.parent / base, shipped(base)
     # The workbench's own files are found from everywhere, as on the command line.
-    file = own if own.is_file() and not beside.is_file() else beside
+    file = shipped_where_missing(path.parent / base, base)
     return merge(read(file, (*extended_by, path.resolve())), flat)
 
 

@@ -156,16 +156,14 @@ def names_of(source: Data) -> Names:
     return Names(**source.columns.model_dump())
 
 
-def rows_of(source: Data, split: str, path: str = "") -> Rows:
+def rows_of(source: Data, split: str) -> Rows:
     """The rows of a split as they are encoded; of training rows a random part, if the settings want one.
 
-    Args:
-        path: where they lie; empty = where the settings say.
     Raises:
         UserError, Failure: as `open_source` and `drawn`.
     """
     encoding = encoding_of(source, split)
-    rows = open_source(path or getattr(source, split), split, encoding.scores, names_of(source))
+    rows = open_source(getattr(source, split), split, encoding.scores, names_of(source))
     if split == "train" and source.limit and source.limit_seed:
         return drawn(rows, source.limit, source.limit_seed, encoding.scores)
     return rows
@@ -208,7 +206,7 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
                 f"{encoding.limit}; give the images, or encode with this setting"
             )
         return pairs
-    rows = rows_of(source, split, path)
+    rows = rows_of(source, split)
     if split == "train" and not source.cache:
         return StreamedPairs(rows, backend, encoding)
     return encode(rows, backend, encoding)
