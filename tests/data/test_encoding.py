@@ -346,3 +346,13 @@ def test_a_damaged_cache_is_computed_again(workplace):
     path.write_bytes(path.read_bytes()[:20])
     assert torch.equal(cache.cached("kind", key, compute)["x"], torch.ones(3))
     assert torch.equal(load_file(path)["x"], torch.ones(3))
+
+
+def test_images_that_are_encoded_side_by_side_make_the_same_store(rows, backend, tmp_path, monkeypatch):
+    stores = []
+    for threads in (1, 3):
+        monkeypatch.setattr(encoding, "cores", lambda threads=threads: threads)
+        place = tmp_path / str(threads)
+        encode(open_rows(rows, "train"), backend, Encoding(flip=True), into=place, shard=20, batch_size=4)
+        stores.append({path.name: path.read_bytes() for path in place.iterdir()})
+    assert stores[0] == stores[1] and len(stores[0]) > 3

@@ -17,6 +17,7 @@ from workbench.benchmarks.sandbox import sandbox, temporary_folder
 from workbench.benchmarks.stopwatch import stopwatch
 from workbench.benchmarks.timing import seconds
 from workbench.data.encoding import encode as encode_pairs
+from workbench.data.encoding import encoders
 from workbench.data.rows import open_rows
 from workbench.models import ASSETS, Backend, fetch
 from workbench.models.random_weights import VAE
@@ -46,12 +47,12 @@ def encode(options: Options, pairs: int = 2000, large: int = 2) -> Iterator[Figu
 
 
 def encoding_shares(backend: Backend, file: Path, repeats: int) -> list[float]:
-    """The share of time outside of the networks, in %, of repeated encodings of a parquet file's pairs."""
+    """The share of the encoding threads' time outside of the networks, in %, of encodings of a file's pairs."""
     shares = []
     for _ in range(repeats):
         with stopwatch(backend, "encode_images", "encode_text") as spent:
             took = seconds(lambda: encode_once(backend, file), backend.device)
-        shares.append(100 * (1 - sum(spent.values()) / took))
+        shares.append(100 * (1 - sum(spent.values()) / (took * encoders(backend))))
     return shares
 
 

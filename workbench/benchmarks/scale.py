@@ -12,6 +12,7 @@ from typing import Any
 from workbench.benchmarks.sandbox import EXPERIMENTS, databases, run_command
 from workbench.common.markdown import markdown_table
 from workbench.common.outputs import output_file, require_own
+from workbench.common.processes import cores
 from workbench.studies.synthetic import TrialTimes, trial_times
 
 EXPERIMENT = EXPERIMENTS / "scale.toml"
@@ -29,7 +30,7 @@ def measure_scale(trials: int, alone: int, workers: int, out: Path) -> str:
     Returns:
         The table, in Markdown.
     """
-    measured: dict[str, Any] = {"trials": trials, "workers": workers, "cores": len(os.sched_getaffinity(0))}
+    measured: dict[str, Any] = {"trials": trials, "workers": workers, "cores": cores()}
     out.mkdir(parents=True, exist_ok=True)
     require_own(out, "scale.md", "scale.json")
     with TemporaryDirectory() as name:

@@ -1,7 +1,6 @@
 """The benchmark's table and figure, kept from one call to the next."""
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from workbench.benchmarks.figure import Figure, Options
 from workbench.common.markdown import markdown_table
 from workbench.common.outputs import output_file
+from workbench.common.processes import cores
 
 LEAST = 0.03  # that the figure shows, of a goal
 HEAD = f"{'figure':62s} {'median':>9s}  {'10 % to 90 %':>19s}  {'goal':>9s}"
@@ -23,9 +23,8 @@ def machine(options: Options) -> str:
     else:
         known = [line for line in _cpuinfo() if line.startswith("model name")]
         name = known[0].partition(":")[2].strip() if known else platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''} a process"
-    return f"{name}, {cores} cores, {threads}, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{name}, {cores()} cores, {threads}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def _cpuinfo() -> list[str]:

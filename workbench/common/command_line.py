@@ -177,12 +177,11 @@ workers_option = click.option(
 def default_workers(device: str) -> int:
     """Worker processes where the user says nothing: the CPU's cores, at most 8; one on a GPU."""
     from workbench.common.distributed import pick_device
+    from workbench.common.processes import cores
 
     if pick_device(device).type != "cpu":
         return 1
-    # The cores that this process may use: in a container or a job often fewer than the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return min(cores(), 8)
 
 
 def this_command() -> str:

@@ -35,3 +35,9 @@ def is_gone(process: str) -> bool | None:
         return f"{there.create_time():.2f}" != started or there.status() == psutil.STATUS_ZOMBIE
     except psutil.Error:
         return True
+
+
+def cores() -> int:
+    """The cores that this process may use: in a container or a job often fewer than the machine has."""
+    # macOS does not say which those are.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,11 +8,10 @@ header says what a continued encoding has to know.
 
 import json
 import logging
-import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,18 +28,19 @@ from workbench.common.cache import digest
 from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.files import in_place, is_partial, require_readable
 from workbench.common.paths import cache_folder
+from workbench.common.processes import cores
 from workbench.common.progress import Progress
 from workbench.common.validation import is_place
+from workbench.data.chunks import Chunk, counted, decoded, lagging
 from workbench.data.pairs import EncodedPairs
-from workbench.data.rows import Pair, Rows, decode, kind_of, report
+from workbench.data.rows import Pair, Rows, report
 from workbench.data.store import FORMAT, INDEX, Header, open_store, require_fit, sha256, verify
 from workbench.models import Backend
 
 log = logging.getLogger(__name__)
-
 #: Which mirrored images are added to the pairs: none, both of a pair alike, or each by itself.
 Flip: TypeAlias = bool | Literal["independent"]
-AHEAD = 2  # chunks decoded ahead of the encoder
+SMALL = 128  # pixels of an edge up to which images are encoded side by side on a CPU
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class Encoding:
     dtype: str = "float32"
     scores: str = field(default="", repr=False)
     resize: str = field(default="bicubic", repr=False)
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """How rows are decoded, as `decoded` takes it."""
+        return {"scores": self.scores, "resize": self.resize}
 
     @property
     def additions(self) -> list[str]:
@@ -244,43 +249,56 @@ def _shards(
     new: list[str] = []
     # A pair is two images.
     size = batch_size or backend.images_at_once // 2
-    counts, captions = progress.counts, progress.captions
+    captions = progress.captions
     # Every row that was read is counted as one kind, so the total is the number of rows to leave out.
-    initial = counts.total()
+    initial = progress.counts.total()
     bar = Progress(total=rows.total or None, initial=initial, desc="encode pairs", unit="row", leave=False)
+    read = decoded(rows, backend.resolution, size, initial, progress.state, workers, **encoding.reading)
     with bar:
-        for found, state in decoded(
-            rows, backend.resolution, size, initial, progress.state, workers, encoding=encoding
-        ):
-            pairs = []
-            for kind, pair in found:
-                # Rows beyond the limit are not counted, as if the data had ended here.
-                if encoding.limit and counts["used"] >= encoding.limit:
-                    break
-                counts[kind] += 1
-                bar.update(1)
-                pairs += [pair] if pair else []
-            bar.set_postfix(used=counts["used"], refresh=False)
-            for pair in pairs:
+        for chunk, ways in _encoded(counted(read, progress.counts, encoding.limit), backend, encoding.flip):
+            bar.update(chunk.counts.total() - progress.counts.total())
+            # Only now: an index or a header counts the rows of the chunks that are encoded, not of those read ahead.
+            # A shard ends only where a chunk does: within a chunk there is no state from which reading could go on.
+            progress.counts, progress.state = chunk.counts, chunk.state
+            bar.set_postfix(used=progress.counts["used"], refresh=False)
+            for pair in chunk.pairs:
                 if pair.caption not in captions:
                     captions[pair.caption] = len(captions)
                     new.append(pair.caption)
             # The caption by its number: its embedding is stored once, however many pairs have it.
-            shared = {"caption": torch.tensor([captions[p.caption] for p in pairs])}
+            shared = {"caption": torch.tensor([captions[p.caption] for p in chunk.pairs])}
             if encoding.scores:
-                shared["gap"] = gaps_of(pairs)
-            for tensors in _ways(pairs, backend, encoding.flip) if pairs else ():
-                parts.append(_stored(tensors | shared, encoding, rows.key))
-            # A shard ends only where a chunk does: within a chunk there is no state from which reading could go on.
-            progress.state = state
-            full = encoding.limit and counts["used"] >= encoding.limit
-            if parts and (full or sum(len(p["x_w"]) for p in parts) >= shard):
+                shared["gap"] = gaps_of(chunk.pairs)
+            parts += [_stored(tensors | shared, encoding, rows.key) for tensors in ways]
+            if parts and (chunk.last or sum(len(p["x_w"]) for p in parts) >= shard):
                 yield _joined(parts, new, backend, encoding, rows.key), new
                 parts, new = [], []
-            if full:
-                return
     if parts:
         yield _joined(parts, new, backend, encoding, rows.key), new
+
+
+def encoders(backend: Backend) -> int:
+    """Calls of the autoencoder that run at the same time, each on a thread of its own.
+
+    For small images on a CPU one a core: commands give torch one thread, so that each call has the same bits as alone.
+    A large image is encoded by itself, since it needs gigabytes, and a GPU is kept busy by one call.
+    """
+    small = backend.device.type == "cpu" and backend.resolution <= SMALL
+    return cores() if small else 1
+
+
+def _encoded(chunks: Iterable[Chunk], backend: Backend, flip: Flip) -> Iterator[tuple[Chunk, list[dict[str, Tensor]]]]:
+    """Chunks in their order, each with `_ways` of its pairs."""
+    threads = encoders(backend)
+    if threads == 1:
+        # In this thread, which Ctrl-C interrupts between two operations: on a CPU a large chunk takes a minute.
+        for chunk in chunks:
+            yield chunk, _ways(chunk.pairs, backend, flip)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        begun = ((chunk, pool.submit(_ways, chunk.pairs, backend, flip)) for chunk in chunks)
+        for chunk, ways in lagging(begun, threads):
+            yield chunk, ways.result()
 
 
 def _joined(
@@ -315,16 +333,16 @@ def latents_of(pairs: Sequence[Pair], backend: Backend) -> dict[str, Tensor]:
     return {"x_w": x_w, "x_l": x_l} | {f"pair.{name}": torch.stack([t[name] for t in told]) for name in told[0]}
 
 
-def _ways(pairs: Sequence[Pair], backend: Backend, flip: Flip) -> Iterator[dict[str, Tensor]]:
+def _ways(pairs: Sequence[Pair], backend: Backend, flip: Flip) -> list[dict[str, Tensor]]:
     """`latents_of` of pairs as they are, then mirrored in the ways that are asked for. Each image is encoded once."""
+    if not pairs:
+        return []
     plain = latents_of(pairs, backend)
-    yield plain
-    if flip:
-        turned = latents_of([mirrored(pair) for pair in pairs], backend)
-        yield turned
-        if flip == "independent":
-            yield plain | {"x_l": turned["x_l"]}
-            yield turned | {"x_l": plain["x_l"]}
+    if not flip:
+        return [plain]
+    turned = latents_of([mirrored(pair) for pair in pairs], backend)
+    mixed = [plain | {"x_l": turned["x_l"]}, turned | {"x_l": plain["x_l"]}] if flip == "independent" else []
+    return [plain, turned, *mixed]
 
 
 def gaps_of(pairs: Sequence[Pair]) -> Tensor:
@@ -338,45 +356,3 @@ def mirrored(pair: Pair, winner: bool = True, loser: bool = True) -> Pair:
         w=pair.w[:, ::-1] if winner else pair.w,
         l=pair.l[:, ::-1] if loser else pair.l,
     )
-
-
-def decoded(
-    rows: Rows,
-    resolution: int,
-    size: int,
-    done: int = 0,
-    state: Mapping[str, Any] | None = None,
-    workers: int = 0,
-    mine: Callable[[list], list] = lambda rows: rows,
-    encoding: Encoding = Encoding(),
-) -> Iterator[tuple[list[tuple[str, Pair | None]], Mapping[str, Any] | None]]:
-    """What became of rows and the pairs of those that count, in order; a chunk at a time, decoded ahead on threads.
-
-    With each chunk comes the state from which the next is read.
-
-    Args:
-        done, state: as `Rows.chunks` takes them.
-        mine: those of a chunk's rows that are this process's.
-        encoding: says which scores are read and how images are resized.
-    """
-    waiting: deque[tuple[list[tuple[str, Future | None]], Mapping[str, Any] | None]] = deque()
-    threads = workers or len(os.sched_getaffinity(0))
-
-    def finished() -> tuple[list[tuple[str, Pair | None]], Mapping[str, Any] | None]:
-        # The oldest first: threads finish in any order, but the pairs' order is that of the rows.
-        chunk, after = waiting.popleft()
-        pairs = [(kind, future.result() if future else None) for kind, future in chunk]
-        return [("undecodable" if kind == "used" and pair is None else kind, pair) for kind, pair in pairs], after
-
-    with ThreadPoolExecutor(threads) as pool:
-        for chunk, after in rows.chunks(size, done, state):
-            # By a row's columns, before its images are decoded: what does not count costs nothing.
-            kinds = [(kind_of(row, encoding.scores), row) for row in mine(chunk)]
-            how = resolution, encoding.scores, encoding.resize
-            begun = [(k, pool.submit(decode, row, *how) if k == "used" else None) for k, row in kinds]
-            waiting.append((begun, after))
-            # Bounded, since decoded images wait in memory.
-            if len(waiting) > AHEAD:
-                yield finished()
-        while waiting:
-            yield finished()

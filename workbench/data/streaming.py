@@ -11,7 +11,8 @@ from torch import Generator, Tensor
 from workbench.common import distributed
 from workbench.common.cache import digest
 from workbench.common.errors import UserError
-from workbench.data.encoding import Encoding, decoded, gaps_of, in_memory, key_of, latents_of, mirrored
+from workbench.data.chunks import decoded
+from workbench.data.encoding import Encoding, gaps_of, in_memory, key_of, latents_of, mirrored
 from workbench.data.pairs import Batch, EncodedPairs
 from workbench.data.rows import Pair, Rows, kind_of, report
 from workbench.models import Backend
@@ -76,7 +77,7 @@ class StreamedPairs:
             coin = Generator().manual_seed(seed + distributed.rank())
             epoch = replace(rows, dataset=usable.shuffle(seed=seed, buffer_size=self.buffer))
             self.counts.clear()
-            for found, _ in decoded(epoch, self.backend.resolution, size, mine=turns, encoding=self.encoding):
+            for found, _ in decoded(epoch, self.backend.resolution, size, mine=turns, **self.encoding.reading):
                 self.counts.update(kind for kind, _ in found)
                 pairs = [pair for _, pair in found if pair]
                 if flip := self.encoding.flip:
