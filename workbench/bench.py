@@ -32,6 +32,7 @@ def main(chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, device
       diagnostics  diagnostics against the forwards they need
       encode       the share of encoding not spent in the networks
       start        the time until --help is there
+      parts        where a whole run's time goes, from its imports to its tracking (parts.png)
       memory       peak memory against the weights that must be there
       report       all figures of a study of 50 runs
       tracking     tracking's share of training time

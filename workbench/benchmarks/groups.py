@@ -13,6 +13,7 @@ GROUPS = {
     "diagnostics": ("diagnostics", "diagnostics"),
     "encode": ("encoding", "encode"),
     "start": ("start", "start"),
+    "parts": ("parts", "parts"),
     "memory": ("memory", "peak"),
     "report": ("report", "report"),
     "tracking": ("tracking", "tracking"),

@@ -11,7 +11,7 @@ from workbench.benchmarks.groups import GROUPS
 from workbench.common.distributed import pick_device
 from workbench.common.outputs import output_file, require_own
 
-FILES = ("bench.md", "bench.json", "bench.png", "growth.json", "growth.png")
+FILES = ("bench.md", "bench.json", "bench.png", "growth.json", "growth.png", "parts.png")
 
 
 def run_suite(
