@@ -233,6 +233,15 @@ def test_the_page_begins_with_what_came_out_and_ends_with_what_it_leaves_out():
     assert page.index("Report on study s") < page.index("Margin and divergence over") < page.index("arm 'kto': none")
 
 
+def test_what_libraries_say_of_the_machine_is_not_on_the_page():
+    said = [nbformat.v4.new_output("stream", name=name, text=f"{name} says") for name in ("stderr", "stdout")]
+    cells = [nbformat.v4.new_markdown_cell("# A figure"), nbformat.v4.new_code_cell("1", outputs=said)]
+    notebook = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell("2", outputs=said[:1])])
+    page = report.page("# Report", {"a": notebook})
+    assert "stdout says" in page and "stderr says" not in page
+    assert [len(cell.outputs) for cell in notebook.cells[1:]] == [2, 1]
+
+
 @pytest.fixture
 def started(monkeypatch):
     """Notebooks for which a kernel would have been started; each is "executed" with a text of its own."""

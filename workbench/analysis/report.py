@@ -245,6 +245,14 @@ def _title(notebook: NotebookNode) -> str:
     return _first_line(next(cell.source for cell in notebook.cells if cell.cell_type == "markdown"))
 
 
+def _without_notices(cell: NotebookNode) -> NotebookNode:
+    """The cell without what libraries wrote to stderr, such as that a cache lies elsewhere; the notebook keeps it."""
+    if cell.cell_type != "code":
+        return cell
+    found = [each for each in cell.outputs if each.get("name") != "stderr"]
+    return NotebookNode({**cell, "outputs": found})
+
+
 def page(head: str, notebooks: Mapping[str, NotebookNode], tail: str = "") -> str:
     """Markdown and executed notebooks, without their code, as one HTML page that needs no network.
 
@@ -254,7 +262,8 @@ def page(head: str, notebooks: Mapping[str, NotebookNode], tail: str = "") -> st
     cells = [new_markdown_cell(head)]
     for name, notebook in notebooks.items():
         cells.append(new_markdown_cell(f'<a id="{name}"></a>'))
-        cells += [cell for cell in notebook.cells if cell.cell_type == "markdown" or cell.outputs]
+        shown = (_without_notices(cell) for cell in notebook.cells)
+        cells += [cell for cell in shown if cell.cell_type == "markdown" or cell.outputs]
     cells += [new_markdown_cell(tail)] if tail else []
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     whole = new_notebook(cells=cells, metadata={"kernelspec": kernel, "title": _first_line(head)})
