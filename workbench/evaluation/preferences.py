@@ -221,7 +221,7 @@ def _models(request: Request) -> dict[str, ModelSource]:
     """The models by name."""
     sources = named("--model", [_with_name(text) for text in request.models])
     # MLflow is asked only where a model is a tracked run's.
-    client = tracking.connect() if any(source.startswith("runs:/") for source in sources.values()) else None
+    client = tracking.connect_to_read() if any(source.startswith("runs:/") for source in sources.values()) else None
     return {
         name: model_sources.find(client, name, source, request.base, request.variant)
         for name, source in sources.items()
