@@ -17,7 +17,7 @@ from workbench.training.settings_option import settings_option
 
 
 @experiment_argument
-@click.option("--quick", is_flag=True, help="2 seeds, 32 steps, no tuning: effects, but no verdicts.")
+@click.option("--quick", is_flag=True, help="2 seeds, 32 steps, no tuning: which way effects lean, but no verdicts.")
 @click.option("--study", metavar="NAME", help="The study's name. Default: the file's, with -quick for --quick.")
 @workers_option
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)

@@ -22,7 +22,8 @@ FROM_0, FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
     "scorers",
     multiple=True,
     metavar="NAME[=SOURCE]",
-    help="A reward model. Repeatable. Default: reward, or with --paper its five.",
+    help="A reward model, or a function of yours, FILE.py:FUNCTION. Repeatable. Default: reward, or with --paper its "
+    "five.",
 )
 @click.option("--seeds", type=FROM_1, default=2, show_default=True, help="Images a prompt; the paper draws 5.")
 @click.option(
@@ -71,7 +72,8 @@ def main(**options: Any) -> None:
     PartiPrompts' TSV, HPDv2's JSON lists or a folder of them. Prompts and scorers must fit: "reward" judges only what
     the small model draws; pickscore, hpsv2, clip (OpenAI's ViT-L/14), clip-h (OpenCLIP's ViT-H/14, probably the
     paper's CLIP score), aesthetic and imagereward judge anything. These fetch their weights from the hub unless told a
-    folder: NAME=FOLDER.
+    folder: NAME=FOLDER. A function of yours, mine.py:warmth or NAME=mine.py:warmth, takes images and prompts and gives
+    one number an image.
 
     OUTPUT/data holds images and scores as parquet files that Hugging Face's datasets read, OUTPUT the win rates
     (Tables 1 and 2), mean scores (as in Table 3) and a sheet of samples; all goes to MLflow as a run. Stop it whenever

@@ -31,7 +31,7 @@ def main(source: str, target: Path, layout: str) -> None:
     if source.startswith("runs:/"):
         from workbench import tracking
 
-        _, folder = tracking.kept_model(tracking.connect(), source.removeprefix("runs:/"))
+        _, folder = tracking.kept_model(tracking.connect_to_read(), source.removeprefix("runs:/"))
     export(folder, target, layout)
     click.echo(f"Written: {target}")
 

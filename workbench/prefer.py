@@ -28,7 +28,7 @@ PATH: Any = click.Path(path_type=Path)
 @click.option("--limit", type=FROM_0, default=0, metavar="N", help="Only the first N prompts of each set; 0 = all.")
 @click.option(
     "--scorer", "scorers", multiple=True, metavar="NAME[=SOURCE]", default=("reward",), show_default=True,
-    help="A reward model. Repeatable.",
+    help="A reward model, or a function of yours, FILE.py:FUNCTION. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--images", type=FROM_1, default=4, show_default=True,

@@ -241,9 +241,19 @@ def doctor(name: str | None, dry_run: bool) -> None:
     from workbench import tracking
     from workbench.common.errors import Failure
     from workbench.common.paths import storage_url
+    from workbench.studies import lifecycle
     from workbench.studies.doctor import Doctor
+    from workbench.studies.storage import missing
+    from workbench.tracking import store
 
-    doctor = Doctor(tracking.connect(), storage_url(), dry_run)
+    url = storage_url()
+    none = missing(url)
+    if none and store.missing():
+        if name:
+            lifecycle.require_study(study_name(name), url)
+        click.echo(f"{none[0].upper()}{none[1:]}.")
+        return
+    doctor = Doctor(tracking.connect_to_read() if dry_run else tracking.connect(), url, dry_run)
     findings = list(doctor.examine(study_name(name) if name else None))
     for finding in findings:
         done = {True: "mended", False: "to mend", None: "cannot be mended"}[finding.mended]
@@ -345,9 +355,11 @@ def delete(name: str, yes: bool) -> None:
     """
     from workbench import tracking
     from workbench.common.paths import storage_place, storage_url
-    from workbench.studies import alterations
+    from workbench.studies import alterations, lifecycle
 
-    client, url = tracking.connect(), storage_url()
+    url = storage_url()
+    lifecycle.require_study(study_name(name), url)  # first: where there is no study, connecting would make a store
+    client = tracking.connect()
     # Looked up first: the question says what would be lost.
     trials, runs, snapshots = alterations.contents(client, study_name(name), url)
     what = f"{trials} trials, {runs} runs in MLflow and the snapshots of {snapshots} trials"
@@ -364,10 +376,11 @@ def rename(name: str, new: str, yes: bool) -> None:
     from workbench import tracking
     from workbench.common.paths import storage_url
     from workbench.common.validation import checked_name
-    from workbench.studies import alterations
+    from workbench.studies import alterations, lifecycle
 
     checked_name("NEW", new)
-    _confirm(f"Rename study {study_name(name)!r} to {new!r}?", yes)
+    lifecycle.require_study(study_name(name), storage_url())
+    _confirm(f"Rename study {name!r} to {new!r}?", yes)
     for changed in alterations.rename(tracking.connect(), name, new, storage_url()):
         click.echo(f"Renamed: study {changed}")
 
@@ -383,9 +396,10 @@ def forget(name: str, trial: int, yes: bool) -> None:
     """
     from workbench import tracking
     from workbench.common.paths import storage_url
-    from workbench.studies import alterations
+    from workbench.studies import alterations, lifecycle
 
-    _confirm(f"Forget trial {trial} of study {study_name(name)!r}?", yes)
+    lifecycle.require_study(study_name(name), storage_url())
+    _confirm(f"Forget trial {trial} of study {name!r}?", yes)
     numbers = alterations.forget(tracking.connect(), name, trial, storage_url())
     click.echo(f"Forgotten: trial {', '.join(map(str, numbers))}")
 

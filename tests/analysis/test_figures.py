@@ -86,23 +86,48 @@ def samples() -> pl.DataFrame:
     )  # fmt: skip
 
 
-def test_final_rewards_have_a_point_an_arm_and_the_pretrained_models_line_in_every_panel():
-    figure = figures.final_reward(runs(), samples())
+def test_final_gains_have_a_point_an_arm_above_the_pretrained_models_line_in_every_panel():
+    figure = figures.final_gain(runs(), samples())
     assert [axes.get_title() for axes in figure.axes] == ["all prompts", "noto style", "fluent style", "twemoji style"]
     noto = figure.axes[1]
-    assert noto.lines[0].get_ydata() == [-3.0, -3.0]
+    assert noto.lines[0].get_ydata() == [0, 0] and noto.lines[0].get_label() == "pretrained model"
     points = [line.get_ydata()[0] for line in noto.lines if line.get_marker() in figures.MARKERS]
-    assert points == pytest.approx([-1.5, -1.5])  # the mean of two seeds, -2 and -1
-    spans = [np.ptp(axes.get_ylim()) for axes in figure.axes]
-    assert spans == pytest.approx([spans[0]] * 4)
+    assert points == pytest.approx([1.5, 1.5])  # the mean of two seeds, 1 and 2 above the pretrained model's -3
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    assert [text.get_text() for text in figure.texts] == ["2 training seeds: too few for an interval"]
 
 
-def test_rewards_against_intervals_have_a_band_of_the_frozen_reference():
-    figure = figures.reward_against_interval(runs(), samples())
+@pytest.mark.parametrize(
+    ("seeds", "says"),
+    [
+        ({"frozen": 1, "threshold": 1}, ["one training seed: too few for an interval"]),
+        ({"frozen": 1, "threshold": 3}, ["where no whiskers are, one training seed: too few for an interval"]),
+        ({"frozen": 3, "threshold": 4}, []),
+    ],
+)
+def test_figures_say_where_seeds_are_too_few_for_whiskers(seeds, says):
+    first = runs().filter(pl.col("seed") == "0")
+    study = pl.concat(
+        first.filter(pl.col("arm") == arm).with_columns(run_id=pl.col("run_id") + f"-{seed}", seed=pl.lit(str(seed)))
+        for arm, count in seeds.items()
+        for seed in range(count)
+    )
+    scored = pl.concat(
+        samples()
+        .filter(pl.col("run_id") == f"{run['arm']}0")
+        .with_columns(run_id=pl.lit(run["run_id"]), reward=pl.col("reward") + int(run["seed"]) / 10)
+        for run in study.to_dicts()
+    )
+    for draw in (figures.final_gain, figures.gain_against_interval):
+        assert [text.get_text() for text in draw(study, scored).texts] == says
+
+
+def test_gains_against_intervals_have_a_band_of_the_frozen_reference():
+    figure = figures.gain_against_interval(runs(), samples())
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["4"]
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {
-        "frozen reference (Diffusion-DPO)", "without threshold", "with threshold",
+        "pretrained model", "frozen reference (Diffusion-DPO)", "without threshold", "with threshold",
     }  # fmt: skip
 
 

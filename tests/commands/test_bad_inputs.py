@@ -16,7 +16,7 @@ from tests.support.reward_models import save_clip
 from workbench.common.errors import UserError
 from workbench.data.encoding import encode
 from workbench.data.rows import decode, open_rows
-from workbench.evaluation import reward_models
+from workbench.evaluation import scorers
 from workbench.models import fetch, load
 from workbench.training.config import load as load_settings
 
@@ -162,7 +162,7 @@ def test_a_broken_reward_model_is_one_line(name, broken, clip, tmp_path, monkeyp
     make, says = bad_scorers.BROKEN[name][broken]
     make(tmp_path / "scorer", clip)
     with pytest.raises(UserError) as caught, limit(60):
-        reward_models.load(name, reward_models.locate(name, str(tmp_path / "scorer")), torch.device("cpu"))
+        scorers.locate(name, str(tmp_path / "scorer")).load(torch.device("cpu"))
     assert says in str(caught.value) and str(caught.value).isprintable()
     assert not (tmp_path / bad_checkpoints.CANARY).exists()
 

@@ -22,7 +22,7 @@ from tests.support.hub import serve
 from tests.support.reward_models import save_clip
 from workbench import tracking
 from workbench.evaluate import main
-from workbench.evaluation import model_sources, reward_models, sample_store
+from workbench.evaluation import model_sources, reward_models, sample_store, scorers
 from workbench.models.small.prompts import split
 from workbench.tracking import store, study_runs
 
@@ -223,7 +223,7 @@ def test_a_scorer_added_later_uses_the_images_that_are_there(place, tiny_clip, m
     assert after.drop("clip").equals(before) and after["clip"].null_count() == 0
     assert "CLIP ViT-L/14, % | average, %" in text and len(evaluations()) == 2
     found = sample_store.read_images(place / "out" / "data" / "mine" / "ours-00000.parquet")
-    direct = reward_models.load("clip", reward_models.locate("clip", str(tiny_clip)), torch.device("cpu"))
+    direct = scorers.locate("clip", str(tiny_clip)).load(torch.device("cpu"))
     expected = direct(np.stack(found), [PROMPTS[0], PROMPTS[0], PROMPTS[1]])
     np.testing.assert_allclose(pl.read_parquet("out/data/mine/ours-00000.parquet")["clip"], expected, atol=1e-4)
 

@@ -14,7 +14,7 @@ from tests.support.families import make
 from tests.support.helpers import overrides
 from tests.support.reward_models import save_clip
 from workbench.common.outputs import WRITTEN
-from workbench.evaluation import drawing, reward_models
+from workbench.evaluation import drawing, reward_models, scorers
 from workbench.evaluation.drawing import Batch, Drawing, batches, encode, plan
 from workbench.evaluation.pairing import LABELS, PAIRINGS
 from workbench.evaluation.reward_models import RewardModel
@@ -142,9 +142,7 @@ def test_pairs_of_the_small_models_reward(place):
         and frame.height == 3 * 6
     )
     stored = np.stack([pixels(image) for image in frame["jpg_0"]])
-    np.testing.assert_allclose(
-        Reward(reward_models.ASSETS)(stored, frame["caption"].to_list()), frame["reward_0"], atol=1e-4
-    )
+    np.testing.assert_allclose(Reward(scorers.ASSETS)(stored, frame["caption"].to_list()), frame["reward_0"], atol=1e-4)
     assert (frame["num_example_per_prompt"] == 6).all() and (frame["ranking_id"] == np.arange(18)).all()
     best = pl.when(pl.col("label_0") == 1).then("image_0_uid").otherwise("image_1_uid")
     decided = frame.filter(pl.col("label_0") != 0.5)

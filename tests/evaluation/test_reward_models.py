@@ -23,7 +23,7 @@ from tests.support.reward_models import (
     save_clip,
 )
 from workbench.common.errors import Failure, UserError
-from workbench.evaluation import plan, reward_models
+from workbench.evaluation import plan, reward_models, scorers
 from workbench.models.small.prompts import split
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def cosine(clip, pixels, prompts):
 
 
 def score(name, source, images, prompts=PROMPTS, batch_size=4):
-    return reward_models.load(name, reward_models.locate(name, str(source)), CPU, batch_size)(images, prompts)
+    return scorers.locate(name, str(source)).load(CPU, batch_size)(images, prompts)
 
 
 @pytest.mark.parametrize(
@@ -267,11 +267,10 @@ def test_the_digest_follows_the_weights(clip, tmp_path):
     import shutil
 
     shutil.copytree(clip[0], tmp_path / "copy")
-    files = reward_models.locate("clip", str(tmp_path / "copy"))
-    assert reward_models.digest(files) == reward_models.digest(reward_models.locate("clip", str(clip[0])))
+    assert scorers.locate("clip", str(tmp_path / "copy")).digest == scorers.locate("clip", str(clip[0])).digest
     weights = tmp_path / "copy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"1234")
-    assert reward_models.digest(files) != reward_models.digest(reward_models.locate("clip", str(clip[0])))
+    assert scorers.locate("clip", str(tmp_path / "copy")).digest != scorers.locate("clip", str(clip[0])).digest
 
 
 class Evil:
@@ -301,7 +300,7 @@ def test_mistakes_name_the_option_and_what_is_missing(clip, tmp_path, monkeypatc
         ("clip", "someone/clip", Failure, "hub could not be reached for someone/clip"),
     ):
         with pytest.raises(kind) as caught:
-            reward_models.locate(name, source)
+            scorers.locate(name, source)
         assert message in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -81,7 +81,7 @@ def list_studies() -> pl.DataFrame:
     Returns:
         Columns study (what the other functions take), state, runs (that ended with a result).
     """
-    client = tracking.connect()
+    client = tracking.connect_to_read()
     rows = []
     for name in study_runs.study_names(client):
         parent = study_runs.require_study(client, name)

@@ -13,7 +13,7 @@ from workbench.analysis import paper, sample_sheet, tables, win_rates
 from workbench.common.cache import digest
 from workbench.common.errors import UserError
 from workbench.common.files import in_place
-from workbench.evaluation import REWARD_MODELS, Job, PromptSet, Request, complete, prepare, read_images, read_scores
+from workbench.evaluation import Job, PromptSet, Request, complete, prepare, read_images, read_scores, scorers
 from workbench.models.safe_loading import read_json
 from workbench.tracking import tags, ui
 from workbench.training.provenance import provenance
@@ -65,7 +65,7 @@ def write(job: Job, printed: str | None = None, grid: int = 0) -> tuple[dict[str
     Returns:
         The numbers by name of the table, and the tables in Markdown.
     """
-    headings = {name: REWARD_MODELS[name].heading for name in job.settings["scorers"]}
+    headings = {name: scorers.heading(name) for name in job.settings["scorers"]}
     scores = read_scores([shard.path for shard in job.shards()], list(headings))
     means = win_rates.score_means(scores, list(headings))
     numbers, layouts = {"scores": means}, {"scores": win_rates.score_table(means, headings)}

@@ -6,6 +6,7 @@ Colours are safe for the colour-blind, marks and dashes tell in grey. Intervals 
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -257,76 +258,76 @@ def _points(
 
 
 def _panels(width: float) -> tuple[Figure, dict[str, Axes]]:
-    """A figure with one panel a prompt set, and its axes by prompt set."""
-    figure, panels = plt.subplots(1, len(PROMPT_SETS), figsize=(width, 3.8))
+    """A figure with one panel of gains a prompt set, and its axes by prompt set; 0 is the pretrained model."""
+    figure, panels = plt.subplots(1, len(PROMPT_SETS), figsize=(width, 3.8), sharey=True)
     for axes, prompts in zip(panels, PROMPT_SETS, strict=True):
         axes.set_title("all prompts" if prompts == "all" else f"{prompts} style", fontsize="medium")
-    panels[0].set_ylabel("true reward, nats")
+        axes.axhline(0, color="0.25", lw=1.2, label="pretrained model")
+    panels[0].set_ylabel("gain in true reward, nats")
     return figure, dict(zip(PROMPT_SETS, panels, strict=True))
 
 
-def _same_span(panels: Mapping[str, Axes]) -> None:
-    """Let a difference look alike in all panels, though their levels differ."""
-    span = max(high - low for low, high in (axes.get_ylim() for axes in panels.values()))
-    for axes in panels.values():
-        middle = sum(axes.get_ylim()) / 2
-        axes.set_ylim(middle - span / 2, middle + span / 2)
+def _legend_below(figure: Figure, axes: Axes, table: pl.DataFrame) -> None:
+    """The legend of one panel below all, and what there is to say where an arm has too few seeds for an interval.
+
+    Args:
+        table: of `tables.over_seeds`.
+    """
+    figure.tight_layout()
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize="small", ncols=4, **place)
+    fewest = int(table["seeds"].min())  # type: ignore[arg-type]
+    if fewest < ENOUGH:
+        said = f"{'one training seed' if fewest == 1 else f'{fewest} training seeds'}: too few for an interval"
+        every = "" if fewest == table["seeds"].max() else "where no whiskers are, "
+        figure.text(0.5, -0.1, every + said, ha="center", va="top", color="0.3", fontsize="small")
 
 
-def final_reward(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
-    """The paper's Fig. 1a: final true reward by prompt set of each arm of `runs`, in their order.
+def final_gain(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
+    """The paper's Fig. 1a: what each arm of `runs` gains over the pretrained model, by prompt set, in their order.
 
-    Points are means over training seeds, whiskers 95 % t intervals over seeds; dashed is the pretrained model.
-    All panels span the same number of nats.
+    The gain is the true reward of an arm's images minus that of the pretrained model's of the same prompts and noise.
+    Points are means over training seeds, whiskers 95 % t intervals over seeds.
     """
     arms = runs["arm"].unique(maintain_order=True).to_list()
-    each, called = tables.by_prompt_set(runs, samples), labels(runs)
-    table = tables.over_seeds(each, "arm", "prompts")
-    before = tables.by_prompt_set(runs, samples, "pretrained_reward").group_by("prompts").agg(pl.col("value").mean())
+    called = labels(runs)
+    table = tables.over_seeds(tables.gain_by_prompt_set(runs, samples), "arm", "prompts")
     figure, panels = _panels(3.4 + 0.6 * len(arms) * len(PROMPT_SETS))
     for prompts, axes in panels.items():
-        for level in before.filter(pl.col("prompts") == prompts)["value"]:  # none where no prompt has the style
-            axes.axhline(level, color="0.45", ls="--", lw=1.2)
         for i, arm in enumerate(arms):
             part = table.filter((pl.col("arm") == arm) & (pl.col("prompts") == prompts))
             _points(axes, np.full(len(part), i), part, colour=f"C{i}", marker=MARKERS[i % len(MARKERS)])
         axes.set_xticks(range(len(arms)), [called[arm] for arm in arms], rotation=35, ha="right", fontsize="small")
         axes.set_xlim(-0.6, len(arms) - 0.4)
-    _same_span(panels)
-    dashed = Line2D([], [], color="0.45", ls="--", lw=1.2, label="pretrained model")
-    figure.tight_layout()
-    figure.legend(handles=[dashed], frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 0))
+    _legend_below(figure, panels["all"], table)
     sns.despine(figure)
     return figure
 
 
-def reward_against_interval(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
-    """The paper's Fig. 4: final true reward against the reference's interval, with and without threshold.
+def gain_against_interval(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
+    """The paper's Fig. 4: gain over the pretrained model against the reference's interval, with and without threshold.
 
-    Points are means over training seeds, whiskers 95 % t intervals over seeds; the band is the frozen
-    reference's. All panels span the same number of nats.
+    The gain is that of Fig. 1a. Points are means over training seeds, whiskers 95 % t intervals over seeds; the band is
+    the frozen reference's, and only its line where seeds are too few for an interval.
 
     Raises:
         UserError: an arm differs in more than its reference and its interval, or no arm moves its reference.
     """
-    lines = tables.by_interval(runs, samples)
-    bands, lines = lines.filter(pl.col("policy") == "frozen"), lines.filter(pl.col("policy") != "frozen")
+    table = tables.by_interval(runs, samples)
+    bands, lines = table.filter(pl.col("policy") == "frozen"), table.filter(pl.col("policy") != "frozen")
     intervals = lines["interval"].unique().sort().to_list()
     figure, panels = _panels(13)
     for prompts, axes in panels.items():
         for band in bands.filter(pl.col("prompts") == prompts).to_dicts():
-            axes.axhspan(band["low"], band["high"], color="0.85", lw=0, label="frozen reference (Diffusion-DPO)")
-            axes.axhline(band["mean"], color="0.45", ls="--", lw=1.2)
+            axes.axhspan(band["low"], band["high"], color="0.85", lw=0)
+            axes.axhline(band["mean"], color="0.45", ls="--", lw=1.2, label="frozen reference (Diffusion-DPO)")
         for i, (policy, name) in enumerate((("update", "without threshold"), ("threshold", "with threshold"))):
             part = lines.filter((pl.col("policy") == policy) & (pl.col("prompts") == prompts))
             at = np.array([intervals.index(value) for value in part["interval"]]) + 0.1 * (2 * i - 1)
             _points(axes, at, part, colour=f"C{1 - i}", marker="^s"[i], fmt=("--", "-")[i], label=name)
         axes.set_xticks(range(len(intervals)), [str(value) for value in intervals])
         axes.set(xlim=(-0.5, len(intervals) - 0.5), xlabel="interval, steps")
-    _same_span(panels)
-    handles, texts = panels["all"].get_legend_handles_labels()
-    figure.tight_layout()
-    figure.legend(handles, texts, frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
+    _legend_below(figure, panels["all"], table)
     sns.despine(figure)
     return figure
 

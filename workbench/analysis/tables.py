@@ -1,4 +1,4 @@
-"""Tables: data frames of runs in, data frames of means and intervals out; some in the layout of the paper's.
+"""Tables: data frames of runs in, data frames of means and intervals out; `paper_tables` lays them out as the paper's.
 
 Intervals are 95 % t intervals over *training seeds*, the only thing that repeats a run (`intervals`). Where two methods
 are compared, it is run by run with the same training seed and image by image with the same prompt and image seed.
@@ -6,7 +6,6 @@ are compared, it is run by run with the same training seed and image by image wi
 
 import os
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import polars as pl
 from scipy.stats import DegenerateDataWarning, bootstrap
 
 from workbench.analysis.intervals import seed_interval
-from workbench.analysis.labels import labels
-from workbench.analysis.paper import SCORERS, SOURCE, TABLE_1, TUNED, Scores
+from workbench.analysis.paper import TUNED
 from workbench.common.errors import UserError
 from workbench.common.markdown import markdown_table
 from workbench.common.outputs import output_file
@@ -224,6 +222,12 @@ def by_prompt_set(runs: pl.DataFrame, samples: pl.DataFrame, score: str = "rewar
     return scored.group_by("run_id", "arm", "seed", "prompts", maintain_order=True).agg(value=pl.col(score).mean())
 
 
+def gain_by_prompt_set(runs: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
+    """Each run's mean gain in true reward over the pretrained model's images, as `by_prompt_set` returns it."""
+    gain = pl.col("reward") - pl.col("pretrained_reward")
+    return by_prompt_set(runs, samples.with_columns(gain=gain), "gain")
+
+
 def _with_prompt_sets(samples: pl.DataFrame) -> pl.DataFrame:
     """Every row twice: once under its style, once under "all"."""
     style = {caption: parse(caption).style for caption in samples["caption"].unique()}
@@ -242,7 +246,7 @@ PLAIN: dict[str, tuple[str, ...]] = {
 
 
 def by_interval(runs: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
-    """Final true reward by the reference's policy, its interval and prompt set (paper's Fig. 4).
+    """Gain over the pretrained model by the reference's policy, its interval and prompt set (paper's Fig. 4).
 
     Returns:
         Columns policy, interval (null where the reference is frozen), prompts, mean, low, high, seeds.
@@ -261,7 +265,7 @@ def by_interval(runs: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
     about = runs.select(
         "run_id", policy="reference.policy", interval=pl.when(moves).then(pl.col("reference.interval").cast(pl.Int64))
     )
-    each = by_prompt_set(runs, samples).join(about, on="run_id")
+    each = gain_by_prompt_set(runs, samples).join(about, on="run_id")
     return over_seeds(each, "policy", "interval", "prompts").sort("policy", "interval", "prompts")
 
 
@@ -277,6 +281,23 @@ def won(runs: pl.DataFrame, samples: pl.DataFrame, ours: str, other: str, score:
     Raises:
         UserError: an arm is missing, or shares no training seed with ours.
     """
+    both = _paired(runs, samples, ours, other, score)
+    each = both.with_columns(won=wins(both[score].to_numpy(), both["theirs"].to_numpy()))
+    return _with_prompt_sets(each).group_by("seed", "prompts").agg(value=pl.col("won").mean()).sort("seed", "prompts")
+
+
+def gained(runs: pl.DataFrame, samples: pl.DataFrame, ours: str, other: str, score: str = "reward") -> pl.Series:
+    """How much higher one arm scores than another, for each training seed both have: mean over all images, by pairs.
+
+    Args and Raises:
+        As `won`.
+    """
+    both = _paired(runs, samples, ours, other, score)
+    return both.group_by("seed").agg(gain=(pl.col(score) - pl.col("theirs")).mean()).sort("seed")["gain"]
+
+
+def _paired(runs: pl.DataFrame, samples: pl.DataFrame, ours: str, other: str, score: str) -> pl.DataFrame:
+    """Ours' samples, with the other's score of the same training seed, prompt and image seed as column theirs."""
     pair = ["seed", "caption", "image_seed"]
     seeded = samples.join(runs.select("run_id", "seed"), on="run_id")
     mine = seeded.join(of_arms(runs, ours).select("run_id"), on="run_id")
@@ -287,8 +308,7 @@ def won(runs: pl.DataFrame, samples: pl.DataFrame, ours: str, other: str, score:
         both = mine.join(theirs.select(*pair, "theirs"), on=pair)
     if both.is_empty():
         raise UserError(f"arm {other!r}: no image of the same training seed, prompt and image seed as {ours!r}")
-    each = both.with_columns(won=wins(both[score].to_numpy(), both["theirs"].to_numpy()))
-    return _with_prompt_sets(each).group_by("seed", "prompts").agg(value=pl.col("won").mean()).sort("seed", "prompts")
+    return both
 
 
 def win_rates(
@@ -355,85 +375,7 @@ def _ratio(ours: np.ndarray, base: np.ndarray) -> dict[str, float | None]:
     return {"mean": mean, "low": low, "high": high}
 
 
-# --- the paper's layouts -------------------------------------------------------------------------------------
-
-
-def cell(mean: float, low: float, high: float, digits: int = 3) -> str:
-    """A mean and its interval in words; the mean alone where there is no interval."""
-    interval = "" if low == high else f" ({low:.{digits}f} to {high:.{digits}f})"
-    return f"{mean:.{digits}f}{interval}"
-
-
-def table_1(
-    runs: pl.DataFrame,
-    samples: pl.DataFrame,
-    ours: str = "ours",
-    against: str = "pretrained,kto,sft,frozen,dspo",
-) -> pl.DataFrame:
-    """The paper's Table 1: win rates of ours in per cent, by the true reward and, where tracked, the judge.
-
-    Returns:
-        A row a baseline and scorer; a column a prompt set, then the paper's averages over its five scorers.
-    """
-    scorers, called = {"true reward": "reward", "independent judge": "judge"}, labels(runs)
-    rows = []
-    for scorer, column in scorers.items():
-        scored = samples.drop_nulls(column) if column in samples.columns else samples.clear()
-        others = names(against)
-        if column == "judge":  # older runs have none
-            others = [arm for arm in others if arm == "pretrained" or arm in scored["arm"]]
-            if ours not in scored["arm"]:
-                continue
-        rates = win_rates(runs, scored, ours, ",".join(others), column)
-        for other in others:
-            part = {row["prompts"]: row for row in rates.filter(pl.col("against") == other).to_dicts()}
-            row = {"ours against": called[other], "by": scorer, "seeds": part["all"]["seeds"]}
-            for prompts in PROMPT_SETS:
-                if prompts in part:
-                    mean, low, high = (100 * part[prompts][key] for key in ("mean", "low", "high"))
-                    row[f"{prompts}, %" if prompts == "all" else f"{prompts} style, %"] = cell(mean, low, high, 1)
-            if column == "reward":  # the paper's averages stand once
-                method = other.removeprefix(TUNED)
-                printed = {name: by_arm[method] for name, by_arm in TABLE_1.items() if method in by_arm}
-                row |= {f"{name} ({SOURCE}), %": f"{value:.1f}" for name, value in printed.items()}
-            rows.append(row)
-    return pl.DataFrame(rows)
-
-
-#: Heading of a column of Tables 3 and 4 -> metric, digits, factor; left out where no run of the study has the metric.
-MEASURES: dict[str, tuple[str, int, float]] = {
-    "true reward": ("eval/reward", 3, 1),
-    "independent judge": ("eval/judge", 3, 1),
-    "win rate against pretrained, %": ("eval/win_rate", 1, 100),
-    "divergence of the policy": ("divergence/policy", 4, 1),
-}
-
-
-def comparison(runs: pl.DataFrame, published: Mapping[str, Scores]) -> pl.DataFrame:
-    """The paper's Table 3 or 4: a row a method, our final metrics with intervals, then the paper's five scores.
-
-    Runs that were stopped because they had collapsed count with the divergence at which they were stopped; the other
-    metrics are those of the runs that finished.
-
-    Args:
-        published: `paper.TABLE_3` or `paper.TABLE_4`; its keys are the arms.
-    Raises:
-        UserError: the study lacks an arm.
-    """
-    chosen = of_arms(runs, ",".join(published), stopped=True)
-    rows, called = [], labels(chosen)
-    for arm, scores in published.items():
-        part = chosen.filter(pl.col("arm") == arm).sort("seed")
-        finished = int((part["state"] == "complete").sum())
-        count = str(finished) if finished == len(part) else f"{finished} of {len(part)}"
-        row: dict[str, Any] = {"method": called[arm], "arm": arm, "seeds finished": count}
-        for heading, (metric, digits, factor) in MEASURES.items():
-            if metric not in runs.columns:
-                continue
-            values = part[metric].drop_nulls().to_numpy() * factor
-            row[heading] = cell(values.mean(), *seed_interval(values), digits=digits) if len(values) else "none"
-        rows.append(row | {f"{name} ({SOURCE})": f"{value:.2f}" for name, value in zip(SCORERS, scores, strict=True)})
-    return pl.DataFrame(rows)
+# --- tables as text ----------------------------------------------------------------------------------------------
 
 
 def markdown(table: pl.DataFrame) -> str:

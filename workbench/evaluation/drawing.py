@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from workbench.common.cache import digest
 from workbench.data.parquet import open_parquet, read_table
-from workbench.evaluation import model_sources, reward_models, sample_store
+from workbench.evaluation import model_sources, sample_store
 from workbench.evaluation.model_sources import ModelSource
-from workbench.evaluation.reward_models import Files
+from workbench.evaluation.scorers import Located
 from workbench.evaluation.scoring import TOTAL, scored
 
 WORK = "--work"  #: the option that names the folder of the shards
@@ -184,13 +184,13 @@ def draw(
             del backend, denoiser  # two models at once may be more than the device holds
 
 
-def column(name: str, files: Files) -> str:
-    """The column of a reward model's scores; those of its parts have the part's name behind it."""
-    return f"{name}@{reward_models.digest(files)[:12]}"
+def column(scorer: Located) -> str:
+    """The column of a scorer's scores; those of its parts have the part's name behind it."""
+    return f"{scorer.name}@{scorer.digest[:12]}"
 
 
-def score(wanted: Sequence[Batch], scorers: Mapping[str, Files], device: torch.device, batch_size: int) -> None:
-    """Score every shard that lacks a reward model's scores, reward model by reward model.
+def score(wanted: Sequence[Batch], scorers: Sequence[Located], device: torch.device, batch_size: int) -> None:
+    """Score every shard that lacks a scorer's scores, scorer by scorer.
 
     The scores are those of the images as they are stored: compression changes pixels, and a label must be true of what
     training sees.
@@ -198,12 +198,12 @@ def score(wanted: Sequence[Batch], scorers: Mapping[str, Files], device: torch.d
     Raises:
         Failure: as `scored` does.
     """
-    for name, files in scorers.items():
-        its = column(name, files)
+    for located in scorers:
+        name, its = located.name, column(located)
         missing = [batch for batch in wanted if its not in _columns(batch)]
         if not missing:
             continue
-        scorer = reward_models.load(name, files, device, batch_size)
+        scorer = located.load(device, batch_size)
         with tqdm(total=_count(missing), desc=f"score {name}", unit="image") as bar:
             for batch in missing:
                 captions = [d.caption for d in batch.drawings]
@@ -257,7 +257,7 @@ class Drawn:
         parts: of the scores that are sums, by the parts' own names, (N,) each.
     """
 
-    def __init__(self, drawings: Sequence[Drawing], shards: Sequence[Batch], scorers: Mapping[str, Files]):
+    def __init__(self, drawings: Sequence[Drawing], shards: Sequence[Batch], scorers: Sequence[Located]):
         self.drawings = drawings
         self._at = {place: (batch.path, row) for batch in shards for row, place in enumerate(batch.places)}
         # Prompts go forward through the shards of all ways to draw at once, so that one of each is in memory.
@@ -267,8 +267,8 @@ class Drawn:
         order = np.argsort(np.concatenate([batch.places for batch in shards]))
         values = lambda name: table[name].to_numpy()[order]  # noqa: E731
         self.uids: list[str] = values("uid").tolist()
-        self.scores = {name: values(column(name, files)) for name, files in scorers.items()}
-        prefixes = tuple(f"{column(name, files)}." for name, files in scorers.items())
+        self.scores = {one.name: values(column(one)) for one in scorers}
+        prefixes = tuple(f"{column(one)}." for one in scorers)
         parts = [name for name in table.column_names if name.startswith(prefixes)]
         self.parts = {name.partition(".")[2]: values(name) for name in parts}
 

@@ -12,11 +12,11 @@ import torch
 from workbench.common.distributed import pick_device
 from workbench.common.errors import UserError
 from workbench.common.validation import is_place, run_name, writable_folder
-from workbench.evaluation import model_sources, prompt_sets, reward_models, sample_store
+from workbench.evaluation import model_sources, prompt_sets, reward_models, sample_store, scorers
 from workbench.evaluation.model_sources import ModelSource
 from workbench.evaluation.prompt_sets import PromptSet
-from workbench.evaluation.reward_models import Files
 from workbench.evaluation.sample_store import PROMPT_OPTIONS, Settings, Shard
+from workbench.evaluation.scorers import Located
 from workbench.tracking import Client
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}")
@@ -67,7 +67,7 @@ class Job:
         settings: what the output folder's settings file says, this request included.
         models: the models that have images left to draw, by name.
         prompts: every prompt set of the folder, by name.
-        reward_models: the files of the reward models that have images left to score, by name.
+        scorers: those that have images left to score.
         ours: name of the model whose wins are counted.
     """
 
@@ -76,7 +76,7 @@ class Job:
     settings: Settings
     models: Mapping[str, ModelSource]
     prompts: Mapping[str, PromptSet]
-    reward_models: Mapping[str, Files]
+    scorers: Sequence[Located]
     batch_size: int
     ours: str
 
@@ -122,23 +122,22 @@ def prepare(client: Client, request: Request) -> Job:
     new_models = set(models) - set(before["models"])
     # A new model needs every score of the folder, so that all models can be compared by each.
     unfinished = {name for name in before["scorers"] if lacking[name] or new_models}
-    scorers = _scorers(before["scorers"], unfinished, request)
-    files = {name: reward_models.locate(name, source) for name, source in scorers.items()}
-    for name in files:
+    located = [scorers.locate(*named) for named in _scorers(before["scorers"], unfinished, request).items()]
+    for scorer in located:
         for prompt_set in prompts.values():
-            reward_models.REWARD_MODELS[name].check(prompt_set.prompts)
+            scorer.check(prompt_set.prompts)
     # Known models and scorers with work left are described again: `write_settings` refuses them if they have changed.
     wanted = {
         "sampling": request.sampling,
         "prompts": about_prompts,
         "models": {name: model_sources.describe(one, device, request.sampling) for name, one in sources.items()},
-        "scorers": {n: {"source": scorers[n], "digest": reward_models.digest(paths)} for n, paths in files.items()},
+        "scorers": {one.name: {"source": one.source, "digest": one.digest} for one in located},
     }
     for name in prompts:
         writable_folder("--output", output / "data" / name)
     # Last: a mistake above leaves the folder as it was.
     settings = sample_store.write_settings(writable_folder("--output", output), before, wanted)
-    return Job(output, device, settings, sources, prompts, files, request.batch_size, ours)
+    return Job(output, device, settings, sources, prompts, located, request.batch_size, ours)
 
 
 def _model_sources(
@@ -152,11 +151,10 @@ def _model_sources(
 
 
 def _scorers(before: Mapping[str, Any], unfinished: set[str], request: Request) -> dict[str, str]:
-    """The request's reward models, and those of the folder's that have images left to score: name -> source."""
+    """The request's scorers, and those of the folder's that have images left to score: name -> source."""
     known = {name: e["source"] for name, e in before.items()}
-    texts = [text if "=" in text else f"{text}={known.get(text, '')}" for text in request.scorers]
     default = dict.fromkeys(reward_models.PAPER_SCORERS if request.paper else ("reward",), "")
-    sources = named("--scorer", texts) or ({} if before else default)
+    sources = named("--scorer", scorers.named(request.scorers, known)) or ({} if before else default)
     return {name: source for name, source in known.items() if name in unfinished} | sources
 
 

@@ -13,13 +13,13 @@ from workbench.common.distributed import pick_device
 from workbench.common.errors import UserError
 from workbench.common.outputs import output_file, require_own
 from workbench.common.validation import writable_folder
-from workbench.evaluation import drawing, model_sources, pair_files, prompt_sets, reward_models
+from workbench.evaluation import drawing, model_sources, pair_files, prompt_sets, scorers
 from workbench.evaluation.drawing import Drawing, Drawn
 from workbench.evaluation.model_sources import ModelSource
 from workbench.evaluation.pairing import Counts, Pairs, Rule, agreement, combined, make_pairs
 from workbench.evaluation.plan import named
 from workbench.evaluation.prompt_sets import OWN, PromptSet
-from workbench.evaluation.reward_models import Files
+from workbench.evaluation.scorers import Located
 from workbench.evaluation.scoring import memory_of_samples
 
 #: What is drawn where no prompts are named: prompt set of the small model -> times the images a prompt.
@@ -76,7 +76,7 @@ class Job:
     request: Request
     device: torch.device
     models: Mapping[str, ModelSource]
-    scorers: Mapping[str, Files]
+    scorers: Sequence[Located]
     plans: Mapping[str, tuple[list[Drawing], list[drawing.Batch]]]
     prompt_files: Mapping[str, Sequence[str]]
 
@@ -111,7 +111,7 @@ def prepare(request: Request) -> Job:
     """
     device = pick_device(request.device)
     prompts, times = _prompts(request)
-    scorers = _scorers(request.scorers, prompts)
+    located = _scorers(request.scorers, prompts)
     models = _models(request)
     about = {name: model_sources.describe(one, device, request.sampling) for name, one in models.items()}
     _require_enough(request, len(models), {name: len(one.prompts) for name, one in prompts.items()})
@@ -133,7 +133,7 @@ def prepare(request: Request) -> Job:
     require_own(request.out, *files, *(file for name in prompts for file in _files(name)))
     for name in prompts:
         writable_folder("--work", request.work / name)
-    return Job(request, device, models, scorers, plans, files)
+    return Job(request, device, models, located, plans, files)
 
 
 def complete(job: Job) -> list[Made]:
@@ -208,13 +208,12 @@ def _prompts(request: Request) -> tuple[dict[str, PromptSet], dict[str, int]]:
     return prompts, {name: 1 if request.prompts else SMALL[name] for name in prompts}
 
 
-def _scorers(texts: Sequence[str], prompts: Mapping[str, PromptSet]) -> dict[str, Files]:
-    """The files of the reward models, each of which can judge every prompt."""
-    sources = named("--scorer", [text if "=" in text else f"{text}=" for text in texts])
-    located: dict[str, Files] = {name: reward_models.locate(name, source) for name, source in sources.items()}
-    for name in located:
+def _scorers(texts: Sequence[str], prompts: Mapping[str, PromptSet]) -> list[Located]:
+    """The scorers, each of which can judge every prompt."""
+    located = [scorers.locate(*each) for each in named("--scorer", scorers.named(texts)).items()]
+    for scorer in located:
         for one in prompts.values():
-            reward_models.REWARD_MODELS[name].check(one.prompts)
+            scorer.check(one.prompts)
     return located
 
 
@@ -222,7 +221,7 @@ def _models(request: Request) -> dict[str, ModelSource]:
     """The models by name."""
     sources = named("--model", [_with_name(text) for text in request.models])
     # MLflow is asked only where a model is a tracked run's.
-    client = tracking.connect() if any(source.startswith("runs:/") for source in sources.values()) else None
+    client = tracking.connect_to_read() if any(source.startswith("runs:/") for source in sources.values()) else None
     return {
         name: model_sources.find(client, name, source, request.base, request.variant)
         for name, source in sources.items()

@@ -11,7 +11,8 @@
 
 All run in float32. Images are resized as OpenAI's CLIP does it (Pillow, bicubic, shorter edge, centre crop). HPSv2's
 own code resizes tensors instead, without anti-aliasing in older torchvision, and scores in half precision on a GPU.
-To add one: a function that loads it and an entry in REWARD_MODELS.
+To add one: a function that loads it and an entry in REWARD_MODELS. `scorers` finds their files, and functions of the
+user's own beside them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +27,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from workbench.common.errors import Failure, UserError, one_line
-from workbench.common.validation import is_place
+from workbench.common.errors import UserError
 from workbench.evaluation.weights import blip_from_imagereward, clip_from_open_clip, linear_head, read_state
-from workbench.models import ASSETS, HUB_ID, digest_of
 from workbench.models.safe_loading import check_weights, explained, load_network, require_finite
 from workbench.models.small.prompts import parse
 from workbench.models.small.reward import Images, Reward
@@ -329,69 +328,3 @@ REWARD_MODELS: dict[str, RewardModel] = {
         _small_prompt,
     ),
 }
-
-
-def locate(name: str, source: str = "") -> dict[str, list[Path]]:
-    """Find the files of a reward model's parts; what is not on this machine is fetched from the hub.
-
-    Args:
-        name: a key of REWARD_MODELS.
-        source: folder, or hub id of the first part; empty = the published weights. In a folder each part lies in a
-            subfolder of its name or in the folder itself; parts that it lacks, but for the first, come from the hub.
-    Raises:
-        UserError: no such reward model, or the folder lacks its first part.
-        Failure: the hub does not answer.
-    """
-    if name not in REWARD_MODELS:
-        raise UserError(f"--scorer {name!r}: expected one of {', '.join(REWARD_MODELS)}")
-    option = f"--scorer {name}={source}" if source else f"--scorer {name}"
-    source = source or (str(ASSETS) if name == "reward" else "")
-    if not is_place(source):
-        raise UserError(f"{option}: no file or folder has such a name")
-    if source and not Path(source).is_dir() and not HUB_ID.fullmatch(source):
-        raise UserError(f"{option}: no such folder, and not a hub id")
-    local = Path(source) if source and Path(source).is_dir() else None
-    located = {}
-    for i, (name_of_part, part) in enumerate(REWARD_MODELS[name].parts.items()):
-        places = [local / name_of_part, local] if local else []
-        files = next((files for files in map(part.used, places) if files), [])
-        if not files and local and (i == 0 or not part.hub):
-            wanted = " or ".join(" and ".join(patterns) for patterns in part.accepted)
-            raise UserError(f"{option}: neither the folder nor {name_of_part}/ in it has {wanted}")
-        located[name_of_part] = files or _fetch(source if source and not local and i == 0 else part.hub, part, option)
-    return located
-
-
-def _fetch(repository: str, part: Part, option: str) -> list[Path]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(part.fetched)))
-    except RepositoryNotFoundError:
-        raise UserError(f"{option}: the hub has no {repository} (a private one needs HF_TOKEN)") from None
-    except (OSError, ValueError) as error:
-        raise Failure(
-            f"{option}: the hub could not be reached for {repository}; name a local folder, --scorer NAME=FOLDER, or "
-            f"try again ({one_line(error)[:200]})"
-        ) from None
-    files = part.used(folder)
-    if not files:
-        raise UserError(f"{option}: {repository} has none of {', '.join(part.fetched)}")
-    return files
-
-
-def digest(files: Files) -> str:
-    """Digest of the files that decide a reward model's scores."""
-    return digest_of([path for paths in files.values() for path in paths])
-
-
-def load(name: str, files: Files, device: torch.device, batch_size: int = 32) -> Scorer:
-    """Load a reward model; its scores do not depend on the batch size but for rounding.
-
-    Args:
-        files: from `locate`.
-    Raises:
-        UserError: the files are not the weights that the reward model needs.
-    """
-    return REWARD_MODELS[name].load(files, device, batch_size)

@@ -3,7 +3,7 @@
 from itertools import groupby
 
 from workbench.common.progress import Progress
-from workbench.evaluation import model_sources, reward_models, sample_store
+from workbench.evaluation import model_sources, sample_store
 from workbench.evaluation.plan import Job
 from workbench.evaluation.scoring import TOTAL, memory_of_samples, scored
 
@@ -46,16 +46,17 @@ def draw(job: Job) -> None:
 
 
 def score(job: Job) -> None:
-    """Give every shard the scores that it lacks, reward model by reward model.
+    """Give every shard the scores that it lacks, scorer by scorer.
 
     Raises:
         Failure: as `scored` does.
     """
-    for name, files in job.reward_models.items():
+    for located in job.scorers:
+        name = located.name
         missing = [shard for shard in job.shards() if name not in sample_store.columns(shard.path)]
         if not missing:
             continue
-        scorer = reward_models.load(name, files, job.device, job.batch_size)
+        scorer = located.load(job.device, job.batch_size)
         with Progress(total=sum(len(shard.rows) for shard in missing), desc=f"score {name}", unit="image") as bar:
             for shard in missing:
                 found = scored(name, scorer, sample_store.read_images(shard.path), shard.captions, shard.model)

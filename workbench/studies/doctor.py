@@ -16,7 +16,7 @@ from workbench.common.errors import Failure
 from workbench.common.paths import storage_place
 from workbench.studies import halves, lifecycle, recovery
 from workbench.studies.records import StudyRecord, TrialRecord
-from workbench.studies.storage import locked, open_storage, own_studies
+from workbench.studies.storage import locked, missing, open_storage, own_studies
 from workbench.studies.trials import counts, statuses
 from workbench.tracking import delivery, reconcile, study_runs, tags
 from workbench.tracking.artifacts import check_artifacts
@@ -78,8 +78,10 @@ class Doctor:
         Args:
             name: look at this one only.
         """
-        with locked(self.url):
-            tokens = {record.token for record in own_studies(open_storage(self.url)).values()}
+        tokens = set()
+        if not missing(self.url):  # asked first, since locking and opening would make files
+            with locked(self.url):
+                tokens = {record.token for record in own_studies(open_storage(self.url)).values()}
         for parent in study_runs.parents_in(self.client, storage_place(self.url)):
             study, token = parent.data.tags[tags.STUDY], parent.data.tags.get(tags.TOKEN)
             wanted = name is None or study in (name, f"{name}-checks")

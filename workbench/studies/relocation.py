@@ -1,16 +1,17 @@
 """What has to change after a project folder was moved or copied: absolute paths in stores, studies and snapshots."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, text
 
+from workbench.common.errors import UserError
 from workbench.common.paths import state_path
 from workbench.studies.recovery import best_folders
-from workbench.studies.storage import locked, open_storage, own_studies
-from workbench.tracking import artifacts
+from workbench.studies.storage import locked, missing, open_storage, own_studies
+from workbench.tracking import artifacts, store
 from workbench.training.snapshots import PATTERN, Finished, Snapshots
 
 #: Tables of Optuna with JSON in which settings are stored, their key, and the attributes meant.
@@ -28,12 +29,27 @@ def relocate(old: str, new: str, url: str) -> Iterator[str]:
     Returns:
         A line for each thing that was changed.
     Raises:
-        UserError: the tracking store is behind a server.
+        UserError: there are neither studies nor runs here, or the tracking store is behind a server.
     """
-    # First, since it refuses a store behind a server before anything is changed.
-    for table, count in artifacts.relocate(old, new).items():
-        if count:
-            yield f"{count} artifact locations of {table}"
+    # What is not there is not opened, which would make it.
+    no_studies, no_runs = missing(url), store.missing()
+    if no_studies and no_runs:
+        raise UserError(f"relocate: {no_studies}")
+    if not no_runs:
+        # First, since it refuses a store behind a server before anything is changed.
+        for table, count in artifacts.relocate(old, new).items():
+            if count:
+                yield f"{count} artifact locations of {table}"
+    folders = _folders("runs")
+    if not no_studies:
+        folders += yield from _relocate_studies(old, new, url)
+    changed = sum(_relocate_snapshot(folder, old, new) for folder in folders)
+    if changed:
+        yield f"{changed} snapshots"
+
+
+def _relocate_studies(old: str, new: str, url: str) -> Generator[str, None, list[Path]]:
+    """Change the settings of all studies; their folders of snapshots, which are still to change."""
     with locked(url):
         storage = open_storage(url)
         ours = own_studies(storage)
@@ -42,10 +58,7 @@ def relocate(old: str, new: str, url: str) -> Iterator[str]:
         if changed:
             yield f"{changed} settings of studies"
         folders = [path for name, record in ours.items() for path in _folders("studies", f"{name}-{record.token}")]
-        folders += [path for name, record in ours.items() for path in best_folders(name, record.token)]
-    changed = sum(_relocate_snapshot(folder, old, new) for folder in [*folders, *_folders("runs")])
-    if changed:
-        yield f"{changed} snapshots"
+        return folders + [path for name, record in ours.items() for path in best_folders(name, record.token)]
 
 
 def _folders(*parts: str) -> list[Path]:

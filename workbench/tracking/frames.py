@@ -16,7 +16,7 @@ from workbench.common.errors import UserError
 from workbench.tracking import tags
 from workbench.tracking.artifacts import local_path
 from workbench.tracking.run_settings import settings_of
-from workbench.tracking.store import connect
+from workbench.tracking.store import connect_to_read
 from workbench.tracking.study_runs import children, deleted_children, how_to_restore, require_study
 from workbench.tracking.tracker import HISTORY
 
@@ -38,7 +38,7 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
     Raises:
         UserError: no such study, or none of its runs is named so.
     """
-    client = connect()
+    client = connect_to_read()
     parent = require_study(client, study)
     if deleted := deleted_children(client, parent):
         command = how_to_restore(deleted[0].info.run_id)
@@ -84,7 +84,7 @@ def load_lost(study: str) -> dict[str, list[str]]:
 
     Interrupted attempts say nothing, since they are run again.
     """
-    client = connect()
+    client = connect_to_read()
     seeds: dict[str, dict[str, set[str]]] = {}
     for run in children(client, require_study(client, study)):
         states = seeds.setdefault(run.data.tags.get(tags.ARM, ""), {})

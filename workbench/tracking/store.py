@@ -14,7 +14,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from workbench.common.command_line import this_python
-from workbench.common.errors import Failure
+from workbench.common.errors import Failure, UserError
 from workbench.common.locks import exclusive
 from workbench.common.paths import database_url
 from workbench.common.secrets import hide_passwords
@@ -53,12 +53,24 @@ def tracking_uri() -> str:
 def missing() -> str | None:
     """The line for the person where the tracking store is a file that is not there; None else.
 
-    To be asked by commands that only read: `connect` would make it.
+    To be asked by commands that only look: `connect` would make it.
     """
     file = database_path()
     if file is None or file.exists():
         return None
     return f"no study yet: there is no {file} (MLFLOW_TRACKING_URI says where runs lie); run python -m workbench.sweep"
+
+
+def connect_to_read() -> MlflowClient:
+    """A client of the tracking store for those who only look: it is not made where it is missing.
+
+    Raises:
+        UserError: it is a file that is not there.
+        Failure: as `connect`.
+    """
+    if none := missing():
+        raise UserError(none)
+    return connect()
 
 
 def connect() -> MlflowClient:

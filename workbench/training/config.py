@@ -32,6 +32,7 @@ LOCATED = (
     "model.path", "model.vae", "model.policy", "model.reference", "data.train", "data.validation", "data.prompts",
     "rounds.prompts",
 )  # fmt: skip
+SCORERS = "rounds.scorers"  #: takes functions of the user's own too, as NAME=FUNCTION
 DEEPEST = 8  # tables around a value: "sweep.arms.NAME.times.train.lr" has five
 
 
@@ -380,6 +381,10 @@ def _naming_plugins(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             return {inner: named(inner if inner in selectors else key, entry) for inner, entry in value.items()}
         if isinstance(value, list):
             return [named(key, entry) for entry in value]
+        if key == SCORERS and isinstance(value, str):
+            name, _, source = value.rpartition("=")
+            own = plugins.OWN.fullmatch(source)
+            return f"{name or own['function']}={plugins.named(source, folder, key)}" if own else value
         return plugins.named(value, folder, key) if key in selectors and plugins.is_plugin(value) else value
 
     return {key: named(key, value) for key, value in flat.items()}

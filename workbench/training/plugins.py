@@ -1,9 +1,10 @@
 """Functions of the user's own in place of the workbench's: `reward_scale.shape = "mine.py:late"`.
 
 A section that chooses a function takes FILE.py:FUNCTION or MODULE:FUNCTION too. The function has the form of those
-that the section has; its keyword-only arguments become settings.
+that the section has; its keyword-only arguments become settings. A scorer may be such a function too
+(`evaluation.scorers`).
 
-Python code is run only where a user of this machine has named it: in an experiment file, by --set, or in
+Python code is run only where a user of this machine has named it: in an experiment file, by --set or --scorer, or in
 $WORKBENCH_CODE. Settings that come from a study's database never are enough. A setting is kept as
 "mine.py:late@0123456789ab", whose end is a digest of the file: a changed file is another setting, so a study does not
 go on with other code than it began with, and a folder that was moved is the same.
@@ -14,6 +15,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -24,6 +26,8 @@ from workbench.common.errors import UserError, one_line, shown
 
 #: Files and modules that may be run, separated as in $PATH. Worker processes inherit it.
 VARIABLE = "WORKBENCH_CODE"
+#: A function of the user's own where other texts, such as a folder's path, may stand too.
+OWN = re.compile(r"(?:[^:=]+\.py|[\w.]+):(?P<function>\w+)(?:@(?P<digest>[0-9a-f]{12}))?")
 
 
 def is_plugin(choice: object) -> bool:
@@ -69,8 +73,8 @@ def load(choice: str, key: str) -> Callable:
     module = _module(place, digest)
     if module is None:
         raise UserError(
-            f"{key} = {shown(choice)}: code of yours is run only where you name it; name the experiment file, or set "
-            f"{VARIABLE} to the path of {place}, unchanged"
+            f"{key} = {shown(choice)}: code of yours is run only where you name it; name it, or the experiment file "
+            f"that does, or set {VARIABLE} to the path of {place}, unchanged"
         )
     found = getattr(module, function, None)
     if not callable(found):

@@ -124,7 +124,7 @@ class Rounds(Section):
     prompts: Place = Field("train", description="prompt set whose images make the pairs, as workbench.prefer takes it")
     limit: NotNegative = Field(0, description="only the first so many prompts; 0 = all")
     scorers: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
-        ("reward",), description="reward models that score the images, NAME or NAME=SOURCE"
+        ("reward",), description="reward models that score the images, NAME or NAME=SOURCE, or functions of your own"
     )
     images: Positive = Field(4, description="images a prompt and round")
     settings: Literal["random", "all"] = Field("random", description="how steps and guidance go together")

@@ -42,9 +42,13 @@ def rewards(**arms: list[float]) -> Evidence:
     ])  # fmt: skip
 
 
-def verdict(*effects: list[float]) -> str:
+def claim_of(effects: list[list[float]]) -> Claim:
     measured = [Effect("x", np.array(values)) for values in effects]
-    return judge([Claim(1, "t", "w", (), lambda _: measured)], rewards(a=[0.0]))[0]["verdict"]
+    return Claim(1, "t", "w", (), lambda _: measured)
+
+
+def verdict(*effects: list[float]) -> str:
+    return judge([claim_of(list(effects))], rewards(a=[0.0]))[0]["verdict"]
 
 
 @pytest.mark.parametrize(
@@ -252,3 +256,32 @@ def test_the_table_states_counts_effects_and_reasons_and_no_text_breaks_it():
     lines = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in lines} == {7, 5}
     assert table.plain(rows, []).count("\n") >= 4
+
+
+@pytest.mark.parametrize(
+    ("effects", "says"),
+    [
+        ([[1.0, 2.0]], "leans with (no verdict)"),
+        ([[1.0], [0.5]], "leans with (no verdict)"),
+        ([[-1.0, -1.0], [-0.1, 0.0]], "leans against (no verdict)"),
+        ([[1.0, 1.0], [-1.0, -1.0]], "mixed (no verdict)"),
+        ([[1.0, -1.0]], "mixed (no verdict)"),  # a mean of 0
+        ([[1.0, 2.0, 3.0]], "inconclusive"),  # three seeds could have told
+        ([[1.0, 1.5, 1.2]], "holds"),
+    ],
+)
+def test_with_too_few_seeds_for_verdicts_the_table_says_which_way_claims_lean(effects, says):
+    (row,) = judge([claim_of(effects)], rewards(frozen=[0.0]))
+    shown_only = row["effects"][0] | {"mean": -9.0, "decides": False}
+    row |= {"link": "http://x", "effects": [*row["effects"], shown_only]}
+    experiment = Experiment.resolve({"sweep.seeds": [0, 1], "sweep.arms": {"ours": {}}})
+    text, plain = table.markdown([row], [], None, experiment), table.plain([row], [])
+    leans = says.endswith("(no verdict)")
+    assert f"| {says if leans else f'**{says}**'} |" in text and f"{says}: **1**" in text
+    assert f" 1. {says.upper()}: " in plain
+    assert all((table.NO_VERDICTS in each) == leans for each in (text, plain))
+
+
+def test_lost_runs_leave_a_claim_inconclusive_whichever_way_the_others_lean():
+    (row,) = judge([claim_of([[1.0, 2.0]])], rewards(frozen=[0.0]))
+    assert "INCONCLUSIVE" in table.plain([row | {"reason": "runs that failed or were pruned: frozen (2)"}], [])

@@ -20,6 +20,17 @@ RULES = (
     "Intervals are over training seeds alone: pairs, prompts, image seeds, probe and pretrained model are the same in "
     "each."
 )
+#: What stands in a verdict's place where a study has too few seeds for any: by the signs of the deciding effects.
+LEANINGS = WITH, AGAINST, MIXED = (
+    "leans with (no verdict)",
+    "leans against (no verdict)",
+    "mixed (no verdict)",
+)
+NO_VERDICTS = (
+    f"No verdicts: fewer than {ENOUGH} seeds cannot tell an effect from chance. A claim leans with the paper where all "
+    "effects that would decide it are above 0, against it where all are below, and is mixed otherwise; other seeds may "
+    "turn any of these around."
+)
 REGIME = (
     "The paper's regime, as numbers of the runs of Fig. 1b, means over seeds. Outside of it a verdict says how these "
     "settings behave, not whether the paper is right."
@@ -54,8 +65,8 @@ def markdown(
         findings: of the search that tuned the arms; None where they were not.
         experiment: with the arms, and with how they were tuned.
     """
-    seeds, verdicts = len(experiment.sweep.seeds) or 1, [row["verdict"] for row in rows]
-    counts = " · ".join(f"{v}: **{verdicts.count(v)}**" for v in (HOLDS, OPEN, FAILS, ABSENT) if v in verdicts)
+    seeds, called = len(experiment.sweep.seeds) or 1, [_called(row) for row in rows]
+    counts = " · ".join(f"{v}: **{called.count(v)}**" for v in (HOLDS, *LEANINGS, OPEN, FAILS, ABSENT) if v in called)
     warning = regime.sentence(measures)
     head = ("#", "claim", "paper", "effect (95 % interval over seeds): what was measured", "verdict", "runs")
     body = [
@@ -64,16 +75,17 @@ def markdown(
             row["title"],
             row["where"],
             "<br>".join(filter(None, [*(_effect(effect, seeds) for effect in row["effects"]), row["reason"]])),
-            f"**{row['verdict']}**",
+            verdict if verdict in LEANINGS else f"**{verdict}**",
             f"[MLflow]({row['link']})",
         )
-        for row in rows
+        for row, verdict in zip(rows, called, strict=True)
     ]
     parts = [
         "# The paper's claims on this model",
         *([f"**{warning}**"] if warning else []),
         f"{len(rows)} claims, {seeds} seeds, {experiment.config.train.steps} steps a run. {counts}",
         markdown_table(head, body),
+        *([NO_VERDICTS] if {*LEANINGS} & {*called} else []),
         RULES,
         *([REGIME, regime.markdown(measures)] if measures else []),
         *(_tuning(findings, experiment) if findings else []),
@@ -108,6 +120,21 @@ def _tuning(findings: tuning.Findings, experiment: Experiment) -> list[str]:
     return [text, markdown_table(("arm", "best values", "runs", "on the edge of what was tried"), rows)]
 
 
+def _called(row: Mapping[str, Any]) -> str:
+    """What the table says of a claim: its verdict, or where its seeds are too few for one, which way its effects lean.
+
+    Args:
+        row: of `rules.judge`.
+    """
+    effects = [effect for effect in row["effects"] if effect["decides"]]
+    # A reason says why there is no verdict, such as runs that were lost: those that are left would lean the better way.
+    if row["verdict"] != OPEN or row["reason"] or not effects or max(e["seeds"] for e in effects) >= ENOUGH:
+        return str(row["verdict"])
+    if all(effect["mean"] > 0 for effect in effects):
+        return WITH
+    return AGAINST if all(effect["mean"] < 0 for effect in effects) else MIXED
+
+
 def _effect(effect: Mapping[str, Any], seeds: int) -> str:
     return f"**{number(effect['mean'])}** ({_interval(effect)}): {effect['statement']}{_remarks(effect, seeds)}"
 
@@ -140,9 +167,11 @@ def plain(rows: Sequence[Mapping[str, Any]], measures: Sequence[regime.Measure])
     """The claims for a terminal: the regime where it is another, then a line a claim with its verdict and effects."""
     warning = regime.sentence(measures)
     lines = [f"\n{warning}"] if warning else []
+    if {*LEANINGS} & {_called(row) for row in rows}:
+        lines.append(f"\n{NO_VERDICTS}")
     most = max((effect["seeds"] for row in rows for effect in row["effects"]), default=0)
     for row in rows:
-        lines.append(f"\n{row['number']:2d}. {row['verdict'].upper()}: {row['title']} ({row['where']})")
+        lines.append(f"\n{row['number']:2d}. {_called(row).upper()}: {row['title']} ({row['where']})")
         lines += [
             f"      {number(e['mean']):>9s} ({_interval(e)})  {e['statement']}{_remarks(e, most)}"
             for e in row["effects"]
