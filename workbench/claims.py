@@ -19,6 +19,10 @@ from workbench.training.settings_option import settings_option
 @experiment_argument
 @click.option("--quick", is_flag=True, help="2 seeds, 32 steps, no tuning: which way effects lean, but no verdicts.")
 @click.option("--study", metavar="NAME", help="The study's name. Default: the file's, with -quick for --quick.")
+@click.option(
+    "--compare", "compared", multiple=True, metavar="FOLDER", type=click.Path(path_type=Path),
+    help="Run nothing: put the verdicts that are written in these folders side by side. Repeatable.",
+)  # fmt: skip
 @workers_option
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
 @set_option
@@ -27,6 +31,7 @@ def main(
     experiment: Path | None,
     quick: bool,
     study: str | None,
+    compared: tuple[Path, ...],
     workers: int | None,
     out: Path,
     overrides: tuple[str, ...],
@@ -43,7 +48,14 @@ def main(
       python -m workbench.claims
       python -m workbench.claims --quick
       python -m workbench.claims --workers 8
+      python -m workbench.claims --study fresh --set 'sweep.seeds=[5, 6, 7, 8, 9]'
+      python -m workbench.claims --compare reports/claims --compare reports/fresh
     """
+    if compared:
+        from workbench.analysis.claims.comparison import side_by_side
+
+        click.echo(side_by_side(compared))
+        return
     one_process()
     silence_transformers()
     from workbench.analysis.claims.run import check_claims

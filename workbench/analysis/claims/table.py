@@ -65,8 +65,10 @@ def markdown(
         findings: of the search that tuned the arms; None where they were not.
         experiment: with the arms, and with how they were tuned.
     """
-    seeds, called = len(experiment.sweep.seeds) or 1, [_called(row) for row in rows]
-    counts = " · ".join(f"{v}: **{called.count(v)}**" for v in (HOLDS, *LEANINGS, OPEN, FAILS, ABSENT) if v in called)
+    seeds, verdicts = len(experiment.sweep.seeds) or 1, [called(row) for row in rows]
+    counts = " · ".join(
+        f"{v}: **{verdicts.count(v)}**" for v in (HOLDS, *LEANINGS, OPEN, FAILS, ABSENT) if v in verdicts
+    )
     warning = regime.sentence(measures)
     head = ("#", "claim", "paper", "effect (95 % interval over seeds): what was measured", "verdict", "runs")
     body = [
@@ -78,14 +80,14 @@ def markdown(
             verdict if verdict in LEANINGS else f"**{verdict}**",
             f"[MLflow]({row['link']})",
         )
-        for row, verdict in zip(rows, called, strict=True)
+        for row, verdict in zip(rows, verdicts, strict=True)
     ]
     parts = [
         "# The paper's claims on this model",
         *([f"**{warning}**"] if warning else []),
         f"{len(rows)} claims, {seeds} seeds, {experiment.config.train.steps} steps a run. {counts}",
         markdown_table(head, body),
-        *([NO_VERDICTS] if {*LEANINGS} & {*called} else []),
+        *([NO_VERDICTS] if {*LEANINGS} & {*verdicts} else []),
         RULES,
         *([REGIME, regime.markdown(measures)] if measures else []),
         *(_tuning(findings, experiment) if findings else []),
@@ -120,7 +122,7 @@ def _tuning(findings: tuning.Findings, experiment: Experiment) -> list[str]:
     return [text, markdown_table(("arm", "best values", "runs", "on the edge of what was tried"), rows)]
 
 
-def _called(row: Mapping[str, Any]) -> str:
+def called(row: Mapping[str, Any]) -> str:
     """What the table says of a claim: its verdict, or where its seeds are too few for one, which way its effects lean.
 
     Args:
@@ -136,10 +138,10 @@ def _called(row: Mapping[str, Any]) -> str:
 
 
 def _effect(effect: Mapping[str, Any], seeds: int) -> str:
-    return f"**{number(effect['mean'])}** ({_interval(effect)}): {effect['statement']}{_remarks(effect, seeds)}"
+    return f"**{number(effect['mean'])}** ({interval(effect)}): {effect['statement']}{_remarks(effect, seeds)}"
 
 
-def _interval(effect: Mapping[str, Any]) -> str:
+def interval(effect: Mapping[str, Any]) -> str:
     """An effect's interval; in its place how many seeds there are, where they are too few for one."""
     if effect["seeds"] < ENOUGH:
         return f"{effect['seeds']} seed{'s' if effect['seeds'] > 1 else ''}: no interval"
@@ -167,13 +169,13 @@ def plain(rows: Sequence[Mapping[str, Any]], measures: Sequence[regime.Measure])
     """The claims for a terminal: the regime where it is another, then a line a claim with its verdict and effects."""
     warning = regime.sentence(measures)
     lines = [f"\n{warning}"] if warning else []
-    if {*LEANINGS} & {_called(row) for row in rows}:
+    if {*LEANINGS} & {called(row) for row in rows}:
         lines.append(f"\n{NO_VERDICTS}")
     most = max((effect["seeds"] for row in rows for effect in row["effects"]), default=0)
     for row in rows:
-        lines.append(f"\n{row['number']:2d}. {_called(row).upper()}: {row['title']} ({row['where']})")
+        lines.append(f"\n{row['number']:2d}. {called(row).upper()}: {row['title']} ({row['where']})")
         lines += [
-            f"      {number(e['mean']):>9s} ({_interval(e)})  {e['statement']}{_remarks(e, most)}"
+            f"      {number(e['mean']):>9s} ({interval(e)})  {e['statement']}{_remarks(e, most)}"
             for e in row["effects"]
         ]
         if row["reason"]:

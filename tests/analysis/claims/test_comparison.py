@@ -1,0 +1,56 @@
+import json
+
+from tests.support.commands import invoke
+from workbench.analysis.claims.comparison import side_by_side
+
+
+def effect(statement, mean, *, decides=True, seeds=5):
+    interval = {"low": mean - 1, "high": mean + 1} if seeds > 2 else {"low": None, "high": None}
+    return {"statement": statement, "mean": mean, "decides": decides, "seeds": seeds, **interval}
+
+
+def row(number, verdict, *effects, reason=""):
+    return {"number": number, "title": f"claim {number}", "verdict": verdict, "reason": reason, "effects": [*effects]}
+
+
+def written(folder, *rows):
+    folder.mkdir(parents=True)
+    (folder / "claims.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_verdicts_stand_side_by_side_with_the_effects_that_decide(tmp_path):
+    level = effect("level", 9.0, decides=False)
+    first = written(tmp_path / "first", row(2, "holds", effect("gain", 2.0), level), row(7, "holds", effect("win", 3)))
+    again = written(
+        tmp_path / "again",
+        row(2, "does not hold here", effect("gain", -2.0)),
+        row(7, "not measured", reason="arm 'kto': none"),
+    )
+    quick = written(tmp_path / "quick", row(2, "inconclusive", effect("gain", -0.5, seeds=2)))
+    assert side_by_side([first, again, quick]).splitlines()[2:] == [
+        "| 2 | **claim 2** | **holds** | **does not hold here** | **leans against (no verdict)** |",
+        "|  | gain | +2 (+1 to +3) | -2 (-3 to -1) | -0.5 (2 seeds: no interval) |",
+        "| 7 | **claim 7** | **holds** | **not measured** |  |",
+        "|  | win | +3 (+2 to +4) |  |  |",
+    ]
+
+
+def test_the_command_compares_and_runs_nothing(workplace):
+    folders = [written(workplace / "reports" / name, row(1, "holds", effect("x", 2))) for name in ("a", "b")]
+    done = invoke("claims", *(part for folder in folders for part in ("--compare", folder)))
+    assert done.returncode == 0 and "| # | claim, and its effects | a | b |" in done.stdout
+    assert not (workplace / "optuna.db").exists() and sorted(p.name for p in folders[0].parent.iterdir()) == ["a", "b"]
+
+
+def test_what_is_no_table_of_claims_is_refused(workplace):
+    good = written(workplace / "good", row(1, "holds", effect("x", 2)))
+    written(workplace / "other" / "good", row(1, "holds", effect("x", 2)))
+    for text in ("{}", "[", '[{"number": 1}]'):
+        (workplace / "bad.json").write_text(text)
+        (workplace / "bad").mkdir(exist_ok=True)
+        (workplace / "bad" / "claims.json").write_text(text)
+        done = invoke("claims", "--compare", "bad")
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "no claims.json" in invoke("claims", "--compare", workplace).stderr
+    assert "two folders are called good" in invoke("claims", "--compare", good, "--compare", "other/good").stderr
