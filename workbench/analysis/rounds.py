@@ -90,7 +90,7 @@ def _gain(samples: pl.DataFrame, score: str) -> dict[str, float | None]:
 
 
 def in_words(table: pl.DataFrame) -> pl.DataFrame:
-    """`by_round` as people read it: a column a score with its interval; columns that nothing was measured of are out."""
+    """`by_round` as people read it: a column a score, with its interval; without columns that were not measured."""
     rows = []
     for row in table.to_dicts():
         told: dict[str, Any] = {"round": row["round"]}
@@ -126,7 +126,7 @@ def gain_by_round(table: pl.DataFrame) -> Figure:
         left.set_ylabel("margin on the validation pairs")
     if table["divergence"].null_count() < len(table):
         _line(right, table, "divergence", "C2", "D")
-    right.set_ylabel("divergence of the policy from round 0 (Eq. 8)")
+    right.set_ylabel("divergence from round 0 (Eq. 8)")
     for axes in (left, right):
         axes.axhline(0, color="0.3", ls="--", lw=1, zorder=1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
