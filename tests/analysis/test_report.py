@@ -136,7 +136,7 @@ def test_one_page_shows_all_figures_and_tables_of_a_study(workplace):
     done = workbench("workbench.report", "-p", "smoothing=2", "-p", "formats=png", cwd=workplace)
     assert done.returncode == 0, done.stdout + done.stderr
     # Invented rewards have no parts, and the study has arms alone.
-    assert re.findall(r"(\w+): skipped", done.stdout) == ["parts", "search"]
+    assert re.findall(r"(\w+): skipped", done.stdout) == ["rounds", "parts", "search"]
     for name in ("methods", "methods-samples", "divergence", "divergence-score", "imbalance", "intervals", "timesteps"):
         assert (folder / f"{name}.png").stat().st_size > 10_000, name
     for name in ("methods-table", "timesteps-table", "alternatives-table"):
@@ -265,7 +265,7 @@ def test_what_cannot_be_drawn_costs_no_kernel_and_stands_last(workplace, started
     assert done.returncode == 0, done.stderr
     assert started == ["methods", "divergence", "tradeoff", "imbalance"]
     page = (workplace / "reports" / "s" / "report.html").read_text()
-    for name in ("parts", "intervals", "timesteps", "alternatives", "search"):
+    for name in ("rounds", "parts", "intervals", "timesteps", "alternatives", "search"):
         assert page.index("imbalance, drawn 1 times<a class") < page.index(f"<em>{name}</em>: ")
     first = page.index("a difference of")  # the headline: one seed an arm
     assert "(one seed, no interval)" in page and first < page.index('id="Trials"') < page.index('id="Made-with"')

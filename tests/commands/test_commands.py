@@ -130,7 +130,7 @@ def test_sweep_and_report_from_nothing_in_processes_of_their_own(experiment, wor
     check_study(workplace)
     report = workbench("workbench.report", cwd=workplace)
     assert report.returncode == 0, report.stderr
-    assert re.findall(r"(\w+): skipped", report.stdout) == ["intervals", "timesteps", "alternatives"]
+    assert re.findall(r"(\w+): skipped", report.stdout) == ["rounds", "intervals", "timesteps", "alternatives"]
     check_report(workplace, "methods", "divergence", "divergence-score", "imbalance")
     plain = subprocess.run(
         [sys.executable, "-m", "papermill", str(ROOT / "notebooks/divergence.ipynb"), "out.ipynb", "-p", "study", "s"],

@@ -10,8 +10,9 @@ import torch
 from tests.support.commands import invoke
 from tests.support.helpers import overrides, picture
 from workbench.common.errors import UserError
+from workbench.data.columns import Names
 from workbench.data.encoding import encode
-from workbench.data.listed import Names, open_source
+from workbench.data.listed import open_source
 from workbench.data.rows import decode, kind_of
 from workbench.models import load
 
@@ -104,3 +105,43 @@ def test_lines_that_are_no_json_and_files_that_are_not_there(pictures):
         open_source("pairs.jsonl", "train")
     with pytest.raises(UserError, match=r"nowhere\.csv cannot be read"):
         open_source("nowhere.csv", "train")
+
+
+def pair_folder(place: Path, name: str, prompt: str, chosen: str, rejected: str) -> None:
+    (place / name).mkdir(parents=True)
+    (place / name / "prompt.txt").write_text(prompt)
+    for kind, source in (("chosen", chosen), ("rejected", rejected)):
+        (place / name / f"{kind}.png").write_bytes(Path("images", f"{source}.png").read_bytes())
+
+
+def test_a_folder_of_pairs(pictures):
+    pair_folder(Path("mine"), "2", "a fox,\nsitting\n", "a", "b")
+    pair_folder(Path("mine"), "1", "a bee", "c", "d")
+    (Path("mine") / "notes").mkdir()  # no pair: it has no prompt
+    bee, fox = rows("mine")
+    assert (bee["caption"], fox["caption"]) == ("a bee", "a fox, sitting") and kind_of(fox) == "used"
+    assert fox["jpg_0"] == Path("images/a.png").read_bytes() and fox["jpg_1"] == Path("images/b.png").read_bytes()
+    before = open_source("mine", "train").digest
+    (Path("mine") / "2" / "prompt.txt").write_text("a dog")
+    assert open_source("mine", "train").digest != before
+
+
+def test_a_folder_of_pairs_may_have_splits(pictures):
+    pair_folder(Path("mine/train"), "1", "a fox", "a", "b")
+    pair_folder(Path("mine/validation"), "1", "a bee", "c", "d")
+    assert [row["caption"] for row in rows("mine")] == ["a fox"]
+    found = [row for chunk, _ in open_source("mine", "validation").chunks(2) for row in chunk]
+    assert [row["caption"] for row in found] == ["a bee"]
+
+
+def test_mistakes_in_a_folder_of_pairs_are_one_clear_line(pictures):
+    pair_folder(Path("mine"), "1", "a fox", "a", "b")
+    (Path("mine") / "1" / "chosen.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"'mine': 1: .* picture called chosen, .*; found chosen.jpg, chosen.png"):
+        open_source("mine", "train")
+    (Path("mine") / "1" / "chosen.jpg").unlink()
+    (Path("mine") / "1" / "rejected.png").unlink()
+    with pytest.raises(UserError, match=r"expected one picture called rejected, .*; found none"):
+        open_source("mine", "train")
+    with pytest.raises(UserError, match="is a list of pictures, which has no scores"):
+        open_source("mine", "train", scores="reward")

@@ -106,6 +106,17 @@ def test_an_interrupted_round_goes_on_and_ends_alike(settings, workplace, monkey
     assert not list(workplace.glob("rounds/**/*.partial"))
 
 
+@pytest.mark.parametrize("later", ["train.ema", "rounds.tie"])
+def test_rounds_of_an_earlier_version_lack_settings_that_came_later(settings, workplace, later):
+    make(settings, rounds_count=1)
+    record = workplace / "rounds/r/1/round.json"
+    stored = json.loads(record.read_text())
+    del stored[later]
+    record.write_text(json.dumps(stored))
+    assert "there is nothing to do" in make(settings, rounds_count=1)
+    assert f"{later} = 0.5: round 1 of rounds/r was made with 0" in make(settings | {later: 0.5}, code=2)
+
+
 def stop():
     raise KeyboardInterrupt
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from workbench.analysis import paper, tables
+from workbench.analysis import paper, rounds, tables
 from workbench.analysis.divergence_figures import GAINS
 from workbench.common.errors import UserError
 from workbench.studies import results
@@ -29,6 +29,10 @@ def require(name: str, study: str, runs: pl.DataFrame, parameters: Parameters) -
     """
     if name in NEEDS:
         NEEDS[name](study, runs, parameters)
+
+
+def _rounds(study: str, runs: pl.DataFrame, given: Parameters) -> None:
+    rounds.rounds_of(runs)
 
 
 def _methods(study: str, runs: pl.DataFrame, given: Parameters) -> None:
@@ -72,6 +76,7 @@ def _search(study: str, runs: pl.DataFrame, given: Parameters) -> None:
 
 
 NEEDS: dict[str, Callable[[str, pl.DataFrame, Parameters], None]] = {
+    "rounds": _rounds,
     "methods": _methods,
     "divergence": _divergence,
     "tradeoff": _tradeoff,

@@ -40,8 +40,12 @@ HELPER_STUDIES = re.compile(f".*{tuning.HELPERS}")
 
 MARK = "workbench_study"  #: in an executed notebook's metadata: id of the run of the study that it was executed on
 
-#: Order of the notebooks on the page, the paper's. Others come onto it only where they are asked for, after these.
-ORDER = ("methods", "divergence", "tradeoff", "parts", "imbalance", "intervals", "timesteps", "alternatives", "search")
+#: Order of the notebooks on the page: what rounds gained, then the paper's. Others come onto it only where they are
+#: asked for, after these.
+ORDER = (
+    "rounds", "methods", "divergence", "tradeoff", "parts", "imbalance", "intervals", "timesteps", "alternatives",
+    "search",
+)  # fmt: skip
 
 
 def make_report(

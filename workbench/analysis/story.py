@@ -174,7 +174,8 @@ def made_with(runs: pl.DataFrame, about: Overview, study: str, now: datetime) ->
     lines = [f"Settings of all trials that differ from the defaults: {listed}"]
     if about.command:
         lines.append(f"Made by: `{about.command}`")
-    lines.append(f"To go on: `python -m workbench.study resume {study.partition('@')[0]}`")
+    if "trial" not in runs.columns or runs["trial"].null_count() < len(runs):  # single runs are not resumed so
+        lines.append(f"To go on: `python -m workbench.study resume {study.partition('@')[0]}`")
     if about.versions:
         lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in about.versions.items()))
     times = [f"{what} {when:%Y-%m-%d %H:%M}" for what, when in (("begun", about.begun), ("ended", about.ended)) if when]

@@ -1,4 +1,13 @@
-"""Preference pairs from a list of picture files: a CSV or JSON-lines file with a caption and two paths a row."""
+"""Preference pairs from picture files.
+
+Either a list of them, a CSV, JSON or JSON-lines file with a caption and two paths a row; or a folder of pairs:
+
+    FOLDER/fox/prompt.txt     the caption
+    FOLDER/fox/chosen.png     the preferred picture, of whatever format
+    FOLDER/fox/rejected.jpg   the other
+
+with one folder a pair, of any name; or FOLDER/train/fox/... and FOLDER/validation/... where there are both.
+"""
 
 import csv
 import io
@@ -12,21 +21,13 @@ from workbench.common.cache import digest
 from workbench.common.errors import UserError, one_line, shown
 from workbench.common.reading import read_text, require_regular
 from workbench.common.validation import is_place
+from workbench.data.columns import NAMES, Names
 from workbench.data.rows import Chunk, Rows, StreamedRows, open_rows
 from workbench.models import digest_of
 
-ENDINGS = (".csv", ".jsonl")
-
-
-class Names(NamedTuple):
-    """What the columns are called in a list."""
-
-    caption: str = "caption"
-    chosen: str = "chosen"
-    rejected: str = "rejected"
-
-
-NAMES = Names()
+ENDINGS = (".csv", ".jsonl", ".json")
+PATHS = ("chosen", "rejected")
+PROMPT = "prompt.txt"
 
 
 class Listed(NamedTuple):
@@ -64,24 +65,62 @@ def open_source(source: str, split: str, scores: str = "", names: Names = NAMES)
     """Preference pairs from a list of pictures, or from whatever `open_rows` reads.
 
     Args:
-        source: a .csv or .jsonl file, or a folder with SPLIT.csv or SPLIT.jsonl in it; else as `open_rows` takes it.
-        split, scores: as `open_rows` takes them.
-        names: of a list's columns.
+        source: a .csv, .jsonl or .json file, a folder with SPLIT.csv, SPLIT.jsonl or SPLIT.json in it, or a folder of
+            pairs; else as `open_rows` takes it.
+        split, scores, names: as `open_rows` takes them; a list has the columns caption, chosen and rejected.
     Raises:
         UserError, Failure: as `open_rows` does; a column or a picture is missing, or both pictures of a pair are one.
     """
     path = _list_in(Path(source), split) if is_place(source) else None
-    if path is None:
-        return open_rows(source, split, scores)
+    folders = _pairs_in(Path(source), split) if path is None and is_place(source) else []
+    if path is None and not folders:
+        return open_rows(source, split, scores, names)
     key = f"data.{split} = {source!r}"
     if scores:
         raise UserError(f"data.scores = {scores!r}: {key} is a list of pictures, which has no scores")
+    if path is None:
+        rows = [_pair_in(folder, key) for folder in folders]
+        captions = [one.caption for one in rows]
+        return ListedRows(digest("pair-folders-1", *captions, *_states(rows)), key, len(rows), rows)
     rows = [_checked(row, f"{key}: {where}", path.parent, names) for where, row in _rows(path, key)]
     if not rows:
         raise UserError(f"{key}: no row in it")
-    # A picture's time of change stands for its contents: to read all of them at every start would take long.
-    files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for one in rows for file in one[1:]]
-    return ListedRows(digest("listed-1", digest_of([path]), names, *files), key, len(rows), rows)
+    # As earlier versions wrote it, whose encoded pairs are found by it.
+    called = "Names(" + ", ".join(f"{key}={getattr(names, key)!r}" for key in ("caption", *PATHS)) + ")"
+    return ListedRows(digest("listed-1", digest_of([path]), called, *_states(rows)), key, len(rows), rows)
+
+
+def _states(rows: Sequence[Listed]) -> list[tuple[str, int, int]]:
+    """Each picture's path, size and time of change.
+
+    The time stands for the contents: to read all of them at every start would take long.
+    """
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for one in rows for file in one[1:]]
+
+
+def _pairs_in(path: Path, split: str) -> list[Path]:
+    """The folders of pairs that a source holds for a split, by name; none where it is something else."""
+    for place in (path / split, path):
+        if found := sorted(prompt.parent for prompt in place.glob(f"*/{PROMPT}")):
+            return found
+    return []
+
+
+def _pair_in(folder: Path, key: str) -> Listed:
+    """The pair that a folder holds.
+
+    Raises:
+        UserError: a picture is missing, there twice, or cannot be read.
+    """
+    pictures = []
+    for kind in PATHS:
+        found = sorted(each for each in folder.iterdir() if each.stem == kind)
+        if len(found) != 1:
+            there = ", ".join(each.name for each in found) or "none"
+            raise UserError(f"{key}: {folder.name}: expected one picture called {kind}, as {kind}.png; found {there}")
+        require_regular(found[0], f"{key}: {folder.name}")
+        pictures.append(found[0])
+    return Listed(" ".join(read_text(folder / PROMPT, f"{key}: {folder.name}").split()), *pictures)
 
 
 def _list_in(path: Path, split: str) -> Path | None:
@@ -100,9 +139,17 @@ def _rows(path: Path, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             reader = csv.DictReader(io.StringIO(text), strict=True)
             yield from ((f"line {reader.line_num}", row) for row in reader)
             return
+        if path.suffix.lower() == ".json":
+            found = json.loads(text)
+            if not isinstance(found, list):
+                raise UserError(f"{key}: {path.name} holds no list of rows; one row a line is a .jsonl file")
+            yield from ((f"row {number}", row) for number, row in enumerate(found, 1))
+            return
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield f"line {number}", json.loads(line)
+    except UserError:
+        raise
     except (csv.Error, ValueError, RecursionError) as error:
         raise UserError(f"{key}: {path.name} cannot be read ({one_line(error)})") from None
 
@@ -113,13 +160,14 @@ def _checked(row: Any, where: str, folder: Path, names: Names) -> Listed:
     Raises:
         UserError: a column is missing or empty, a picture is not there, or both are the same.
     """
-    values: list[Any] = [row.get(name) if isinstance(row, dict) else None for name in names]
-    for key, name, value in zip(Names._fields, names, values, strict=True):
+    called = {key: getattr(names, key) for key in ("caption", *PATHS)}
+    values: list[Any] = [row.get(name) if isinstance(row, dict) else None for name in called.values()]
+    for (key, name), value in zip(called.items(), values, strict=True):
         if not isinstance(value, str) or not (value.strip() or key == "caption"):
             columns = ", ".join(map(str, row)) if isinstance(row, dict) else shown(row)
             raise UserError(f"{where}: no text in column {name!r} (data.columns.{key}); the row has {columns}")
     pictures = []
-    for name, value in zip(names[1:], values[1:], strict=True):
+    for name, value in zip((names.chosen, names.rejected), values[1:], strict=True):
         if not is_place(value):
             raise UserError(f"{where}: {name} = {shown(value)}: no file has such a name")
         pictures.append(folder / value)

@@ -1,4 +1,4 @@
-"""Preference pairs in Pick-a-Pic v2's columns: found, checked and read one after another.
+"""Preference pairs from parquet files and the hub: found, checked and read one after another as Pick-a-Pic's rows.
 
 Parquet files are read with pyarrow alone. Hugging Face datasets is imported only for data on the hub and for pairs that
 are shuffled while they stream, so that a machine without it encodes local files and trains.
@@ -29,10 +29,10 @@ from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.files import in_place
 from workbench.common.paths import cache_folder
 from workbench.common.reading import near, read_lines
-from workbench.data.parquet import is_image, open_parquet, require_columns, unified
+from workbench.data.columns import NAMES, PLAIN, Layout, Names, require_images, score_columns, wanted_columns
+from workbench.data.parquet import is_image, is_text, open_parquet, unified
 from workbench.models import ASSETS, HUB_ID, digest_of
 
-COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
 #: What may become of a row.
 KINDS = ("used", "ties", "unlabelled", "invalid", "undecodable")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow starts other programs for some others
@@ -63,7 +63,7 @@ Chunk = tuple[list[dict[str, Any]], Mapping[str, Any] | None]
 
 @dataclass(frozen=True)
 class Rows(ABC):
-    """Undecoded rows of COLUMNS (and has_label), in a fixed order.
+    """Undecoded rows of `columns.COLUMNS` (and has_label), in a fixed order.
 
     Attributes:
         digest: of the files, or of the hub's commit.
@@ -104,11 +104,13 @@ class ParquetRows(Rows):
     Attributes:
         schema: a pyarrow schema of the columns that are read.
         chosen: numbers of the rows that are read, counted over all files, ascending; None = every row.
+        layout: of the files' columns.
     """
 
     files: Sequence[Path]
     schema: Any
     chosen: Sequence[int] | None = None
+    layout: Layout = PLAIN
 
     def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
         """As `Rows` says."""
@@ -132,7 +134,8 @@ class ParquetRows(Rows):
                         continue
                     # Few rows at once, since each holds two encoded images.
                     for batch in file.iter_batches(64, [group], self.schema.names):
-                        yield from batch.take([i - first for i in inside(len(batch))]).to_pylist()
+                        taken = batch.take([i - first for i in inside(len(batch))])
+                        yield from map(self.layout.row, taken.to_pylist())
                         first += len(batch)
 
     def stream(self) -> "StreamedRows":
@@ -157,7 +160,7 @@ class ParquetRows(Rows):
         if self.chosen is not None:
             among = frozenset(self.chosen)
             dataset = dataset.filter(lambda row, number: number in among, with_indices=True)
-        return StreamedRows(self.digest, self.key, self.total, dataset)
+        return StreamedRows(self.digest, self.key, self.total, dataset, layout=self.layout)
 
 
 @dataclass(frozen=True)
@@ -167,11 +170,13 @@ class StreamedRows(Rows):
     Attributes:
         remote: whether they come from the hub.
         problem: why they cannot be read now; their digest is known all the same.
+        layout: of the dataset's columns.
     """
 
     dataset: Any
     remote: bool = False
     problem: str = ""
+    layout: Layout = PLAIN
 
     def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
         """As `Rows` says; `state` alone decides where it goes on."""
@@ -181,7 +186,7 @@ class StreamedRows(Rows):
         try:
             for chunk in dataset.iter(size):
                 rows = [dict(zip(chunk, row, strict=True)) for row in zip(*chunk.values(), strict=True)]
-                yield rows, dataset.state_dict()
+                yield [self.layout.row(row) for row in rows], dataset.state_dict()
         except Exception as error:  # pyarrow and datasets raise many kinds
             if self.remote:
                 again = "run it again, encoding goes on where it was"
@@ -195,7 +200,7 @@ class StreamedRows(Rows):
         return self
 
 
-def open_rows(source: str, split: str, scores: str = "") -> Rows:
+def open_rows(source: str, split: str, scores: str = "", names: Names = NAMES) -> Rows:
     """Preference pairs from parquet files or the hub, with their columns checked and nothing yet read.
 
     Args:
@@ -204,13 +209,14 @@ def open_rows(source: str, split: str, scores: str = "") -> Rows:
             whose names begin so. A hub id may carry "@REVISION".
         split: "train" or "validation": names the setting in errors, and the split.
         scores: read the columns SCORES_0 and SCORES_1 too; empty = none.
+        names: of the columns; those of the workbench's own pairs are the usual ones whatever this says.
     Raises:
         UserError: no such file, not parquet, or a column missing.
         Failure: the hub does not answer.
     """
     key = f"data.{split} = {source!r}"
     if source == "embedded":
-        shards = [ASSETS / "pairs" / f"{split}.parquet"]
+        shards, names = [ASSETS / "pairs" / f"{split}.parquet"], NAMES
     else:
         place, _, other = source.partition(":") if not Path(source).exists() else (source, "", "")
         path = Path(place)
@@ -219,14 +225,14 @@ def open_rows(source: str, split: str, scores: str = "") -> Rows:
             and re.fullmatch(HUB_ID.pattern + r"(@[\w./-]+)?", place)
             and not place.endswith(".parquet")
         ):
-            return _from_hub(place, other or split, key, scores)
+            return _from_hub(place, other or split, key, scores, names)
         if (path / "index.json").is_file():
             raise UserError(f"{key}: is encoded already; give the images' parquet files")
         shards = _shards(path.absolute(), other or split, bool(other))  # else "zip:x.parquet" is something else
     if not shards or not all(shard.is_file() for shard in shards):
         raise UserError(f"{key}: no such parquet file, or a folder without any; a hub id is OWNER/NAME")
-    schema, total = _check_shards(shards, key, scores)
-    return ParquetRows(digest_of(shards), key, total, shards, schema)
+    schema, total, layout = _check_shards(shards, key, scores, names)
+    return ParquetRows(names.keyed(digest_of(shards)), key, total, shards, schema, layout=layout)
 
 
 def _shards(path: Path, split: str, required: bool) -> list[Path]:
@@ -239,37 +245,26 @@ def _shards(path: Path, split: str, required: bool) -> list[Path]:
     return named if named or required else found
 
 
-def _check_shards(shards: Sequence[Path], key: str, scores: str) -> tuple[Any, int]:
-    """The columns to read, as a pyarrow schema, and the number of rows; reads only the files' footers."""
+def _check_shards(shards: Sequence[Path], key: str, scores: str, names: Names) -> tuple[Any, int, Layout]:
+    """The columns to read, as a pyarrow schema, the number of rows, the layout; reads only the files' footers."""
     import pyarrow
 
     found: dict[str, Any] = {}
-    total = 0
+    total, layout = 0, PLAIN
     for shard in shards:
         with open_parquet(shard, key) as file:
-            wanted = _wanted(file.schema_arrow.names, f"{key}: {shard.name}", scores)
-            found[str(shard)] = pyarrow.schema([file.schema_arrow.field(name) for name in wanted])
+            about, what = file.schema_arrow, f"{key}: {shard.name}"
+            layout, wanted = wanted_columns(about.names, what, scores, names)
+            require_images([name for name in layout.images if is_text(about.field(name).type)], what)
+            found[str(shard)] = pyarrow.schema([about.field(name) for name in wanted])
             total += file.metadata.num_rows
-    if len({tuple(schema.names) for schema in found.values()}) > 1:
-        raise UserError(f"{key}: has_label is a column of some of its files and not of others")
-    return unified(found, key), total
+    every = [{*schema.names} for schema in found.values()]
+    if differing := set.union(*every) - set.intersection(*every):
+        raise UserError(f"{key}: {min(differing)} is a column of some of its files and not of others")
+    return unified(found, key), total, layout
 
 
-def score_columns(scores: str) -> list[str]:
-    """The columns that hold the scores of a row's two images; none where none are read."""
-    return [f"{scores}_0", f"{scores}_1"] if scores else []
-
-
-def _wanted(names: list[str], key: str, scores: str) -> list[str]:
-    missing = [column for column in score_columns(scores) if names.count(column) != 1]
-    if missing:
-        raise UserError(f"data.scores = {scores!r}: {key} has no column {', '.join(missing)} (or has it twice)")
-    optional = [column for column in ("has_label",) if column in names]
-    require_columns(names, [*COLUMNS, *optional], key, f" (expected Pick-a-Pic's: {', '.join(COLUMNS)})")
-    return [*COLUMNS, *optional, *score_columns(scores)]
-
-
-def _from_hub(place: str, split: str, key: str, scores: str) -> Rows:
+def _from_hub(place: str, split: str, key: str, scores: str, names: Names) -> Rows:
     """A split of a data set on the hub, streamed: nothing is downloaded but what is read.
 
     Where the hub cannot be reached, what it last said of the data set is enough to find them encoded.
@@ -305,16 +300,19 @@ def _from_hub(place: str, split: str, key: str, scores: str) -> Rows:
         )
         if not note.is_file():
             raise Failure(problem) from None
-        return StreamedRows(f"{name}@{note.read_text(encoding='utf-8')}:{split}", key, 0, None, problem=problem)
+        known = names.keyed(f"{name}@{note.read_text(encoding='utf-8')}:{split}")
+        return StreamedRows(known, key, 0, None, problem=problem)
     note.parent.mkdir(parents=True, exist_ok=True)
     # Kept for the day on which the hub does not answer: the commit alone is enough to find what is encoded.
     with in_place(note) as partial:
         partial.write_text(commit, encoding="utf-8")
-    wanted = _wanted(list(features), key, scores)
+    layout, wanted = wanted_columns(list(features), key, scores, names)
+    require_images([each for each in layout.images if getattr(features[each], "dtype", "") == "string"], key)
     dataset = dataset.select_columns(wanted).decode(False)  # which would open images by the paths that files name
     known = (dataset.info.splits or {}).get(split)
     total = known.num_examples if known else 0
-    return StreamedRows(f"{name}@{commit}:{split}", key, total, dataset, remote=True)
+    digest = names.keyed(f"{name}@{commit}:{split}")
+    return StreamedRows(digest, key, total, dataset, remote=True, layout=layout)
 
 
 def kind_of(row: Mapping[str, Any], scores: str = "") -> str:

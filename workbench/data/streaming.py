@@ -65,7 +65,7 @@ class StreamedPairs:
         waiting: list[Pair] = []
         rows = self.rows.stream()
         # By the columns alone: rows are shared out undecoded, so every process must know which ones count.
-        usable = rows.dataset.filter(lambda row: kind_of(row, self.encoding.scores) == "used")
+        usable = rows.dataset.filter(lambda row: kind_of(rows.layout.row(row), self.encoding.scores) == "used")
         if self.encoding.limit:
             # Before shuffling: the limit means the first rows, as in an encoded store, in every epoch.
             usable = usable.take(self.encoding.limit)

@@ -6,8 +6,9 @@ import numpy as np
 
 from workbench.common import cache
 from workbench.common.errors import UserError
+from workbench.data.columns import score_columns
 from workbench.data.parquet import open_parquet
-from workbench.data.rows import ParquetRows, Rows, kind_of, score_columns
+from workbench.data.rows import ParquetRows, Rows, kind_of
 
 
 def drawn(rows: Rows, limit: int, seed: int, scores: str = "") -> Rows:
@@ -36,9 +37,12 @@ def drawn(rows: Rows, limit: int, seed: int, scores: str = "") -> Rows:
 
 def _labels(rows: ParquetRows, scores: str):
     """Every row without its caption and images, in place of which stand values that `kind_of` takes for good ones."""
-    names = [name for name in rows.schema.names if name.startswith("label_") or name == "has_label"]
+    layout = rows.layout
+    labels = [layout.columns[column] for column in ("label_0", "label_1") if column in layout.columns]
+    names = [*labels, *(name for name in rows.schema.names if name == "has_label")]
     for path in rows.files:
         with open_parquet(path, rows.key) as file:
-            for batch in file.iter_batches(columns=[*names, *score_columns(scores)]):
+            # Of pairs without labels every row counts; a column must be read all the same, to know how many there are.
+            for batch in file.iter_batches(columns=[*names, *score_columns(scores)] or [layout.columns["caption"]]):
                 for row in batch.to_pylist():
-                    yield {"caption": "", "jpg_0": b"-", "jpg_1": b"-"} | row
+                    yield layout.row(row) | {"caption": "", "jpg_0": b"-", "jpg_1": b"-"}

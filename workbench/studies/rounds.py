@@ -9,6 +9,7 @@ The pretrained model stays that of `model.path` in every round, so divergence an
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from workbench.evaluation import preferences
 from workbench.evaluation.pairing import Rule
 from workbench.models.safe_loading import read_json
 from workbench.studies.single_run import SingleRun, tracked
-from workbench.training.config import Config, flatten, resolve
+from workbench.training.config import Config, completed, default_config, flatten, resolve
 from workbench.training.preparation import prepare
 from workbench.training.run import check
 from workbench.training.snapshots import Snapshots
@@ -80,8 +81,7 @@ class Round:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides it, by dotted name, as JSON has it."""
-        every = self.config.flat() | rounds_of(self.declared)
-        return json.loads(json.dumps({name: value for name, value in every.items() if name not in FREE}))
+        return _decisive(self.config.flat() | rounds_of(self.declared))
 
     def is_whole(self) -> bool:
         """Whether it has come to its end.
@@ -95,6 +95,8 @@ class Round:
         stored, now = read_json(record, f"round {self.number}"), self.settings
         if not isinstance(stored, dict):
             raise UserError(f"{record}: damaged; remove it, and the round is made again")
+        # A setting that came after the round was made has its default there, which changes nothing.
+        stored = _decisive(rounds_of(default_config()) | completed(stored))
         differing = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
         if differing:
             key = differing[0]
@@ -113,6 +115,11 @@ class Round:
 def rounds_of(config: Config) -> dict[str, Any]:
     """The settings of the rounds by dotted name."""
     return flatten({"rounds": config.rounds.model_dump()})
+
+
+def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a round is, by dotted name, as JSON has them (lists for tuples)."""
+    return json.loads(json.dumps({name: value for name, value in settings.items() if name not in FREE}))
 
 
 def run_rounds(config: Config, study: str, folder: Path) -> int:

@@ -9,8 +9,9 @@ import torch
 from workbench import models
 from workbench.common import distributed
 from workbench.common.errors import UserError
+from workbench.data.columns import Names
 from workbench.data.encoding import INDEX, Encoding, encode, open_store
-from workbench.data.listed import Names, open_source
+from workbench.data.listed import open_source
 from workbench.data.pairs import EncodedPairs
 from workbench.data.rows import Rows
 from workbench.data.streaming import StreamedPairs
@@ -152,7 +153,7 @@ def encoding_of(source: Data, split: str) -> Encoding:
 
 
 def names_of(source: Data) -> Names:
-    """What the columns of a list of pictures are called."""
+    """What the columns of the pairs are called."""
     return Names(**source.columns.model_dump())
 
 

@@ -59,11 +59,19 @@ class Lora(Section):
 
 
 class Columns(Section):
-    """What the columns of a list of pictures (.csv, .jsonl) are called."""
+    """What the columns of pairs are called, in lists of pictures, parquet files and data sets on the hub.
 
-    caption: str = Field("caption", description="column of a .csv or .jsonl file that has the captions")
-    chosen: str = Field("chosen", description="the same of the preferred pictures' paths, from the file's folder")
-    rejected: str = Field("rejected", description="the same of the other pictures' paths")
+    Pairs have either the columns chosen and rejected, or jpg_0, jpg_1, label_0 and label_1. What an image's column
+    holds is a path in a list, and an encoded image elsewhere.
+    """
+
+    caption: str = Field("caption", description="column of the captions, in lists, parquet files and on the hub")
+    chosen: str = Field("chosen", description="of the preferred images: in a list paths, seen from the list's folder")
+    rejected: str = Field("rejected", description="of the other images")
+    jpg_0: str = Field("jpg_0", description="of the first images, where labels say which is preferred")
+    jpg_1: str = Field("jpg_1", description="of the second images")
+    label_0: str = Field("label_0", description="1 where the first image is preferred, 0 where the second is")
+    label_1: str = Field("label_1", description="the same of the second image")
 
 
 class Data(Section):
@@ -71,8 +79,8 @@ class Data(Section):
 
     train: Place = Field(
         "embedded",
-        description="parquet with Pick-a-Pic's columns (file, folder, hub id[:split]), a .csv or .jsonl list of "
-        "pictures, or encoded",
+        description="parquet (file, folder, hub id[:split]), a .csv, .jsonl or .json list of pictures, or encoded; "
+        "data.columns names the columns",
     )
     validation: Place = Field("embedded", description="the same, for diagnostics")
     prompts: Place = Field(
