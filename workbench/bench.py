@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from workbench.benchmarks.groups import GROUPS, GROWTH, SLOW, chosen_groups
+from workbench.benchmarks.groups import GROUPS, GROWTH, PEERS, SLOW, chosen_groups
 from workbench.common.command_line import command, one_process, silence_transformers
+from workbench.common.errors import UserError
 from workbench.common.validation import writable_folder
 
 
@@ -15,9 +16,18 @@ from workbench.common.validation import writable_folder
 @click.option("--quick", is_flag=True, help=f"Leave out what takes longest: {', '.join(SLOW)}.")
 @click.option("--repeats", type=click.IntRange(5), default=15, show_default=True, help="Measurements of each ratio.")
 @click.option("--sweeps", type=click.IntRange(1), default=5, show_default=True, help="Repeats of whole sweeps.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    help="Checkout of a public script to compare with: diffusers or salesforce. Repeatable.",
+)
 @click.option("--device", default="auto", show_default=True, help="Of the models.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/bench"), show_default=True)
-def main(chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, device: str, out: Path) -> None:
+def main(
+    chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, peers: tuple[str, ...], device: str, out: Path
+) -> None:
     """Measure the workbench against its goals; writes OUT/bench.md, its figure bench.png, and bench.json.
 
     Every figure is the median of measurements with their 10th and 90th percentile. Ratios are of measurements taken
@@ -36,6 +46,7 @@ def main(chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, device
       memory       peak memory against the weights that must be there
       report       all figures of a study of 50 runs
       tracking     tracking's share of training time
+      peers        a step of public Diffusion-DPO scripts against ours; only with --peer
       growth       how costs grow with batch, resolution, trials, workers, buckets (growth.png, growth.json)
       quality      steps to frozen Diffusion-DPO's final reward
       workers      the default sweep by two workers against one
@@ -49,14 +60,19 @@ def main(chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, device
       python -m workbench.bench --quick
       python -m workbench.bench --only step --only memory
       python -m workbench.bench --only pruning --sweeps 2
+      python -m workbench.bench --only peers --peer diffusers=~/diffusers
     """
     one_process()
     folder = writable_folder("--out", out)
     silence_transformers()
+    if PEERS in chosen and not peers:
+        raise UserError("--only peers: needs --peer NAME=FOLDER, a checkout of a public script")
     from workbench.benchmarks.suite import run_suite
 
-    groups, with_growth = chosen_groups(chosen, quick), not chosen or GROWTH in chosen
-    run_suite(groups, with_growth, repeats=repeats, sweeps=sweeps, device=device, folder=folder, say=click.echo)
+    groups, with_growth = chosen_groups(chosen, quick, bool(peers)), not chosen or GROWTH in chosen
+    run_suite(
+        groups, with_growth, repeats=repeats, sweeps=sweeps, device=device, folder=folder, peers=peers, say=click.echo
+    )
     click.echo(f"\nWritten: {folder}")
 
 

@@ -4,17 +4,21 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from workbench.common.command_line import command, set_option, silence_transformers
 from workbench.common.paths import shipped
 
+if TYPE_CHECKING:
+    from workbench.benchmarks.plan import Cluster
+
 EXPERIMENTS = shipped("experiments")
 REAL = ("sd15", "sdxl", "sd3", "flux1", "flux2-klein", "qwen-image", "z-image", "sana")
 #: Shapes of ours: parts of a real one, trained by its experiment files, and one that a CPU measures in seconds.
 PARTS = ("flux1-part",)
+PLANNED = ("sd15", "sdxl", "sd3", "flux1")  # whose text encoders `benchmarks.costs` knows
 
 
 @click.option(
@@ -30,6 +34,29 @@ PARTS = ("flux1-part",)
     help="Share of the peak rate that GPU-hours assume.",
 )  # fmt: skip
 @click.option("--measure", is_flag=True, help="Train on this machine with random weights and data.")
+@click.option("--plan", "planned", is_flag=True, help="What a run on several GPUs takes, and what breaks first.")
+@click.option("--gpu", type=click.Choice(["H100", "A100"]), default="H100", show_default=True, help="Of the plan.")
+@click.option("--gpus", type=click.IntRange(1), default=8, show_default=True, help="Of the plan, in all.")
+@click.option("--gpus-a-machine", type=click.IntRange(1), default=8, show_default=True, help="Of the plan.")
+@click.option(
+    "--network",
+    type=click.FloatRange(0, min_open=True),
+    default=50,
+    show_default=True,
+    help="GB/s of each GPU to other machines, one direction.",
+)
+@click.option(
+    "--disk",
+    type=click.FloatRange(0, min_open=True),
+    default=2,
+    show_default=True,
+    help="GB/s that all GPUs together read.",
+)
+@click.option(
+    "--measured",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="measured.json of --measure, whose seconds a pair the plan takes instead of the utilisation.",
+)
 @click.option(
     "--steps", type=click.IntRange(4), default=200, show_default=True, help="Timed steps of each measurement."
 )
@@ -39,7 +66,8 @@ PARTS = ("flux1-part",)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/throughput"), show_default=True)
 def main(
-    shapes: tuple[str, ...], variants: tuple[str, ...], utilisation: float, measure: bool, steps: int,
+    shapes: tuple[str, ...], variants: tuple[str, ...], utilisation: float, measure: bool, planned: bool,
+    gpu: str, gpus: int, gpus_a_machine: int, network: float, disk: float, measured: Path | None, steps: int,
     batch_size: int | None, compiled: bool, overrides: tuple[str, ...], device: str, out: Path,
 ) -> None:  # fmt: skip
     """Costs of the experiment files of the real models, from their shapes alone: no weights, no data, no network.
@@ -49,8 +77,12 @@ def main(
     matrix rate, whether the logit is exactly 0 after a hard copy, and that all numbers stayed finite. What does not fit
     is a line saying so, and is tried again with half the batch.
 
-    Writes OUT/costs.md and .json, or OUT/measured.md and .json, after each line. A measurement needs torch, diffusers
-    and what they bring along, no more.
+    With --plan it says what a run takes on several GPUs: seconds a step, communication (ddp, or --set
+    train.parallel=fsdp), memory, encoding, loading, storage, metrics, and which limit is reached first. The pairs of a
+    step stay those of the experiment file.
+
+    Writes OUT/costs.md and .json, or measured.md or plan.md and their .json, after each line. A measurement needs
+    torch, diffusers and what they bring along, no more.
 
     \b
     Examples:
@@ -58,6 +90,7 @@ def main(
       python -m workbench.throughput --measure --shape sd15 --variant full
       python -m workbench.throughput --measure --shape sdxl --variant lora --compile --set train.checkpointing=false
       python -m workbench.throughput --measure --shape tiny --device cpu --steps 20
+      python -m workbench.throughput --plan --shape sdxl --variant full --gpus 64
     """
     from workbench.training.config import parse_override
 
@@ -65,7 +98,12 @@ def main(
     changed = dict(parse_override(text) for text in overrides)
     asked = shapes or REAL
     kinds = variants or ("full", "lora")
-    if measure:
+    if planned:
+        from workbench.benchmarks.plan import GPUS, Cluster
+
+        cluster = Cluster(GPUS[gpu], gpus, gpus_a_machine, 1e9 * network, 1e9 * disk)
+        _print_plans(shapes or PLANNED, kinds, changed, utilisation, batch_size, cluster, measured, out / "plan")
+    elif measure:
         rows = _measured(asked, kinds, changed, steps, batch_size, compiled, device)
         _print(rows, MEASURED, out / "measured")
     else:
@@ -112,6 +150,7 @@ def _counted(
     shapes: tuple[str, ...], variants: tuple[str, ...], changed: Mapping[str, Any], utilisation: float
 ) -> Iterator[dict[str, Any]]:
     from workbench.benchmarks import costs
+    from workbench.common.markdown import two_digits
     from workbench.models import SHAPES
 
     for shape in shapes:
@@ -119,14 +158,15 @@ def _counted(
             settings = _settings(shape, variant, changed)
             cost = costs.count(SHAPES[shape], settings["lora.rank"])
             pairs, again = costs.pairs_of(settings), settings["train.checkpointing"]
+            state = costs.state_bytes(cost, settings["train.optimizer"], settings["model.dtype"])
             flops = cost.recomputed if again else cost.step
             hours = {
-                gpu: _number(costs.gpu_hours(pairs, flops, peak * utilisation)) for gpu, peak in costs.PEAKS.items()
+                gpu: two_digits(costs.gpu_hours(pairs, flops, peak * utilisation)) for gpu, peak in costs.PEAKS.items()
             }
             yield {
-                "experiment": shape, "variant": variant, "step": _number(cost.step / 1e12),
-                "again": _number(cost.recomputed / 1e12), "pairs": f"{pairs:,}",
-                "state": _number(costs.state_gigabytes(cost, settings["train.optimizer"])),
+                "experiment": shape, "variant": variant, "step": two_digits(cost.step / 1e12),
+                "again": two_digits(cost.recomputed / 1e12), "pairs": f"{pairs:,}",
+                "state": two_digits(state / 1e9),
                 "uses": "checkpointing" if again else "no checkpointing", **hours, "cost": asdict(cost),
             }  # fmt: skip
 
@@ -140,6 +180,7 @@ def _measured(
     from workbench.benchmarks import costs
     from workbench.benchmarks.measurement import matrix_rate, measure
     from workbench.common.distributed import pick_device
+    from workbench.common.markdown import two_digits
     from workbench.models import SHAPES
 
     place = pick_device(device)
@@ -161,8 +202,8 @@ def _measured(
                     "shape": shape, "variant": variant, "compile": _yes(settings["model.compile"]), "batch": batch,
                     "checkpointing": _yes(settings["train.checkpointing"]), "device": name, "rate": rate,
                     "torch": torch.__version__,
-                    "milliseconds": None if problem else _number(1e3 * found.seconds),
-                    "memory": _number(found.memory / 1e9) if found.memory else None,
+                    "milliseconds": None if problem else two_digits(1e3 * found.seconds),
+                    "memory": two_digits(found.memory / 1e9) if found.memory else None,
                     "share": share and f"{share:.1%}", "exact": None if problem else _yes(found.exact_zero),
                     "steps": found.steps or None, "problem": problem, "measured": asdict(found),
                 }  # fmt: skip
@@ -170,10 +211,33 @@ def _measured(
                 batch = batch // 2 if problem.startswith("out of memory") else 0
 
 
+def _print_plans(
+    shapes: tuple[str, ...], variants: tuple[str, ...], changed: Mapping[str, Any], utilisation: float,
+    batch_size: int | None, cluster: "Cluster", measured: Path | None, place: Path,
+) -> None:  # fmt: skip
+    """Print each plan as a table of its own as soon as it is made, and write all as columns of one."""
+    from workbench.benchmarks import planned_run
+    from workbench.common.outputs import require_own
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    require_own(place.parent, f"{place.name}.md", f"{place.name}.json")
+    plans = {}
+    for shape in shapes:
+        for variant in variants:
+            settings = _settings(shape, variant, changed)
+            seconds = planned_run.measured_seconds(measured, shape, variant) if measured else 0.0
+            work = planned_run.work_of(shape, settings, utilisation, batch_size, cluster.gpus, seconds)
+            name = f"{shape} {variant}, {cluster.gpus} GPUs"
+            plans[name] = planned_run.shown(work, cluster)
+            click.echo(f"{planned_run.table({name: plans[name]})}\n")
+            _write(planned_run.table(plans), plans, place)
+    click.echo(planned_run.NOTE)
+
+
 def _print(rows: Iterator[dict[str, Any]], head: dict[str, str], place: Path) -> None:
     """Write every row as soon as it is there, so that what was measured stays."""
     from workbench.common.markdown import markdown_table
-    from workbench.common.outputs import output_file, require_own
+    from workbench.common.outputs import require_own
 
     place.parent.mkdir(parents=True, exist_ok=True)
     require_own(place.parent, f"{place.name}.md", f"{place.name}.json")
@@ -183,14 +247,16 @@ def _print(rows: Iterator[dict[str, Any]], head: dict[str, str], place: Path) ->
         table = markdown_table(list(head.values()), [[r[key] for key in head] for r in kept])
         lines = table.splitlines()
         click.echo("\n".join(lines if len(kept) == 1 else lines[-1:]))
-        for suffix, text in ((".md", table), (".json", json.dumps(kept, indent=1))):
-            with output_file(place.with_suffix(suffix)) as path:
-                path.write_text(f"{text}\n", encoding="utf-8")
+        _write(table, kept, place)
 
 
-def _number(value: float) -> str:
-    """A number with two significant digits; from 10 on, all digits before the point."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+def _write(table: str, content: Any, place: Path) -> None:
+    """Write a table and what it was made of as PLACE.md and PLACE.json."""
+    from workbench.common.outputs import output_file
+
+    for suffix, text in ((".md", table), (".json", json.dumps(content, indent=1))):
+        with output_file(place.with_suffix(suffix)) as path:
+            path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _yes(value: bool) -> str:

@@ -92,7 +92,7 @@ def test_counted_table_is_printed_and_written(tmp_path):
     assert full.forward == pytest.approx(0.803e12, rel=1e-3)
     assert full.step / full.forward == pytest.approx(8, abs=0.05)  # policy there and back, reference there
     assert (full.recomputed - full.step) / full.forward == pytest.approx(1.5, abs=0.5)
-    assert costs.state_gigabytes(full, "adamw") == pytest.approx(20 * 0.8595, rel=1e-3)
+    assert costs.state_bytes(full, "adamw") == pytest.approx(20 * 0.8595e9, rel=1e-3)
     head = (throughput.EXPERIMENTS / "sd15.toml").read_text().split("[model]")[0]
     assert all(part in head for part in ("6.4 TFLOP a pair", "18 GPU-hours", "59 on an A100", "17 GB of weights"))
 

@@ -7,10 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
 from tests.support import forked, runs
 from tests.support.commands import invoke
 from tests.support.postgres import free_port
+from workbench.benchmarks.measurement import build_on, random_pairs
 from workbench.common import distributed
+from workbench.models import SHAPES, random_backend
+from workbench.training.config import resolve
 from workbench.training.snapshots import Snapshots
 
 
@@ -92,3 +98,54 @@ def run_command(folder: Path, *command: str, count: int = 2) -> list[subprocess.
     assert ended == [0] * count, ended
     results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
     return [subprocess.CompletedProcess(command, *result) for result in results]
+
+
+def _counted(folder: Path, how: str, accumulation: int) -> None:
+    """The body of one process: steps of the tiny shape; FOLDER/RANK.json gets what the second gave to collectives."""
+    found = dict.fromkeys(("reduced", "gathered", "scattered"), 0)
+    wrap = distributed.wrap
+
+    def reduce(_: Any, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        found["reduced"] += bucket.buffer().nbytes
+        return allreduce_hook(torch.distributed.group.WORLD, bucket)
+
+    def wrapped(*args: Any, **named: Any) -> torch.nn.Module:
+        model = wrap(*args, **named)
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model.register_comm_hook(None, reduce)  # its own calls are not Python's
+        return model
+
+    def watch(name: str, kind: str) -> None:
+        real = getattr(torch.distributed, name)
+
+        def watched(*args: Any, **named: Any) -> Any:
+            # The larger of input and output is the whole, the other one a process's part.
+            found[kind] += max(x.nbytes for x in (*args, *named.values()) if isinstance(x, torch.Tensor))
+            return real(*args, **named)
+
+        setattr(torch.distributed, name, watched)
+
+    torch.set_num_threads(1)
+    shape, cpu = SHAPES["tiny"], torch.device("cpu")
+    distributed.wrap = wrapped
+    watch("all_gather_single", "gathered")
+    watch("reduce_scatter_single", "scattered")
+    settings = {"train.batch_size": 1, "train.accumulation": accumulation, "train.steps": 2, "train.warmup": 0}
+    settings |= {"train.parallel": how, "reference.policy": "frozen", "diagnostics.probe": 4}
+    backend = random_backend(shape, cpu)
+    training = build_on(resolve(settings), backend, random_pairs(shape, backend, 8))
+    next(training.records)
+    found |= dict.fromkeys(found, 0)
+    next(training.records)
+    (folder / f"{distributed.rank()}.json").write_text(json.dumps(found))
+
+
+def collectives(folder: Path, how: str, accumulation: int) -> list[dict[str, int]]:
+    """Bytes that each of two processes hands to all-reduces, all-gathers and reduce-scatters in a training step.
+
+    Args:
+        how: "ddp" or "fsdp".
+        accumulation: passes of the step.
+    """
+    assert _start(_counted, folder, how, accumulation, count=2) == [0, 0]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]

@@ -4,6 +4,7 @@ F = one forward pass of the denoiser on one image. A pair is two images, so a fu
 forward 2 F and backward 4 F, reference forward 2 F), LoRA about 6 F, recomputed activations about 2 F more.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,14 +113,60 @@ def gpu_hours(pairs: float, flops: float, rate: float) -> float:
     return pairs * flops / rate / 3600
 
 
-def state_gigabytes(cost: Cost, optimizer: str) -> float:
+def state_bytes(cost: Cost, optimizer: str, precision: str = "bfloat16") -> float:
     """Memory that does not depend on the batch: weights, gradients, optimizer state; activations come on top.
 
-    Policy in float32 with bf16 copies that autocast makes of it, gradients in float32; the reference, or all that LoRA
-    does not train, in bf16. Norms and biases, which are float32 everywhere, are too few to matter.
+    Policy and gradients in float32; the reference, or all that LoRA does not train, in the precision of the forward
+    passes, as are the copies of the policy that autocast makes in half precision. Norms and biases, which are float32
+    everywhere, are too few to matter.
     """
-    trained = cost.trained * (4 + 4 + 2 + STATE_BYTES[optimizer])
-    return (trained + 2 * cost.weights) / 1e9
+    fixed, copies = (4, 0) if precision == "float32" else (2, 2)
+    return cost.trained * (4 + 4 + copies + STATE_BYTES[optimizer]) + fixed * cost.weights
+
+
+#: Layers of the text encoders by family: (weights of matrices that every token passes, tokens). CLIP-L: 12 layers of
+#: width 768; OpenCLIP-bigG: 32 of width 1280; T5-XXL: 24 of width 4096, three feed-forward matrices of width 10240.
+CLIP_L, CLIP_G, T5_XXL = 12 * 12 * 768**2, 32 * 12 * 1280**2, 24 * (4 * 4096**2 + 3 * 4096 * 10240)
+TEXT_ENCODERS = {
+    "sd": ((CLIP_L, 77),),
+    "sdxl": ((CLIP_L, 77), (CLIP_G, 77)),
+    "sd3": ((CLIP_L, 77), (CLIP_G, 77), (T5_XXL, 256)),
+    "flux1": ((CLIP_L, 77), (T5_XXL, 512)),
+}
+
+
+def encoder_flops(shape: Shape) -> tuple[float, float]:
+    """FLOPs of encoding a pair's two images, counted on the meta device, and one caption, two a weight and token.
+
+    Args:
+        shape: of a family in TEXT_ENCODERS; all of these have diffusers' AutoencoderKL.
+    """
+    from diffusers import AutoencoderKL
+    from torch.utils.flop_counter import FlopCounterMode
+
+    edge = random_backend(shape, torch.device("meta")).resolution
+    blocks = len(shape.vae["block_out_channels"])
+    parts = {"down_block_types": ["DownEncoderBlock2D"] * blocks, "up_block_types": ["UpDecoderBlock2D"] * blocks}
+    with torch.device("meta"), FlopCounterMode(display=False) as images, torch.no_grad():
+        model: Any = AutoencoderKL.from_config({**shape.vae, **parts, "layers_per_block": 2})
+        model.encode(torch.zeros(2, 3, edge, edge))
+    return float(images.get_total_flops()), sum(
+        2.0 * weights * tokens for weights, tokens in TEXT_ENCODERS[shape.family]
+    )
+
+
+def store_bytes(shape: Shape, precision: str) -> tuple[float, float]:
+    """Bytes of the encoded store: of a pair, which are two latents and what is told of it, and of a caption.
+
+    Args:
+        precision: of what is stored, "float32" or "float16".
+    """
+    number = getattr(torch, precision).itemsize
+    latents = math.prod(random_backend(shape, torch.device("meta")).latent_shape)
+    sizes = {name: math.prod(size) for name, size in shape.condition.items()}
+    of_pair = sizes.pop("time_ids", 0)
+    caption = torch.int64.itemsize  # which caption
+    return number * (2 * latents + of_pair) + caption, number * sum(sizes.values())
 
 
 def pairs_of(settings: Mapping[str, Any]) -> int:

@@ -1,7 +1,7 @@
 """One line of the benchmark's table."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ class Options:
         device: of the models.
         folder: for what is made on the way, kept from one call of the command to the next.
         sweeps: measurements of what takes minutes: whole sweeps and runs.
+        peers: public scripts to compare with, by name in `peers.PEERS`.
     """
 
     repeats: int
     device: torch.device
     folder: Path
     sweeps: int = 5
+    peers: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,22 @@ GROUPS = {
     "memory": ("memory", "peak"),
     "report": ("report", "report"),
     "tracking": ("tracking", "tracking"),
+    "peers": ("peers", "peers"),
     "quality": ("quality", "quality"),
     "workers": ("workers", "workers"),
     "pruning": ("pruning", "pruning"),
 }
 SLOW = ("quality", "workers", "pruning")
-GROWTH = "growth"
+GROWTH, PEERS = "growth", "peers"
 
 
-def chosen_groups(only: Sequence[str], quick: bool) -> list[str]:
+def chosen_groups(only: Sequence[str], quick: bool, peers: bool = False) -> list[str]:
     """The groups to measure, in order.
 
     Args:
         only: names; empty = all.
         quick: leave out the slow ones of all.
+        peers: whether there are public scripts to compare with; without any their group is left out of all.
     """
-    return [name for name in GROUPS if (name in only if only else not (quick and name in SLOW))]
+    left_out = {*(SLOW if quick else ()), *(() if peers else (PEERS,))}
+    return [name for name in GROUPS if (name in only if only else name not in left_out)]

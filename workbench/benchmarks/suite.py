@@ -8,6 +8,7 @@ from pathlib import Path
 from workbench.benchmarks import growth, table
 from workbench.benchmarks.figure import Figure, Options
 from workbench.benchmarks.groups import GROUPS
+from workbench.benchmarks.peers import checkouts
 from workbench.common.distributed import pick_device
 from workbench.common.outputs import output_file, require_own
 
@@ -22,6 +23,7 @@ def run_suite(
     sweeps: int,
     device: str,
     folder: Path,
+    peers: Sequence[str] = (),
     say: Callable[[str], object],
 ) -> None:
     """Measure groups of figures and write the table; figures of other groups stay as an earlier call measured them.
@@ -30,11 +32,13 @@ def run_suite(
         groups: keys of GROUPS.
         with_growth: whether to measure how costs grow, too.
         folder: of the table and of what is made on the way.
+        peers: checkouts of public scripts, NAME=FOLDER.
         say: is given a line at a time.
     """
     # Asked now and not after hours of measuring.
     require_own(folder, *FILES)
-    options = Options(repeats, pick_device(device), (folder / "work").resolve(), sweeps)
+    scripts = checkouts(peers)
+    options = Options(repeats, pick_device(device), (folder / "work").resolve(), sweeps, scripts)
     options.folder.mkdir(exist_ok=True)
     figures = table.load(folder)
     say(f"{table.machine(options)}\n\n{table.HEAD}")

@@ -12,3 +12,8 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     return "" if value is None else str(value).replace("|", "\\|").replace("\n", "<br>")
+
+
+def two_digits(value: float) -> str:
+    """A number with two significant digits; from 10 on, all digits before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

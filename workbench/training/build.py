@@ -263,14 +263,28 @@ def _models(config: Config, backend: Backend, probe: Probe) -> tuple[nn.Module, 
     return policy, reference
 
 
+def require_shardable(config: Config) -> None:
+    """Refuse settings that do not work with weights sharded over several processes.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if config.lora.rank:
+        raise UserError("train.parallel = 'fsdp': LoRA trains so few weights that 'ddp' is the better choice")
+    if config.train.optimizer != "adamw":
+        raise UserError(
+            f"train.optimizer = {config.train.optimizer!r}: train.parallel = 'fsdp' works with 'adamw' alone"
+        )
+    if config.train.ema:
+        raise UserError("train.ema: averages whole weights; train.parallel = 'fsdp' shards them, choose 'ddp'")
+
+
 def _full(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tuple[nn.Module, Reference, list[Any]]:
     """Policy and reference as two denoisers, and these two."""
     parallel = config.train.parallel
     sharded = parallel == "fsdp" and distributed.world() > 1
-    if sharded and config.train.optimizer != "adamw":
-        raise UserError(
-            f"train.optimizer = {config.train.optimizer!r}: train.parallel = 'fsdp' works with 'adamw' alone"
-        )
+    if sharded:
+        require_shardable(config)
     began, of_reference = _beginnings(config)
     policy = backend.denoiser(trained=began).requires_grad_(True)
     # Half the memory, except where a mixture of policy and reference needs all its digits, or where the weights are
@@ -286,7 +300,7 @@ def _adapted(config: Config, backend: Backend, rule: Rule, probe: Probe) -> tupl
     """Policy and reference as two sets of adapters, and the one denoiser that holds them."""
     lora = config.lora
     if config.train.parallel == "fsdp" and distributed.world() > 1:
-        raise UserError("train.parallel = 'fsdp': LoRA trains so few weights that 'ddp' is the better choice")
+        require_shardable(config)
     policy, other, _ = adapt(
         backend.denoiser(half=True),
         rank=lora.rank,
@@ -325,8 +339,6 @@ def _average(config: Config, policy: nn.Module) -> Any:
     """Diffusers' moving average of the policy's weights, or None."""
     if not config.train.ema:
         return None
-    if config.train.parallel == "fsdp" and distributed.world() > 1:
-        raise UserError("train.ema: averages whole weights; train.parallel = 'fsdp' shards them, choose 'ddp'")
     from diffusers.training_utils import EMAModel
 
     return EMAModel(policy.parameters(), decay=config.train.ema, foreach=True)

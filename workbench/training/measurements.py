@@ -147,3 +147,19 @@ def metric_names(config: Config) -> set[str]:
         (f"samples/{name}" for name in PROGRESS) if config.evaluation.seeds and config.evaluation.grid else (),
     ]
     return {name for group in names for name in group}
+
+
+def logged_values(config: Config) -> int:
+    """How many metric values a finished run of these settings logs at most; known without a checkpoint."""
+    rule, rule_settings = config.chosen("reference")
+    diagnostics, steps, interval = config.diagnostics, config.train.steps, rule(**rule_settings).interval
+    evaluated, distance = bool(config.evaluation.seeds), len(_distance("", Divergence(0.0, 0.0)))
+    each_step = len(STEP_METRICS) + distance + len((UPDATES, FROZEN))
+    each_pass = distance + len(BucketDiagnostics.MEANS) + len(BucketDiagnostics.ROBUST)
+    each_pass += min(diagnostics.buckets, diagnostics.pairs)
+    each_pass += len(PROGRESS) if evaluated and config.evaluation.grid else 0
+    # A decision about the reference measures the policy's distance too, where no pass has done so.
+    decided = distance * (steps // interval) if interval else 0
+    at_end = (len(BucketDiagnostics.BY_BUCKET) + 1) * diagnostics.buckets + bool(interval)
+    at_end += len(COMPARED) if evaluated else 0
+    return steps * each_step + -(-steps // diagnostics.interval) * each_pass + decided + at_end

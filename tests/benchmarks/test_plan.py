@@ -1,0 +1,180 @@
+"""The formulas of a plan against values worked by hand, and its bytes against what two processes hand to gloo."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tests.support.ranks import collectives
+from workbench import throughput
+from workbench.benchmarks import costs
+from workbench.benchmarks.measurement import random_pairs
+from workbench.benchmarks.plan import (
+    DECODE,
+    GPUS,
+    PICK_A_PIC,
+    STORE_ROWS,
+    Cluster,
+    Gpu,
+    Payload,
+    Work,
+    gpu_bytes,
+    passes,
+    payload,
+    plan,
+    reached,
+)
+from workbench.models import SHAPES, random_backend
+from workbench.training.config import resolve
+from workbench.training.measurements import logged_values, metric_names
+
+GPU = Gpu({"bfloat16": 100e12, "tf32": 50e12, "float32": 10e12}, memory=80e9, traffic=2e12, link=400e9)
+COST = costs.Cost(forward=1e12, step=8e12, recomputed=10e12, weights=1_000_000_000, trained=1_000_000_000)
+WORK = Work(
+    COST, flops=8e12, precision="bfloat16", utilisation=0.5, optimizer="adamw", sharded=False, batch=4, pairs=256,
+    steps=100, encode_images=4e12, encode_caption=1e9, pixels=512 * 512, pair_bytes=65_544, caption_bytes=118_272,
+    rows=5000,
+)  # fmt: skip
+
+
+def test_a_ring_passes_on_all_but_its_own_part():
+    """Four processes, 12 bytes: three parts of 3 bytes there, and for an all-reduce the same again."""
+    assert Payload(gathered=12).sent(4) == Payload(scattered=12).sent(4) == 9
+    assert Payload(reduced=12).sent(4) == 18
+    assert Payload(12, 12, 12).sent(1) == 0
+
+
+def test_the_seconds_of_a_step_by_hand():
+    found = plan(WORK, Cluster(GPU, gpus=8))
+    assert found.accumulation == passes(256, 4, 8) == 8
+    # 32 pairs a GPU of 8 TFLOP at 50 of 100 TFLOP/s.
+    assert found.arithmetic == pytest.approx(32 * 8 / 50)
+    # 7 / 8 of 4 GB twice, at 400 GB/s; it can hide in half of one of eight passes.
+    assert found.sent == pytest.approx(7e9) and found.communication == pytest.approx(7 / 400)
+    assert found.hidden == found.communication
+    # Ten numbers of 4 bytes a weight at 2 TB/s.
+    assert found.optimizer == pytest.approx(0.02)
+    assert found.step == pytest.approx(5.12 + 0.0175 + 0.02)
+    assert found.training == pytest.approx(515.75)
+
+
+def test_a_ring_over_several_machines_is_as_fast_as_its_network_and_hides_no_longer_than_a_backward_pass():
+    found = plan(replace(WORK, pairs=64), Cluster(GPU, gpus=16, network=10e9))
+    assert found.accumulation == 1 and found.arithmetic == pytest.approx(4 * 8 / 50)
+    assert found.communication == pytest.approx(2 * 15 / 16 * 4 / 10)
+    assert found.hidden == pytest.approx(0.32)
+
+
+def test_fsdp_gathers_in_each_pass_and_scatters_once():
+    sharded = replace(WORK, sharded=True)
+    assert payload(COST, True, 8) == Payload(gathered=8 * 3 * 4e9, scattered=4e9)
+    found = plan(sharded, Cluster(GPU, gpus=8))
+    assert found.sent == pytest.approx(7 / 8 * 100e9) and found.hidden == pytest.approx(found.communication)
+    # 16 bytes a weight of the policy and 4 of the reference in eight parts, and the gradients of 8 passes whole.
+    assert found.memory == pytest.approx(20e9 / 8 + 4e9)
+    assert gpu_bytes(replace(sharded, pairs=32), 8) == pytest.approx(20e9 / 8)
+    assert found.optimizer == pytest.approx(0.02 / 8)
+
+
+def test_a_copy_on_each_gpu_takes_what_one_gpu_does():
+    assert gpu_bytes(WORK, 8) == gpu_bytes(WORK, 1) == 20e9
+    assert gpu_bytes(replace(WORK, precision="float32"), 8) == 20e9  # no copies, but a reference of 4 bytes
+    lora = replace(WORK, cost=replace(COST, trained=10_000_000))
+    assert gpu_bytes(lora, 8) == pytest.approx(2e9 + 18 * 10e6)
+
+
+def test_encoding_loading_and_storage_by_hand():
+    found = plan(WORK, Cluster(GPU, gpus=8, cores=10))
+    pairs, captions = PICK_A_PIC
+    assert found.encoding == pytest.approx(pairs * 4e12 / 25e12 + captions * 1e9 / 50e12)
+    assert found.decoding == pytest.approx(2 * pairs * (DECODE[0] + DECODE[1] * 262_144) / 10)
+    assert found.encoded == pytest.approx(pairs / found.encoding)
+    assert found.stored == pytest.approx(pairs * 65_544 + captions * 118_272)
+    assert found.read == 256 * 183_816
+    assert found.rows == pytest.approx(5000 / 515.75)
+
+
+def test_a_measured_time_takes_the_place_of_flops():
+    assert plan(replace(WORK, seconds_pair=0.25), Cluster(GPU, gpus=8)).arithmetic == 8.0
+
+
+def test_the_limit_that_is_nearest_comes_first_and_is_reached_with_more_gpus():
+    # 1.6 s of arithmetic a pair, so that encoding is no limit before there are many GPUs.
+    work = replace(WORK, steps=40_000, rows=0)
+    loads = plan(work, Cluster(GPU, gpus=8)).loads
+    assert list(loads.values()) == sorted(loads.values(), reverse=True)
+    assert loads["memory of a GPU, activations not counted"] == 0.25
+    places = reached(work, Cluster(GPU, gpus=8, network=1e9))
+    # 64 pairs each on 4 GPUs; of two machines communication takes 7.5 s beside 2.56 s.
+    assert places["communication against arithmetic"] == 16
+    assert places["memory of a GPU, activations not counted"] is None
+    assert reached(replace(work, rows=10**12), Cluster(GPU, gpus=8))["metrics against what the store takes"] == 8
+    assert STORE_ROWS < 10**12 / (40_000 * 5.16)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_bytes_are_those_that_two_processes_hand_to_gloo(tmp_path, how, accumulation):
+    """One step of the real loop, tiny denoiser; what hooks see is what `payload` says."""
+    weights = sum(p.numel() for p in random_backend(SHAPES["tiny"], torch.device("meta")).denoiser().parameters())
+    expected = payload(costs.Cost(0, 0, 0, weights, weights), how == "fsdp", accumulation)
+    for found in collectives(tmp_path, how, accumulation):
+        assert found["reduced"] == expected.reduced
+        # fsdp fills tensors up to a multiple of the processes.
+        assert found["gathered"] == pytest.approx(expected.gathered, rel=0.01)
+        assert found["scattered"] == pytest.approx(expected.scattered, rel=0.01)
+
+
+def test_the_encoder_and_the_store_follow_from_the_shape():
+    images, caption = costs.encoder_flops(SHAPES["sd15"])
+    assert caption == 2 * 77 * 84_934_656
+    # A convolution of the first level by hand is 2 * 9 * 128 * 128 * 512 * 512 FLOPs an image; there are 4 like it.
+    assert images > 2 * 4 * 2 * 9 * 128 * 128 * 512 * 512
+    # Cost grows as pixels do, but for the attention in the middle.
+    assert 4 < costs.encoder_flops(SHAPES["sdxl"])[0] / images < 5
+    backend = random_backend(SHAPES["tiny"], torch.device("cpu"))
+    (shard,) = random_pairs(SHAPES["tiny"], backend, 4).shards
+    of_text = sum(x.nbytes for name, x in shard.items() if name.startswith("text."))
+    of_pairs = sum(x.nbytes for x in shard.values()) - of_text
+    assert costs.store_bytes(SHAPES["tiny"], "float16") == (of_pairs / 4, of_text / 4)
+
+
+def test_logged_values_are_all_metrics_once_where_a_run_has_one_step():
+    config = resolve({"train.steps": 1, "reference.policy": "update", "reference.interval": 2})
+    assert logged_values(config) == len(metric_names(config))
+    more = resolve({"train.steps": 33, "diagnostics.interval": 16, "reference.policy": "frozen"})
+    less = resolve({"train.steps": 32, "diagnostics.interval": 16, "reference.policy": "frozen"})
+    # A step, and a pass: the policy's distance, what validation and the sample grid show, a margin a bucket.
+    assert logged_values(more) - logged_values(less) == 13 + 2 + 7 + 3 + 10
+
+
+def test_the_command_prints_and_writes_a_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "count", lambda shape, lora: replace(COST, trained=COST.weights // (100 if lora else 1)))
+    monkeypatch.setattr(costs, "encoder_flops", lambda shape: (4e12, 1e9))
+    told = ["--plan", "--shape", "sd15", "--gpus", "16", "--out", str(tmp_path)]
+    done = CliRunner().invoke(throughput.main, told)
+    assert done.exit_code == 0, done.output
+    assert "| pairs a pass x passes x GPUs | 8 x 16 x 16 |" in done.output
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert [*found] == ["sd15 full, 16 GPUs", "sd15 lora, 16 GPUs"]
+    one = plan(replace(Work(**found["sd15 full, 16 GPUs"]["plan"]["work"]), cost=COST), Cluster(GPUS["H100"], gpus=16))
+    assert one.step == pytest.approx(
+        found["sd15 full, 16 GPUs"]["plan"]["arithmetic"] + one.optimizer + one.communication
+    )
+    assert "| sd15 full, 16 GPUs | sd15 lora, 16 GPUs |" in (tmp_path / "plan.md").read_text()
+
+    (tmp_path / "measured.json").write_text(
+        json.dumps([{"shape": "sd15", "variant": "full", "problem": "", "measured": {"seconds": 0.035}}])
+    )
+    measured = [*told, "--measured", str(tmp_path / "measured.json"), "--variant"]
+    assert "| of it arithmetic, s | 4.5 |" in CliRunner().invoke(throughput.main, [*measured, "full"]).output
+    for more, says in (
+        ([*measured, "lora"], "holds no measurement of sd15 lora"),
+        ([*told, "--variant", "lora", "--set", "train.parallel=fsdp"], "LoRA trains so few weights"),
+        ([*told, "--shape", "sana"], "--plan knows the encoders of sd, sdxl, sd3, flux1 alone"),
+        ([*told, "--gpus", "5000"], "a step has 2048 pairs"),
+    ):
+        done = CliRunner().invoke(throughput.main, more)
+        assert done.exit_code != 0 and says in str(done.output) + str(done.exception)
