@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import runpy
 import signal
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ from diffusers import StableDiffusionPipeline
 from tests.support.commands import invoke
 from tests.support.helpers import ROOT, as_toml, overrides, pair_rows, workbench
 from workbench import tracking
+from workbench.__main__ import SECTIONS
 
 SPACE = """
 [sweep.arms]
@@ -102,7 +104,7 @@ def test_sweep_and_report(experiment, workplace, forked_workers):
     assert other.returncode == 2 and "train.lr = 0.001, now it is 0.5" in other.stderr
     assert len(trials(workplace, "s")) == 5
 
-    report = workbench("workbench.report", "--notebook", "divergence", "--notebook", "tradeoff", cwd=workplace)
+    report = invoke("report", "--notebook", "divergence")
     assert report.returncode == 0, report.stderr
     check_report(workplace, "divergence", "divergence-score")
     best = invoke("study", "best", "s", "--output", "best")
@@ -314,7 +316,11 @@ def test_an_unreachable_tracking_server_is_a_failure(tiny, workplace):
     assert done.returncode == 1 and "cannot be reached" in done.stderr
 
 
-@pytest.mark.parametrize("module", ["sweep", "claims", "train", "encode", "evaluate", "report", "prefer", "pretrain"])
-def test_help_teaches(module, workplace):
-    done = workbench(f"workbench.{module}", "--help", cwd=workplace)
-    assert done.returncode == 0 and "Usage:" in done.stdout and len(done.stdout) > 400
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("module", [name for names in SECTIONS.values() for name in names])
+def test_help_teaches(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:  # as `python -m` does it, in a process that has its imports
+        runpy.run_module(f"workbench.{module}", run_name="__main__")
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and shown.startswith("Usage: ") and len(shown) > 400

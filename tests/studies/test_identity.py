@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tests.support.helpers import workbench
+from tests.support.commands import invoke
 from workbench import tracking
 from workbench.common.errors import Failure, UserError
 from workbench.common.paths import storage_place, storage_url
@@ -99,10 +99,10 @@ def test_a_foreign_study_of_the_same_name_is_refused_and_left_as_it_is(foreign, 
 
 def test_commands_pass_over_foreign_studies(foreign, workplace):
     begun("mine")
-    assert workbench("workbench.study", "doctor", cwd=workplace).returncode == 0
-    shown = workbench("workbench.study", "status", cwd=workplace)
+    assert invoke("study", "doctor").returncode == 0
+    shown = invoke("study", "status")
     assert "Study mine" in shown.stdout and "Study s:" not in shown.stdout
-    refused = workbench("workbench.study", "doctor", "s", cwd=workplace)
+    refused = invoke("study", "doctor", "s")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
     assert [t.state.name for t in foreign.get_trials()] == ["COMPLETE"] * 3 + ["RUNNING"]
 
@@ -329,8 +329,8 @@ def test_a_deleted_experiment_names_how_to_restore_it(workplace):
     client = tracking.connect()
     number = tracking.store.experiment(client).experiment_id
     client.delete_experiment(number)
-    for command in (["workbench.study", "doctor"], ["workbench.report"], ["workbench.sweep", "--trials", "1"]):
-        refused = workbench(*command, cwd=workplace)
+    for command in (["study", "doctor"], ["report"], ["sweep", "--trials", "1"]):
+        refused = invoke(*command)
         assert refused.returncode == 1 and refused.stderr.count("\n") == 1, refused.stderr
         assert f"mlflow experiments restore --experiment-id {number}" in refused.stderr
 

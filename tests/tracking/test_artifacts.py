@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import mlflow
 import pytest
 
+from tests.support.commands import invoke
 from tests.support.helpers import workbench
 from workbench import tracking
 from workbench.common.errors import Failure, UserError
@@ -71,7 +72,7 @@ def test_a_copied_project_does_not_write_into_the_original(project, workplace, e
     client = tracking.connect()
     with pytest.raises(Failure, match="was moved or copied"):
         tracking.Tracker(client, "late", params={}, tags={})
-    assert workbench("workbench.study", "relocate", str(project), ".", cwd=copy).returncode == 0
+    assert invoke("study", "relocate", project, ".").returncode == 0
     run = tracking.Tracker(client, "late", params={}, tags={})
     run.log(1, {"a": 2.0})
     run.close("complete")
@@ -96,7 +97,7 @@ def test_an_artifact_place_that_cannot_be_written_is_found_before_training(proje
     (project / "mlruns").write_text("a file")
     with pytest.raises(Failure, match=r"artifacts of this tracking store go to .*mlruns, which cannot be written"):
         tracking.Tracker(tracking.connect(), "late", params={}, tags={})
-    refused = workbench("workbench.sweep", "--trials", "1", cwd=project)
+    refused = invoke("sweep", "--trials", 1)
     assert refused.returncode == 1 and "cannot be written" in refused.stderr and refused.stderr.count("\n") == 1
     assert not (project / "optuna.db").exists()
 

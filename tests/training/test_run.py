@@ -13,7 +13,7 @@ from workbench.studies.experiment import Experiment
 from workbench.training.build import build
 from workbench.training.config import merge, read, resolve
 from workbench.training.measurements import metric_names
-from workbench.training.preparation import prepare
+from workbench.training.preparation import Preparations, prepare
 from workbench.training.run import check
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
@@ -52,20 +52,32 @@ def test_every_arm_of_every_experiment_runs_two_steps(path, tiny, workplace):
     quick.pop("reference.interval")
     arms = {arm.name: arm.config for arm in Experiment.resolve(merge(read(path), quick)).arms}
     assert arms
+    preparations = Preparations()
     for config in arms.values():
         notes = Notes()
-        run(config, notes)
+        run(config, notes, preparations(config))
         assert sorted(notes.metrics) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def preparations(tmp_path_factory):
+    """What runs share that differ in nothing but the method, kept for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Preparations()
 
 
 @pytest.mark.parametrize("policy", RULES)
 @pytest.mark.parametrize("loss", OBJECTIVES)
-def test_every_objective_runs_with_every_reference_policy_and_timestep_aware(loss, policy, tiny, workplace):
+def test_every_objective_runs_with_every_reference_policy_and_timestep_aware(
+    loss, policy, tiny, preparations, workplace
+):
     chosen = {"objective.loss": loss, "reference.policy": policy}
     aware = {"timesteps.density": "discounted", "reward_scale.shape": "inverse_sqrt_snr"}
     cheap = {"train.steps": 2, "evaluation.seeds": 0, "evaluation.grid": 0, "diagnostics.draws": 1}
+    config = resolve(merge(tiny | cheap, chosen | aware | {"data.prompts": "embedded"}))
     notes = Notes()
-    final = run(merge(tiny | cheap, chosen | aware), notes)
+    final = run(config, notes, preparations(config))
     assert np.isfinite(list(final.values())).all()
     assert notes.metrics[2]["train/loss"] != notes.metrics[1]["train/loss"]
 
