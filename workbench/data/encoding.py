@@ -55,7 +55,7 @@ class Encoding:
         flip: every pair also mirrored, both of its images alike; "independent" = also with one image mirrored.
         dtype: "float32" or "float16", of what is stored.
         scores: beginning of the names of the columns that hold the images' scores; empty = none are stored.
-        resize: filter by which images are resized, "bicubic" or "bilinear".
+        resize, crop: how images are fitted to a square, as `images.fit` takes them.
     """
 
     limit: int = 0
@@ -63,11 +63,12 @@ class Encoding:
     dtype: str = "float32"
     scores: str = field(default="", repr=False)
     resize: str = field(default="bicubic", repr=False)
+    crop: str = field(default="center", repr=False)
 
     @property
     def additions(self) -> list[str]:
         """What is not among the fields that every digest has, where it is not the default."""
-        later = {"scores": "", "resize": "bicubic"}
+        later = {"scores": "", "resize": "bicubic", "crop": "center"}
         return [f"{name}={getattr(self, name)}" for name, default in later.items() if getattr(self, name) != default]
 
 
@@ -186,6 +187,7 @@ def _build(
         "flip": encoding.flip,
         "scores": encoding.scores,
         "resize": encoding.resize,
+        "crop": encoding.crop,
         "pairs": sum(s["pairs"] for s in progress.shards),
         "captions": len(progress.captions),
         "counts": dict(progress.counts),
@@ -357,7 +359,7 @@ def decoded(
     Args:
         done, state: as `Rows.chunks` takes them.
         mine: those of a chunk's rows that are this process's.
-        encoding: says which scores are read and how images are resized.
+        encoding: says which scores are read and how images are resized and cropped.
     """
     waiting: deque[tuple[list[tuple[str, Future | None]], Mapping[str, Any] | None]] = deque()
     threads = workers or len(os.sched_getaffinity(0))
@@ -372,7 +374,7 @@ def decoded(
         for chunk, after in rows.chunks(size, done, state):
             # By a row's columns, before its images are decoded: what does not count costs nothing.
             kinds = [(kind_of(row, encoding.scores), row) for row in mine(chunk)]
-            how = resolution, encoding.scores, encoding.resize
+            how = resolution, encoding.scores, encoding.resize, encoding.crop
             begun = [(k, pool.submit(decode, row, *how) if k == "used" else None) for k, row in kinds]
             waiting.append((begun, after))
             # Bounded, since decoded images wait in memory.
