@@ -235,7 +235,7 @@ def test_a_store_whose_images_were_resized_otherwise_is_refused(rows, tiny, back
     place = workplace / "store"
     encode(open_rows(rows, "train"), backend, into=place)
     index = json.loads((place / "index.json").read_text())
-    del index["resize"]  # as stores have it that were made before it could be chosen
+    del index["resize"], index["crop"]  # as stores have it that were made before it could be chosen
     (place / "index.json").write_text(json.dumps(index))
     stores = {"data.train": str(place), "data.validation": str(place)}
     wanted, other = (resolve(tiny | stores | {"data.resize": how}).data for how in ("bicubic", "bilinear"))
@@ -243,6 +243,10 @@ def test_a_store_whose_images_were_resized_otherwise_is_refused(rows, tiny, back
         assert len(open_pairs(wanted, split, backend))
         with pytest.raises(UserError, match=r"data\.resize = 'bilinear': .*store was encoded with 'bicubic'"):
             open_pairs(other, split, backend)
+    cropped = resolve(tiny | stores | {"data.crop": "random"}).data
+    assert len(open_pairs(cropped, "validation", backend))
+    with pytest.raises(UserError, match=r"data\.crop = 'random': .*store was encoded with 'center'"):
+        open_pairs(cropped, "train", backend)
 
 
 def test_nothing_usable_is_an_error_that_says_why(tmp_path, backend, workplace):

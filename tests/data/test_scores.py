@@ -5,13 +5,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 from torch import Generator
 
 from tests.support.helpers import pair_rows
 from tests.support.runs import run
 from workbench.common.errors import UserError
 from workbench.data.encoding import Encoding, encode, key_of
-from workbench.data.rows import fit, open_rows
+from workbench.data.images import fit
+from workbench.data.rows import open_rows
 from workbench.data.streaming import StreamedPairs
 from workbench.models import load
 from workbench.training.config import resolve
@@ -65,8 +67,10 @@ def test_without_scores_nothing_changes(scored, backend):
     rows = open_rows(scored, "train")
     pairs = encode(rows, backend)
     assert pairs.gather(torch.arange(3), CPU).gap is None and len(pairs) == 12
-    keys = {key_of(rows, backend, e) for e in (Encoding(), SCORED, Encoding(resize="bilinear"))}
-    assert len(keys) == 3 and repr(SCORED) == "Encoding(limit=0, flip=False, dtype='float32')"
+    keys = {
+        key_of(rows, backend, e) for e in (Encoding(), SCORED, Encoding(resize="bilinear"), Encoding(crop="random"))
+    }
+    assert len(keys) == 4 and repr(SCORED) == "Encoding(limit=0, flip=False, dtype='float32')"
 
 
 def test_data_without_these_columns_are_refused_in_one_line(scored, tiny_pairs, tiny, backend):
@@ -88,10 +92,21 @@ def test_soft_labels_train(scored, tiny):
 
 
 def test_resizing_is_pillows():
-    from PIL import Image
-
     image = Image.effect_noise((90, 60), 80).convert("RGB")
-    for name, kind in (("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)):
+    for name, kind in (("bicubic", 3), ("bilinear", 2), ("lanczos", 1)):
         theirs = image.resize((48, 32), kind).crop((8, 0, 40, 32))
         assert fit(image, 32, name)[0].tobytes() == theirs.tobytes()
     assert fit(image, 32)[0].tobytes() == fit(image, 32, "bicubic")[0].tobytes()
+
+
+def test_a_random_crop_lies_along_the_longer_edge_and_is_the_images_own():
+    noise = [Image.effect_noise(edges, 80).convert("RGB") for edges in [(96, 32)] * 40 + [(32, 96)] * 40]
+    places = [fit(image, 32, crop="random")[1] for image in noise]
+    assert places == [fit(image, 32, crop="random")[1] for image in noise]
+    wide, tall = places[:40], places[40:]
+    assert {top for top, _ in wide} == {0} and {left for _, left in tall} == {0}
+    along = [left for _, left in wide] + [top for top, _ in tall]
+    assert min(along) < 10 and max(along) > 54 and len(set(along)) > 20
+    image = noise[0]
+    pixels, (top, left) = fit(image, 32, crop="random")
+    assert pixels.tobytes() == image.crop((left, top, left + 32, top + 32)).tobytes()

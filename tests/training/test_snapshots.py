@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,11 @@ VARIANTS = [
     pytest.param({"reference.rate": 0.5, "reference.on_exceed": "freeze", "reference.delta": 1.0}, id="mixture"),
     pytest.param({"lora.rank": 2, "train.lr": 1e-2}, id="lora", marks=pytest.mark.slow),
     pytest.param({"train.optimizer": "adafactor", "data.flip": True}, id="adafactor", marks=pytest.mark.slow),
+    pytest.param(
+        {"train.optimizer": "prodigy", "train.lr": 1.0},
+        id="prodigy",
+        marks=[pytest.mark.slow, pytest.mark.skipif(not find_spec("prodigyopt"), reason="needs prodigyopt")],
+    ),
     pytest.param({"data.cache": False}, id="streamed", marks=pytest.mark.slow),
     pytest.param({"model.dtype": "float16"}, id="float16", marks=pytest.mark.slow),
     pytest.param({"objective.loss": "kto", "timesteps.density": "discounted"}, id="kto", marks=pytest.mark.slow),

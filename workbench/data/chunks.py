@@ -14,6 +14,20 @@ Decoded: TypeAlias = tuple[list[tuple[str, Pair | None]], Mapping[str, Any] | No
 AHEAD = 2  #: chunks decoded ahead
 
 
+class Reading(NamedTuple):
+    """How a row is decoded, in the order in which `rows.decode` takes it.
+
+    Attributes:
+        scores: beginning of the names of the columns that hold the images' scores; empty = none are read.
+        resize: filter by which images are resized.
+        crop: where the square is cut from an image that is none.
+    """
+
+    scores: str = ""
+    resize: str = "bicubic"
+    crop: str = "center"
+
+
 def decoded(
     rows: Rows,
     resolution: int,
@@ -21,25 +35,22 @@ def decoded(
     done: int = 0,
     state: Mapping[str, Any] | None = None,
     workers: int = 0,
+    reading: Reading = Reading(),
     mine: Callable[[list], list] = lambda rows: rows,
-    scores: str = "",
-    resize: str = "bicubic",
 ) -> Iterator[Decoded]:
     """What became of rows and the pairs of those that count, in order; a chunk at a time, decoded ahead on threads.
 
     Args:
         done, state: as `Rows.chunks` takes them.
         mine: those of a chunk's rows that are this process's.
-        scores: beginning of the names of the columns that hold the images' scores; empty = none are read.
-        resize: filter by which images are resized.
     """
     threads = workers or cores()
     with ThreadPoolExecutor(threads) as pool:
 
         def begun(row: Mapping[str, Any]) -> tuple[str, Future | None]:
             # By a row's columns, before its images are decoded: what does not count costs nothing.
-            kind = kind_of(row, scores)
-            return kind, pool.submit(decode, row, resolution, scores, resize) if kind == "used" else None
+            kind = kind_of(row, reading.scores)
+            return kind, pool.submit(decode, row, resolution, *reading) if kind == "used" else None
 
         chunks = (([begun(row) for row in mine(chunk)], after) for chunk, after in rows.chunks(size, done, state))
         # In order: threads finish in any, but the pairs' order is that of the rows.

@@ -31,7 +31,7 @@ from workbench.common.paths import cache_folder
 from workbench.common.processes import cores
 from workbench.common.progress import Progress
 from workbench.common.validation import is_place
-from workbench.data.chunks import Chunk, counted, decoded, lagging
+from workbench.data.chunks import Chunk, Reading, counted, decoded, lagging
 from workbench.data.pairs import EncodedPairs
 from workbench.data.rows import Pair, Rows, report
 from workbench.data.store import FORMAT, INDEX, Header, open_store, require_fit, sha256, verify
@@ -55,7 +55,7 @@ class Encoding:
         flip: every pair also mirrored, both of its images alike; "independent" = also with one image mirrored.
         dtype: "float32" or "float16", of what is stored.
         scores: beginning of the names of the columns that hold the images' scores; empty = none are stored.
-        resize: filter by which images are resized, "bicubic" or "bilinear".
+        resize, crop: how images are fitted to a square, as `images.fit` takes them.
     """
 
     limit: int = 0
@@ -63,16 +63,17 @@ class Encoding:
     dtype: str = "float32"
     scores: str = field(default="", repr=False)
     resize: str = field(default="bicubic", repr=False)
+    crop: str = field(default="center", repr=False)
 
     @property
-    def reading(self) -> dict[str, str]:
-        """How rows are decoded, as `decoded` takes it."""
-        return {"scores": self.scores, "resize": self.resize}
+    def reading(self) -> Reading:
+        """How rows are decoded."""
+        return Reading(self.scores, self.resize, self.crop)
 
     @property
     def additions(self) -> list[str]:
         """What is not among the fields that every digest has, where it is not the default."""
-        later = {"scores": "", "resize": "bicubic"}
+        later = {"scores": "", "resize": "bicubic", "crop": "center"}
         return [f"{name}={getattr(self, name)}" for name, default in later.items() if getattr(self, name) != default]
 
 
@@ -191,6 +192,7 @@ def _build(
         "flip": encoding.flip,
         "scores": encoding.scores,
         "resize": encoding.resize,
+        "crop": encoding.crop,
         "pairs": sum(s["pairs"] for s in progress.shards),
         "captions": len(progress.captions),
         "counts": dict(progress.counts),
@@ -253,7 +255,7 @@ def _shards(
     # Every row that was read is counted as one kind, so the total is the number of rows to leave out.
     initial = progress.counts.total()
     bar = Progress(total=rows.total or None, initial=initial, desc="encode pairs", unit="row", leave=False)
-    read = decoded(rows, backend.resolution, size, initial, progress.state, workers, **encoding.reading)
+    read = decoded(rows, backend.resolution, size, initial, progress.state, workers, encoding.reading)
     with bar:
         for chunk, ways in _encoded(counted(read, progress.counts, encoding.limit), backend, encoding.flip):
             bar.update(chunk.counts.total() - progress.counts.total())

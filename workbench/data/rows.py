@@ -9,20 +9,17 @@ its two images is which is all that is swapped.
 """
 
 import glob
-import io
 import math
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from workbench.common import cache
 from workbench.common.errors import Failure, UserError, one_line
@@ -30,13 +27,12 @@ from workbench.common.files import in_place
 from workbench.common.paths import cache_folder
 from workbench.common.reading import near, read_lines
 from workbench.data.columns import NAMES, PLAIN, Layout, Names, require_images, score_columns, wanted_columns
+from workbench.data.images import fit, opened
 from workbench.data.parquet import is_image, is_text, open_parquet, unified
 from workbench.models import ASSETS, HUB_ID, digest_of
 
 #: What may become of a row.
 KINDS = ("used", "ties", "unlabelled", "invalid", "undecodable")
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow starts other programs for some others
-STRIP = 50  # longest image that is one, by its shorter edge
 
 
 class Pair(NamedTuple):
@@ -330,57 +326,23 @@ def kind_of(row: Mapping[str, Any], scores: str = "") -> str:
     return "used"
 
 
-def decode(row: Mapping[str, Any], size: int, scores: str = "", resize: str = "bicubic") -> Pair | None:
+def decode(
+    row: Mapping[str, Any], size: int, scores: str = "", resize: str = "bicubic", crop: str = "center"
+) -> Pair | None:
     """A row's pair, winner first; None where an image cannot be decoded.
 
     Args:
-        scores, resize: as `open_rows` and `fit` take them.
+        scores, resize, crop: as `open_rows` and `images.fit` take them.
     """
     try:
-        first, second = (_open(row[column]) for column in ("jpg_0", "jpg_1"))
-        (pixels, corner), (other, _) = fit(first, size, resize), fit(second, size, resize)
+        first, second = (opened(row[column]) for column in ("jpg_0", "jpg_1"))
+        (pixels, corner), (other, _) = fit(first, size, resize, crop), fit(second, size, resize, crop)
     except Exception:  # Pillow raises many kinds for broken files
         return None
     w, l = (pixels, other) if row["label_0"] == 1 else (other, pixels)  # noqa: E741
     # 2 label - 1 is +1 where the first image is the winner, -1 where it is the loser.
     gap = (row[f"{scores}_0"] - row[f"{scores}_1"]) * (2 * row["label_0"] - 1) if scores else 0.0
     return Pair(row["caption"], w, l, (first.height, first.width), corner, gap)
-
-
-def fit(image: Image.Image, size: int, resize: str = "bicubic") -> tuple[np.ndarray, tuple[int, int]]:
-    """RGB, shorter edge resized to `size`, centre-cropped to a square.
-
-    Args:
-        resize: Pillow's filter, "bicubic" or "bilinear".
-    Returns:
-        Pixels (size, size, 3), uint8, and where the crop began: top, left.
-    Raises:
-        ValueError: so long a strip that it would be huge before it is cropped.
-    """
-    image = image.convert("RGB")
-    if image.size == (size, size):
-        return np.asarray(image), (0, 0)
-    if max(image.size) > STRIP * min(image.size):
-        raise ValueError(f"a strip of {image.width} x {image.height} pixels")
-    scale = size / min(image.size)
-    # max: rounding must not make the shorter edge a pixel less than the square.
-    edges = max(size, round(image.width * scale)), max(size, round(image.height * scale))
-    image = image.resize(edges, Image.Resampling[resize.upper()])
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size))), (top, left)
-
-
-def _open(data: bytes | Mapping[str, Any]) -> Image.Image:
-    image = Image.open(io.BytesIO(data if isinstance(data, bytes) else data["bytes"]), formats=FORMATS)
-    # Image.open reads only the header; damage in the pixels shows here.
-    image.load()
-    with suppress(Exception):  # Pillow raises many kinds for EXIF that is none; the picture can be whole
-        ImageOps.exif_transpose(image, in_place=True)  # cameras store how they were held, and viewers turn pictures
-    if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off above 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError("pixels without a known range")
-    return image
 
 
 def report(counts: Mapping[str, int]) -> str:

@@ -58,6 +58,7 @@ class Index(BaseModel):
     flip: Literal[True, False, "independent"]
     scores: str = ""
     resize: str = "bicubic"
+    crop: str = "center"
     pairs: Positive
     captions: NotNegative
     counts: dict[str, NotNegative]
@@ -114,6 +115,7 @@ def open_store(
     limit: int = 0,
     scores: str = "",
     resize: str = "",
+    crop: str = "",
 ) -> EncodedPairs:
     """An encoded store.
 
@@ -123,7 +125,7 @@ def open_store(
         flip: which mirrored pairs it must hold; None = whatever it does.
         limit: take the first so many; 0 = all.
         scores: whose gaps it must hold; empty = no matter.
-        resize: filter by which its images must have been resized; empty = no matter.
+        resize, crop: how its images must have been resized and cropped; empty = no matter.
     Raises:
         UserError: it is other data, another model's, incomplete or damaged.
     """
@@ -148,8 +150,9 @@ def open_store(
     if scores and index.scores != scores:
         held = f"those of {index.scores!r}" if index.scores else "none"
         raise UserError(f"data.scores = {scores!r}: {place} was encoded with {held}; encode again")
-    if resize and index.resize != resize:
-        raise UserError(f"data.resize = {resize!r}: {place} was encoded with {index.resize!r}")
+    for name, wanted, held in (("resize", resize, index.resize), ("crop", crop, index.crop)):
+        if wanted and held != wanted:
+            raise UserError(f"data.{name} = {wanted!r}: {place} was encoded with {held!r}")
     shards = [_shard(place, entry) for entry in index.shards]
     _check(place, shards)
     pairs = EncodedPairs(shards, index.counts, index.digest)

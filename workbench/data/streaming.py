@@ -77,7 +77,7 @@ class StreamedPairs:
             coin = Generator().manual_seed(seed + distributed.rank())
             epoch = replace(rows, dataset=usable.shuffle(seed=seed, buffer_size=self.buffer))
             self.counts.clear()
-            for found, _ in decoded(epoch, self.backend.resolution, size, mine=turns, **self.encoding.reading):
+            for found, _ in decoded(epoch, self.backend.resolution, size, reading=self.encoding.reading, mine=turns):
                 self.counts.update(kind for kind, _ in found)
                 pairs = [pair for _, pair in found if pair]
                 if flip := self.encoding.flip:

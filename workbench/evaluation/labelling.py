@@ -26,8 +26,8 @@ from workbench.common.errors import UserError, shown
 from workbench.common.outputs import output_file, require_own
 from workbench.common.reading import near, read_lines
 from workbench.common.validation import writable_folder
+from workbench.data.images import FORMATS
 from workbench.data.parquet import read_table
-from workbench.data.rows import FORMATS
 from workbench.evaluation.pair_files import COLUMNS
 from workbench.evaluation.sample_store import read_bytes
 from workbench.models.safe_loading import read_json

@@ -3,7 +3,10 @@
 An optimizer is made from (parameters, lr, betas, weight_decay, epsilon). To add one: write it and name it below.
 """
 
+import io
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 
 import torch
 from torch import nn
@@ -11,6 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from workbench.common.errors import UserError
+
+log = logging.getLogger(__name__)
+LEAST = 0.1  #: a smaller rate was meant for another optimizer than Prodigy
 
 
 def adamw(
@@ -50,7 +56,36 @@ def adafactor(
     )
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adamw_8bit": adamw_8bit, "adafactor": adafactor}
+def prodigy(
+    parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float, epsilon: float
+) -> Optimizer:
+    """Prodigy, which finds the size of its steps itself (Mishchenko and Defazio 2023); four float32 states a weight.
+
+    With bias correction and its safeguard for warm-up, as diffusers' scripts use it. The rate is a factor of what it
+    finds and should be 1.
+
+    Raises:
+        UserError: prodigyopt is not installed.
+    """
+    try:
+        from prodigyopt import Prodigy
+    except ImportError:
+        raise UserError("train.optimizer = 'prodigy': needs prodigyopt (pip install prodigyopt)") from None
+    if lr < LEAST:
+        log.warning("train.lr = %g is a factor of the rate that prodigy finds; it should be near 1", lr)
+    with redirect_stdout(io.StringIO()):  # it prints a remark on weight decay
+        return Prodigy(
+            parameters, lr=lr, betas=betas, eps=epsilon, weight_decay=weight_decay, use_bias_correction=True,
+            safeguard_warmup=True,
+        )  # fmt: skip
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adamw": adamw,
+    "adamw_8bit": adamw_8bit,
+    "adafactor": adafactor,
+    "prodigy": prodigy,
+}
 
 
 def schedule_of(name: str, optimizer: Optimizer, warmup: int, steps: int) -> LRScheduler:

@@ -146,9 +146,9 @@ def open_backend(model: Model) -> Backend:
 
 
 def encoding_of(source: Data, split: str) -> Encoding:
-    """How the settings want a split encoded; mirrored pairs are for training alone."""
+    """How the settings want a split encoded; mirrored pairs and random crops are for training alone."""
     if split == "train":
-        return Encoding(source.limit, source.flip, source.dtype, source.scores, source.resize)
+        return Encoding(source.limit, source.flip, source.dtype, source.scores, source.resize, source.crop)
     return Encoding(source.validation_limit, False, source.dtype, resize=source.resize)
 
 
@@ -200,6 +200,8 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
             limit=encoding.limit,
             scores=encoding.scores,
             resize=encoding.resize,
+            # For validation a store is taken as it is.
+            crop=encoding.crop if split == "train" else "",
         )
         if split == "train" and source.limit_seed and 0 < encoding.limit < pairs.counts.get("used", 0):
             raise UserError(

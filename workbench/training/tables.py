@@ -103,8 +103,13 @@ class Data(Section):
         description="what SDXL is told of an image: its size and crop (diffusers' scripts), or the resolution (public "
         "Diffusion-DPO code)",
     )
-    resize: Literal["bicubic", "bilinear"] = Field(
+    resize: Literal["bicubic", "bilinear", "lanczos"] = Field(
         "bicubic", description="filter by which images are resized before they are encoded; public code's is bilinear"
+    )
+    crop: Literal["center", "random"] = Field(
+        "center",
+        description="which square of a training image is kept; 'random' = one along its longer edge, drawn once for "
+        "each image",
     )
     scores: Annotated[str, Field(pattern=r"^\w*$")] = Field(
         "",
@@ -157,7 +162,9 @@ class Train(Section):
     accumulation: Positive = Field(1, description="forward passes an optimizer step")
     lr: float = Field(3e-6, gt=0, description="learning rate after warm-up, as the optimizer sees it unless scale_lr")
     scale_lr: bool = Field(False, description="multiply lr by the pairs of an optimizer step, as public code does")
-    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field("adamw", description="8 bit needs bitsandbytes")
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "prodigy"] = Field(
+        "adamw", description="8 bit needs bitsandbytes; prodigy needs prodigyopt, and an lr near 1"
+    )
     schedule: Schedule = Field(
         "warmup",
         description="of the learning rate: 'warmup' = constant after it, whose first step has lr / (warmup + 1); the "
