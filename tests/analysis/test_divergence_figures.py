@@ -32,6 +32,10 @@ def test_the_front_has_the_arms_that_no_other_beats_in_reward_and_divergence():
     axes = figure.axes[0]
     assert axes.lines[0].get_xdata().tolist() == pytest.approx([0.002, 0.01])
     assert {"pretrained model", *points} == {text.get_text() for text in axes.get_legend().get_texts()}
+    assert not figure.texts
+    alone = arms(points).filter(pl.col("seed") == "0")
+    (said,) = divergence_figures.reward_front(alone).texts
+    assert said.get_text() == "one training seed: too few for an interval"
     assert {"near", "good", "delta = 0.005"} == {text.get_text() for text in axes.texts}
     with pytest.raises(UserError, match="metric 'nope'"):
         tables.front(arms(points), "nope")

@@ -34,16 +34,21 @@ def samples(scores: dict[str, list[float]]) -> pl.DataFrame:
 
 
 def test_relative_divergence_is_a_ratio_of_means_over_seeds():
-    study = runs(base=[0.01, 0.03], ours=[0.02, 0.04])
+    study = runs(base=[0.01, 0.03, 0.02], ours=[0.02, 0.04, 0.03])
     table = tables.relative_divergence(study, "ours", "base")
     assert table["bucket"].to_list() == ["0-499", "500-999"]
     assert table["mean"].to_list() == pytest.approx([1.5, 1.5])  # 0.03 / 0.02; a mean of ratios would be 1.67
-    assert table["low"].to_list() == pytest.approx([4 / 3] * 2)  # the seeds' own ratios, 2 and 4/3, bound it
+    assert table["low"].to_list() == pytest.approx([4 / 3] * 2)  # the seeds' own ratios, 2, 4/3 and 3/2, bound it
     assert table["high"].to_list() == pytest.approx([2.0] * 2)
 
 
+def test_a_ratio_of_two_seeds_has_no_interval():
+    table = tables.relative_divergence(runs(base=[0.01, 0.03], ours=[0.02, 0.04]), "ours", "base")
+    assert table.row(0)[2:] == (pytest.approx(1.5), pytest.approx(1.5), pytest.approx(1.5), 2)
+
+
 def test_no_ratio_to_what_is_not_positive_and_no_interval_where_a_draw_may_not_be():
-    study = runs(base=[-0.01, 0.03], worse=[0.02, 0.04], nothing=[-0.01, 0.0])
+    study = runs(base=[-0.01, 0.03, 0.01], worse=[0.02, 0.04, 0.03], nothing=[-0.01, 0.0, 0.0])
     assert tables.relative_divergence(study, "worse", "base").row(0)[2:5] == (pytest.approx(3.0), None, None)
     assert tables.relative_divergence(study, "worse", "nothing").row(0)[2:5] == (None, None, None)
 

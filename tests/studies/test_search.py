@@ -353,6 +353,88 @@ def test_slices_have_a_row_a_metric_and_the_trials_that_have_the_setting():
         search_figures.slices(results.read(study(BOTH | {"sweep.space": {}}, [trial(1.0, 1.0)])))
 
 
+def without_end(axes):
+    """Where trials without an end are marked along the axes' lower edge, by their mark."""
+    found = [line for line in axes.lines if line.get_transform() == axes.get_xaxis_transform()]
+    return {line.get_marker(): line.get_xdata().tolist() for line in found}
+
+
+def with_reports(made, **told):
+    """A trial with what it reported on its way."""
+    made.intermediate_values.update(told["reports"])
+    return made
+
+
+EARLY = [
+    with_reports(trial(1.0), reports={8: 0.1, 16: 0.2}), trial(state="FAIL", failed="out of memory"),
+    with_reports(trial(3.0, density="discounted", gamma=0.89), reports={8: 0.2, 16: 0.4}),
+    with_reports(trial(state="PRUNED", lr=1e-4), reports={16: 0.0, 8: 0.05}), trial(2.0),
+]  # fmt: skip
+
+
+def test_the_history_has_the_best_so_far_and_marks_trials_without_an_end():
+    (axes,) = search_figures.history(results.read(study(REWARD, EARLY))).axes
+    (steps,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert steps.get_xydata().tolist() == [[0, 1.0], [2, 3.0], [4, 3.0]]
+    assert without_end(axes) == {"v": [3], "X": [1]}
+    assert texts(axes.figure) == ["best so far", "pruned", "failed", "best", "beaten"]
+    both = study(BOTH, [trial(1.0, 0.3), trial(2.0, 0.2), trial(0.5, 0.4)])
+    least = search_figures.history(results.read(both)).axes[1]
+    assert least.lines[0].get_ydata().tolist() == [0.3, 0.2, 0.2]
+
+
+def test_slices_mark_the_trials_without_an_end_that_have_the_setting():
+    figure = search_figures.slices(results.read(study(REWARD, EARLY)))
+    assert [without_end(axes) for axes in figure.axes] == [
+        {"v": [1e-4], "X": [3e-5]}, {"v": [0], "X": [0]}, {},
+    ]  # fmt: skip
+    assert texts(figure)[:2] == ["pruned", "failed"]
+
+
+def test_intermediate_values_are_lines_with_a_cross_where_a_trial_was_pruned():
+    made = study(REWARD | {"sweep.pruner": "MedianPruner"}, EARLY)
+    (axes,) = search_figures.intermediate(results.reports(made)).axes
+    pruned = [line for line in axes.lines if line.get_color() == "C3"]
+    assert [line.get_xydata().tolist() for line in pruned] == [[[8, 0.05], [16, 0.0]], [[16, 0.0]]]
+    assert pruned[1].get_marker() == "X" and len(axes.lines) == 2 + len(pruned)
+    assert axes.get_ylabel() == "samples/reward_gain"
+    with pytest.raises(UserError, match=r"no trial reported any; those of a study with sweep\.pruner do"):
+        search_figures.intermediate(results.reports(study(REWARD, [trial(1.0)])))
+
+
+def test_parallel_coordinates_have_a_line_a_trial_and_those_without_an_end_stop_before_the_objective():
+    figure = search_figures.parallel(results.read(study(REWARD, EARLY)))
+    axes, _ = figure.axes
+    ended = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 4]
+    early = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 3]
+    third = pytest.approx(np.log10(3), abs=1e-6)  # 3e-5 on a logarithmic axis from 1e-5 to 1e-4
+    assert [list(y) for y in ended] == [
+        [third, 0, search_figures.NONE, 0], [third, 0, search_figures.NONE, 0.5], [third, 1, pytest.approx(0.5), 1],
+    ]  # fmt: skip
+    assert sorted(y[0] for y in early) == [third, 1]
+    widths = [line.get_linewidth() for line in axes.lines if len(line.get_ydata()) == 4]
+    assert widths[2] > widths[0] == widths[1]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [*SPACE, "eval/reward"]
+    with pytest.raises(UserError, match=r"parallel coordinates: the study declares no sweep\.space"):
+        search_figures.parallel(results.read(study(REWARD | {"sweep.space": {}}, [trial(1.0)])))
+
+
+def test_win_rates_have_their_intervals_in_every_figure_of_them():
+    ends = {"eval/win_rate_low": 0.4, "eval/win_rate_high": 0.7}
+    far = {"divergence/policy": 0.01}
+    wanted = {"sweep.objective": "eval/win_rate", "sweep.direction": "maximize"}
+    found = results.read(study(wanted, [trial(0.55, **ends, **far), trial(0.6, **far)]))
+    for axes in (
+        search_figures.trade_off(found).axes[0], search_figures.history(found).axes[0],
+        search_figures.slices(found).axes[0],
+    ):  # fmt: skip
+        segments = [segment[:, 1].tolist() for lines in axes.collections for segment in lines.get_segments()]
+        assert [0.4, 0.7] in segments, segments
+    (axes,) = search_figures.trade_off(found, x="eval/win_rate", y="divergence/policy").axes
+    (segment,) = (s for lines in axes.collections for s in lines.get_segments())
+    assert segment[:, 0].tolist() == [0.4, 0.7]
+
+
 def test_importance_is_drawn_as_far_as_it_can_be_predicted():
     shares = pl.DataFrame({
         "metric": ["a/b", "a/b", "c/d"], "setting": ["train.lr", "timesteps.gamma", "train.lr"],
@@ -364,6 +446,7 @@ def test_importance_is_drawn_as_far_as_it_can_be_predicted():
     assert [t.get_text() for t in axes.get_legend().get_texts()] == [
         "a/b: 80 % can be predicted", "c/d: 0 % can be predicted",
     ]  # fmt: skip
+    assert "fANOVA" in axes.get_title("left")
     with pytest.raises(UserError, match="from the settings of 12 trials nothing can be predicted"):
         search_figures.importance(shares.with_columns(predicted=pl.lit(0.0)))
 

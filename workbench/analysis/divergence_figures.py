@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.analysis import tables
-from workbench.analysis.figures import MARKERS, deltas_of
+from workbench.analysis.figures import MARKERS, deltas_of, say_few
 from workbench.analysis.labels import labels
 from workbench.common.errors import UserError
 from workbench.models.small.reward import PARTS
@@ -110,6 +110,7 @@ def reward_front(runs: pl.DataFrame, *, score: str = "eval/reward") -> Figure:
     _tick(axes)
     _name_apart(axes, [(row["divergence"], row["score"], row["label"]) for row in best.to_dicts()])
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(table) // 16)
+    say_few(figure, table["seeds"])
     sns.despine(figure)
     return figure
 
@@ -199,6 +200,7 @@ def reward_parts(runs: pl.DataFrame) -> Figure:
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
     figure.supxlabel(DIVERGENCE)
+    say_few(figure, table["seeds"])
     sns.despine(figure)
     figure.tight_layout()
     return figure

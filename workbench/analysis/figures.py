@@ -223,7 +223,7 @@ def _name_buckets(axes: Axes, buckets: pl.Series) -> None:
 def divergence_by_timestep(runs: pl.DataFrame, *, arms: str = "gamma-9,ours", base: str = "threshold") -> Figure:
     """The paper's Fig. 5: the policy's divergence by timestep interval, in per cent of the reference update's alone.
 
-    Points are ratios of means over training seeds, whiskers 95 % bootstrap intervals over seeds.
+    Points are ratios of means over training seeds, whiskers 95 % bootstrap intervals over seeds; none below three.
     """
     table, called = tables.relative_divergence(runs, arms, base), labels(runs)
     figure, axes = plt.subplots(figsize=(7.6, 4.2))
@@ -237,6 +237,7 @@ def divergence_by_timestep(runs: pl.DataFrame, *, arms: str = "gamma-9,ours", ba
     axes.set(xlabel="timestep (right: more noise, earlier)", ylabel="divergence of the policy, %")
     axes.set_title("the paper: lambda(t) lowers it where noise is high", fontsize="small", loc="right", pad=28)
     axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    say_few(figure, table["seeds"])
     sns.despine(figure)
     return figure
 
@@ -252,6 +253,20 @@ def _points(
         x, mean, yerr=np.nan_to_num(np.stack([mean - low, high - mean])).clip(0), fmt=f"{fmt}{marker}", color=colour,
         ms=8, mec="white", mew=0.8, capsize=3, lw=1.6, label=label, zorder=3,
     )  # fmt: skip
+
+
+def say_few(figure: Figure, seeds: pl.Series, y: float = -0.02) -> None:
+    """Say below a figure where training seeds are too few for whiskers; nothing where there are enough everywhere.
+
+    Args:
+        seeds: how many each point has.
+        y: height of the text, as a fraction of the figure.
+    """
+    fewest = int(seeds.min()) if len(seeds) else ENOUGH  # type: ignore[arg-type]
+    if fewest < ENOUGH:
+        said = f"{'one training seed' if fewest == 1 else f'{fewest} training seeds'}: too few for an interval"
+        every = "" if fewest == seeds.max() else "where no whiskers are, "
+        figure.text(0.5, y, every + said, ha="center", va="top", color="0.3", fontsize="small")
 
 
 # --- Fig. 1a, 3, 4: methods -----------------------------------------------------------------------------------
@@ -276,11 +291,7 @@ def _legend_below(figure: Figure, axes: Axes, table: pl.DataFrame) -> None:
     figure.tight_layout()
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize="small", ncols=4, **place)
-    fewest = int(table["seeds"].min())  # type: ignore[arg-type]
-    if fewest < ENOUGH:
-        said = f"{'one training seed' if fewest == 1 else f'{fewest} training seeds'}: too few for an interval"
-        every = "" if fewest == table["seeds"].max() else "where no whiskers are, "
-        figure.text(0.5, -0.1, every + said, ha="center", va="top", color="0.3", fontsize="small")
+    say_few(figure, table["seeds"], -0.1)
 
 
 def final_gain(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:

@@ -1,9 +1,10 @@
-"""Figures of a search: reward against divergence, what mattered, and value against setting.
+"""Figures of a search: reward against divergence, its course, what mattered, and value against setting.
 
-A trial is full where it is best or on the front, faint where it is beaten, hollow where it is beyond a constraint.
+Optuna's own figures leave out trials that were pruned, and those that lack a conditional setting. Here `search_marks`
+says how each is drawn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,15 +17,19 @@ from matplotlib.lines import Line2D
 
 from workbench.analysis.figures import MARKERS
 from workbench.analysis.labels import label
+from workbench.analysis.search_marks import (
+    draw,
+    draw_bound,
+    early_marks,
+    legend,
+    mark_early,
+    searched,
+    sense,
+    whiskers,
+    without_end,
+)
 from workbench.common.errors import UserError
 from workbench.studies.search import Search
-
-#: How a trial's mark looks, by how the trial came out.
-LOOKS: dict[str, dict[str, Any]] = {
-    "best": {"mec": "black", "mew": 1.2, "zorder": 5},
-    "beaten": {"alpha": 0.4, "mec": "white", "mew": 0.6, "zorder": 3},
-    "beyond a constraint": {"mfc": "none", "mew": 1.4, "zorder": 4},
-}
 
 
 def trade_off(
@@ -63,18 +68,19 @@ def trade_off(
         marker = MARKERS[i % 9]  # of nine, with one of ten colours: ninety arms that can be told apart
         look: dict[str, Any] = {"marker": marker, "color": f"C{i % 10}", "ls": "", "ms": 8}
         if not part.is_empty():
-            _draw(axes, part, part[x].to_numpy(), y, look)
+            draw(axes, part, part[x].to_numpy(), y, look)
+            whiskers(axes, part, part[y].to_numpy(), x, axes.hlines)
             marks.append(
                 Line2D([], [], **look, label="sampled" if arm is None else (called or {}).get(arm, label(arm)))
             )
     if landmarks and x in landmarks and y in landmarks:
         axes.plot(landmarks[x], landmarks[y], "x", color="black", ms=9, mew=2, zorder=4)
         marks.append(Line2D([], [], marker="x", ls="", color="black", ms=8, mew=2, label="pretrained model"))
-    _bound(axes, search, x, "x")
-    _bound(axes, search, y, "y")
-    axes.set(xlabel=_sense(search, x), ylabel=_sense(search, y))
+    draw_bound(axes, search, x, "x")
+    draw_bound(axes, search, y, "y")
+    axes.set(xlabel=sense(search, x), ylabel=sense(search, y))
     _number(axes, search, front, x, y)
-    _legend(figure, search, done, marks)
+    legend(figure, search, done, marks)
     sns.despine(figure)
     return figure
 
@@ -98,60 +104,130 @@ def _number(axes: Axes, search: Search, trials: pl.DataFrame, x: str, y: str) ->
         )  # fmt: skip
 
 
-def _draw(axes: Axes, trials: pl.DataFrame, x: np.ndarray, y: str, look: Mapping[str, Any]) -> None:
-    """Draw trials at x, shape (trials,), with the look of how each came out (LOOKS)."""
-    kinds, values = _kinds(trials), trials[y].to_numpy()
-    for kind, how in LOOKS.items():
-        axes.plot(x[kinds == kind], values[kinds == kind], **{"mec": look["color"], **look, **how})
+def history(search: Search) -> Figure:
+    """Every objective over the trials in their order; the line is the best so far within the constraints.
 
+    A win rate has its 95 % interval over prompts.
 
-def _kinds(trials: pl.DataFrame) -> np.ndarray:
-    """How each trial came out, a key of LOOKS, shape (trials,)."""
-    best, beaten, beyond = (pl.lit(kind) for kind in LOOKS)
-    return (
-        trials.select(pl.when(~pl.col("feasible")).then(beyond).when("best").then(best).otherwise(beaten))
-        .to_series()
-        .to_numpy()
+    Raises:
+        UserError: no trial has come to its end.
+    """
+    done, early = search.complete(*search.objectives), without_end(search)
+    figure, panels = plt.subplots(
+        len(search.objectives), 1, figsize=(7.6, 0.8 + 2.9 * len(search.objectives)), squeeze=False, sharex=True
     )
+    good = done.filter("feasible").sort("number")
+    for (metric, direction), axes in zip(search.objectives.items(), panels[:, 0], strict=True):
+        best = good[metric].cum_max() if direction == "maximize" else good[metric].cum_min()
+        axes.plot(good["number"], best, color="0.35", lw=1.4, drawstyle="steps-post", zorder=2)
+        draw(axes, done, done["number"].to_numpy(), metric, {"marker": "o", "color": "C0", "ls": "", "ms": 7})
+        axes.margins(y=0.12)
+        mark_early(axes, early, early["number"].to_numpy())
+        draw_bound(axes, search, metric, "y")
+        axes.set_ylabel(sense(search, metric).replace(" (", "\n("))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[-1, 0].set_xlabel("trial")
+    line = [Line2D([], [], color="0.35", lw=1.4, drawstyle="steps-post", label="best so far")]
+    legend(figure, search, done, line + early_marks(early))
+    sns.despine(figure)
+    return figure
 
 
-def _bound(axes: Axes, search: Search, metric: str, side: str) -> None:
-    """The largest value that a metric may have, and what is beyond it in grey."""
-    if metric not in search.constraints:
-        return
-    bound = search.constraints[metric]
-    line, span = (axes.axvline, axes.axvspan) if side == "x" else (axes.axhline, axes.axhspan)
-    # The axis reaches the bound at least, also where all trials are well within.
-    end = max(getattr(axes, f"get_{side}lim")()[1], bound)
-    line(bound, color="0.35", ls="--", lw=1.2, zorder=2)
-    span(bound, end + (end - bound), color="0.92", lw=0, zorder=0)
-    getattr(axes, f"set_{side}lim")(right=end) if side == "x" else axes.set_ylim(top=end)
-    if side == "x":
-        above = axes.get_xaxis_transform()  # x as data, y as a fraction of the axes
-        axes.text(bound, 1.01, f"at most {bound:g}", transform=above, ha="center", color="0.3", fontsize="small")
+def intermediate(reports: pl.DataFrame) -> Figure:
+    """What trials reported to the pruner on their way; a cross where one was pruned.
+
+    Args:
+        reports: of `results.reports`.
+    Raises:
+        UserError: no trial reported anything.
+    """
+    if reports.is_empty():
+        raise UserError("intermediate values: no trial reported any; those of a study with sweep.pruner do")
+    figure, axes = plt.subplots(figsize=(7.6, 4.4))
+    looks = {
+        "complete": {"color": "C0", "lw": 1.3, "alpha": 0.75, "label": "came to its end"},
+        "pruned": {"color": "C3", "lw": 1.3, "ls": "--", "label": "pruned"},
+    }
+    for state, look in looks.items():
+        of_state = reports.filter(pl.col("state") == state)
+        for place, (_, part) in enumerate(of_state.group_by("number", maintain_order=True)):
+            once = look | {"label": look["label"] if place == 0 else None}
+            axes.plot(part["step"], part["value"], marker="o", ms=3, **once)
+            if state == "pruned":
+                axes.plot(part["step"][-1], part["value"][-1], "X", color="C3", ms=9, mec="white", zorder=4)
+    axes.set(xlabel="training step", ylabel=reports["metric"][0])
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(figure)
+    return figure
 
 
-def _sense(search: Search, metric: str) -> str:
-    """A metric's name with which way is better, where the study wants one."""
-    better = {"maximize": " (more is better)", "minimize": " (less is better)"}
-    return metric + better.get(search.objectives.get(metric, ""), "")
+def parallel(search: Search) -> Figure:
+    """Every trial a line through its settings to the first objective, which also colours it: the darker the better.
+
+    The best have thick lines. Trials without an end are dashed grey and stop before the objective. A setting that a
+    trial lacks, since another one does not call for it, is at "none", below the axis.
+
+    Raises:
+        UserError: no complete trial has a setting of the space.
+    """
+    objective, direction = next(iter(search.objectives.items()))
+    done = search.complete(objective).filter("inside").sort(objective, descending=direction == "minimize")
+    settings = searched(search, done, "parallel coordinates")
+    early = without_end(search)
+    low, high = float(done[objective].min()), float(done[objective].max())  # type: ignore[arg-type]
+    figure, axes = plt.subplots(figsize=(2.0 * len(settings) + 2.6, 4.4))
+    norm = plt.Normalize(low, high)
+    colours = sns.color_palette("crest" if direction == "maximize" else "crest_r", as_cmap=True)
+    at = np.arange(len(settings) + 1)
+    for row in early.to_dicts():
+        axes.plot(at[:-1], _heights(row, settings, search), color="0.7", lw=1, ls="--", zorder=1)
+    for row in done.to_dicts():
+        end = (row[objective] - low) / (high - low) if high > low else 0.5
+        look = {"lw": 3, "zorder": 3} if row["best"] else {"lw": 1.3, "zorder": 2}
+        axes.plot(at, [*_heights(row, settings, search), end], color=colours(norm(row[objective])), **look)
+    beside: dict[str, Any] = {
+        "xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": "x-small", "zorder": 5,
+        "bbox": {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.6},
+    }  # fmt: skip
+    for place, name in enumerate(settings):
+        for height, text in _marks_of(search.space[name]):
+            axes.annotate(text, (place, height), **beside)
+        if done[name].null_count() or early[name].null_count():
+            axes.annotate("none", (place, NONE), **beside)
+    axes.vlines(at, 0, 1, color="0.3", lw=1, zorder=1)
+    axes.set_xticks(at, [*settings, objective], fontsize="small", rotation=20, ha="right")
+    axes.set(yticks=[], ylim=(NONE - 0.05, 1.05))
+    figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes, pad=0.02).set_label(sense(search, objective))
+    if len(early):
+        axes.plot([], [], color="0.7", ls="--", label="pruned or failed")
+        axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1))
+    sns.despine(figure, left=True)
+    return figure
 
 
-def _legend(figure: Figure, search: Search, trials: pl.DataFrame, marks: list[Line2D]) -> None:
-    """Marks first, then what their looks mean as far as they are there."""
-    there = {*_kinds(trials)}
-    texts = {"best": "on the front"} if len(search.objectives) > 1 else {}
-    looks = [
-        Line2D(
-            [],
-            [],
-            **{"marker": "o", "ls": "", "ms": 8, "color": "0.3", "mec": "0.3", **how},
-            label=texts.get(kind, kind),
-        )
-        for kind, how in LOOKS.items()
-        if kind in there
-    ]
-    figure.legend(handles=marks + looks, loc="center left", bbox_to_anchor=(0.92, 0.5), frameon=False, fontsize="small")
+NONE = -0.12  #: height in `parallel` at which a setting is missing
+
+
+def _heights(trial: Mapping[str, Any], settings: Sequence[str], search: Search) -> list[float]:
+    """Where a trial's settings lie on their axes of height 1; NONE where it lacks one."""
+    return [NONE if trial[name] is None else next(iter(_share(search.space[name], [trial[name]]))) for name in settings]
+
+
+def _share(declared: Mapping[str, Any], values: Sequence[Any]) -> list[float]:
+    """How far along a setting's range values lie, 0 to 1."""
+    if declared["type"] == "CategoricalDistribution":
+        choices = [str(choice) for choice in declared["choices"]]
+        return [choices.index(str(value)) / max(1, len(choices) - 1) for value in values]
+    scale = np.log if declared.get("log") else np.asarray
+    low, high = scale(declared["low"]), scale(declared["high"])
+    return [float((scale(value) - low) / (high - low)) for value in values]
+
+
+def _marks_of(declared: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """Heights and texts on a setting's axis: its choices, or the ends of its range."""
+    if declared["type"] == "CategoricalDistribution":
+        return list(zip(_share(declared, declared["choices"]), map(str, declared["choices"]), strict=True))
+    return [(0.0, f"{declared['low']:.2g}"), (1.0, f"{declared['high']:.2g}")]
 
 
 def importance(shares: pl.DataFrame) -> Figure:
@@ -183,6 +259,8 @@ def importance(shares: pl.DataFrame) -> Figure:
     axes.set_yticks(range(len(places)), names, fontsize="small")
     axes.set(xlabel=f"explained share of the order of {most} trials", xlim=(0, 1))
     axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1))
+    title = "What explains the order of the trials: fANOVA's shares of what can be predicted"
+    axes.set_title(title, fontsize="medium", loc="left", pad=12 + 16 * len(metrics))
     sns.despine(figure)
     return figure
 
@@ -196,9 +274,7 @@ def slices(search: Search) -> Figure:
         UserError: no complete trial has a setting of the space.
     """
     done = search.complete(*search.watched)
-    settings = [name for name in search.space if done[name].null_count() < len(done)]
-    if not settings:
-        raise UserError("slices: the study declares no sweep.space, or no complete trial has a setting of it")
+    settings, early = searched(search, done, "slices"), without_end(search)
     size = (2.6 * len(settings) + 0.6, 2.5 * len(search.watched) + 0.5)
     figure, panels = plt.subplots(
         len(search.watched), len(settings), figsize=size, squeeze=False, sharey="row", sharex="col"
@@ -208,15 +284,19 @@ def slices(search: Search) -> Figure:
             part = done.drop_nulls(name)
             x = _along(axes, part[name], search.space[name])
             outside = ~part["inside"].to_numpy()
-            _draw(axes, part.filter(~outside), x[~outside], metric, {"marker": "o", "color": "C0", "ls": "", "ms": 6.5})
+            draw(axes, part.filter(~outside), x[~outside], metric, {"marker": "o", "color": "C0", "ls": "", "ms": 6.5})
             axes.plot(x[outside], part[metric].to_numpy()[outside], "x", color="C1", ms=6.5, mew=1.6, zorder=4)
-            _bound(axes, search, metric, "y")
-        row[0].set_ylabel(_sense(search, metric).replace(" (", "\n("), fontsize="small")
+            lacking = early.drop_nulls(name)
+            mark_early(axes, lacking, _along(axes, lacking[name], search.space[name]))
+            axes.margins(y=0.12)
+            draw_bound(axes, search, metric, "y")
+        row[0].set_ylabel(sense(search, metric).replace(" (", "\n("), fontsize="small")
     for name, axes in zip(settings, panels[-1], strict=True):
         axes.set_xlabel(name, fontsize="small")
     marks = [Line2D([], [], marker="x", ls="", color="C1", mew=1.6, label="arm outside the space")]
     figure.align_xlabels()
-    _legend(figure, search, done.filter("inside"), marks if not done["inside"].all() else [])
+    arms = marks if not done["inside"].all() else []
+    legend(figure, search, done.filter("inside"), arms + early_marks(early))
     sns.despine(figure)
     return figure
 

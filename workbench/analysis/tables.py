@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import DegenerateDataWarning, bootstrap
 
-from workbench.analysis.intervals import seed_interval
+from workbench.analysis.intervals import ENOUGH, seed_interval
 from workbench.analysis.paper import TUNED
 from workbench.common.errors import UserError
 from workbench.common.markdown import markdown_table
@@ -355,11 +355,14 @@ def relative_divergence(runs: pl.DataFrame, arms: str, base: str) -> pl.DataFram
 
 
 def _ratio(ours: np.ndarray, base: np.ndarray) -> dict[str, float | None]:
-    """mean(ours) / mean(base), arrays of shape (seeds,), with a paired 95 % bootstrap percentile interval."""
+    """mean(ours) / mean(base), arrays of shape (seeds,), with a paired 95 % bootstrap percentile interval.
+
+    The interval is the ratio itself, twice, where there are fewer than three seeds.
+    """
     if len(base) == 0 or base.mean() <= 0:
         return {"mean": None, "low": None, "high": None}
     mean = float(ours.mean() / base.mean())
-    if len(base) == 1:
+    if len(base) < ENOUGH:  # a bootstrap of two seeds would give the two seeds themselves
         return {"mean": mean, "low": mean, "high": mean}
 
     def ratio(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:

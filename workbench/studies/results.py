@@ -91,6 +91,23 @@ def read(study: Study) -> Search:
     return Search(sweep.objectives, sweep.constraints, sweep.space, pl.DataFrame(rows, schema=schema | kinds))
 
 
+def reports(study: Study) -> pl.DataFrame:
+    """What trials that count reported to the pruner on their way.
+
+    Returns:
+        Columns number, state, metric (the pruner's), step, value; by trial and step; no rows where nothing prunes.
+    """
+    metric = StudyRecord.of(study).sweep.pruner_metric
+    rows = [
+        {"number": trial.number, "state": state_of(trial), "metric": metric, "step": step, "value": value}
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.is_finished() and counts(trial)
+        for step, value in sorted(trial.intermediate_values.items())
+    ]
+    schema = {"number": int, "state": str, "metric": str, "step": int, "value": float}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
 def importance(study: Study) -> pl.DataFrame:
     """How much each setting explains of the order in which a metric ranks the trials.
 
