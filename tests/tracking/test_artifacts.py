@@ -161,7 +161,7 @@ def test_a_study_resumes_after_its_project_was_moved(tiny, workplace, enter):
     old.rename(new)
     enter(new)
     assert len(list(relocate(str(old), str(new), storage_url()))) == 4
-    study = lifecycle.require_study("s", storage_url())
+    study = storage.require_study("s", storage_url())
     again = lifecycle.stored_experiment(study)
     assert again.config.data.prompts == str(new / "prompts.txt")
     assert study.get_trials()[0].user_attrs["overrides"]["data.validation"] == str(new / "pairs.parquet")
