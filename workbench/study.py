@@ -39,17 +39,16 @@ def status(name: str | None, as_json: bool) -> None:
     # Each command imports what it needs by itself, so that --help does not wait for torch, Optuna and MLflow.
     from workbench.common.paths import storage_url
     from workbench.common.secrets import hide_passwords
-    from workbench.studies import lifecycle
-    from workbench.studies.storage import missing
+    from workbench.studies import storage
 
     url = storage_url()
-    wanted = [study_name(name)] if name else lifecycle.names(url)
-    standings = [_standing(lifecycle.require_study(each, url)) for each in wanted]
+    wanted = [study_name(name)] if name else storage.names(url)
+    standings = [_standing(storage.require_study(each, url)) for each in wanted]
     if as_json:
         click.echo(json.dumps(standings, indent=2))
         return
     if not standings:
-        none = missing(url) or f"no study yet in {hide_passwords(url)}; run python -m workbench.sweep"
+        none = storage.missing(url) or f"no study yet in {hide_passwords(url)}; run python -m workbench.sweep"
         click.echo(f"{none[0].upper()}{none[1:]}.")
     for each in standings:
         click.echo(_in_words(each))
@@ -163,10 +162,10 @@ def resume(name: str, workers: int | None, trials: int | None) -> None:
     """
     one_process()
     from workbench.common.paths import storage_url
-    from workbench.studies import lifecycle
+    from workbench.studies import lifecycle, storage
 
     silence_transformers()
-    experiment = lifecycle.stored_experiment(lifecycle.require_study(study_name(name), storage_url()))
+    experiment = lifecycle.stored_experiment(storage.require_study(study_name(name), storage_url()))
     if trials is not None:
         experiment = experiment.changed({"sweep.trials": trials})
     lifecycle.run_study(experiment, name, workers or default_workers(experiment.config.model.device))
@@ -297,10 +296,10 @@ def export(name: str, out: Path | None) -> None:
     from workbench import tracking
     from workbench.common.outputs import output_file, require_own
     from workbench.common.paths import storage_url
-    from workbench.studies import lifecycle
+    from workbench.studies import storage
     from workbench.studies.records import StudyRecord
 
-    study = lifecycle.require_study(study_name(name), storage_url())
+    study = storage.require_study(study_name(name), storage_url())
     folder = writable_folder("--out", out or Path("reports") / name / "export")
     frame = study.trials_dataframe(multi_index=False)
     # The columns of studies whose metrics have names in Optuna, as those of others: value, or values_0, values_1.

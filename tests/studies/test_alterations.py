@@ -18,7 +18,7 @@ from workbench.studies.doctor import Doctor
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.relocation import relocate
-from workbench.studies.storage import open_storage
+from workbench.studies.storage import names, open_storage
 from workbench.studies.trials import counts, state_of
 from workbench.studies.workers import remaining
 from workbench.tracking import study_runs, tags
@@ -111,7 +111,7 @@ def test_a_study_is_renamed_everywhere(neighbours):
     run_trial(client, study, own, parent)
     begun("s-tuning")
     assert alterations.rename(client, "s", "t", storage_url()) == ["t", "t-tuning"]
-    assert sorted(lifecycle.names(storage_url())) == ["t", "t-tuning"]
+    assert sorted(names(storage_url())) == ["t", "t-tuning"]
     client, renamed, identity, found = begun("t")
     assert (found, identity.token) == (parent, own.token) and recovery.snapshot_folder(renamed, 0).is_dir()
     (run,) = study_runs.children(client, client.get_run(parent))
@@ -236,7 +236,7 @@ def test_nothing_is_changed_while_a_command_prepares_or_is_between_two_trials(wo
         begun()  # any number of commands may work on a study
         begun("other")
         alterations.delete(client, "other", storage_url())
-    assert lifecycle.names(storage_url()) == ["s"]
+    assert names(storage_url()) == ["s"]
     with lifecycle.reading("s", storage_url()):
         done = CliRunner().invoke(command.main, ["delete", "s", "--yes"])
         assert done.exit_code == 2 and "another command works on it" in done.output, done.output
@@ -250,12 +250,12 @@ def test_the_commands_ask_first(workplace):
         for answer in ("n\n", ""):
             done = CliRunner().invoke(command.main, arguments, input=answer)
             assert done.exit_code == 2 and "Error: nothing was changed; --yes answers" in done.output, done.output
-    assert lifecycle.names(storage_url()) == ["s"]
+    assert names(storage_url()) == ["s"]
     done = CliRunner().invoke(command.main, ["rename", "s", "t", "--yes"])
     assert done.exit_code == 0 and "Renamed: study t" in done.output, done.output
     done = CliRunner().invoke(command.main, ["delete", "t"], input="y\n")
     assert done.exit_code == 0 and "1 trials, 1 runs in MLflow" in done.output, done.output
-    assert lifecycle.names(storage_url()) == []
+    assert names(storage_url()) == []
 
 
 # --- repeated settings and extensions ------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from workbench.common.processes import this_process
 from workbench.studies import lifecycle, records, recovery, results
 from workbench.studies.doctor import Doctor
 from workbench.studies.experiment import Experiment
-from workbench.studies.storage import create_whole, locked, open_storage
-from workbench.studies.trials import statuses
+from workbench.studies.halves import statuses
+from workbench.studies.storage import create_whole, locked, names, open_storage, own_studies, require_study
 from workbench.tracking import reconcile, study_runs, tags
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -90,10 +90,10 @@ def test_a_foreign_study_of_the_same_name_is_refused_and_left_as_it_is(foreign, 
     with pytest.raises(UserError, match=r"study 's' of .*optuna\.db was not made by the workbench .*--study NAME"[:60]):
         begun()
     url = storage_url()
-    for look in (lambda: lifecycle.require_study("s", url), lambda: results.open_search("s")):
+    for look in (lambda: require_study("s", url), lambda: results.open_search("s")):
         with pytest.raises(UserError, match="was not made by the workbench"):
             look()
-    assert lifecycle.names(url) == []
+    assert names(url) == []
     assert [(t.state, t.params, t.user_attrs) for t in foreign.get_trials()] == before
 
 
@@ -118,7 +118,7 @@ def test_a_study_is_created_whole_or_not_at_all(workplace):
         storage = open_storage(url)
         with pytest.raises(KeyboardInterrupt):
             create_whole("s", storage, "0123456789ab", ["maximize"], killed)
-        assert lifecycle.own_studies(storage) == {} and len(optuna.get_all_study_names(storage)) == 1
+        assert own_studies(storage) == {} and len(optuna.get_all_study_names(storage)) == 1
     begun()
     assert optuna.get_all_study_names(open_storage(url)) == ["s"]
 
@@ -229,7 +229,7 @@ def test_an_older_study_without_a_token_gets_one_and_keeps_its_snapshots(person)
     _, study, own, _ = begun()
     with sqlite3.connect(storage_url().removeprefix("sqlite:///")) as database:
         database.execute("DELETE FROM study_user_attributes WHERE key = 'token'")
-    study = lifecycle.require_study("s", storage_url())
+    study = require_study("s", storage_url())
     kept = recovery.snapshot_folder(study, 0)
     kept.mkdir(parents=True)
     (kept / "00000004-abc.snapshot").touch()

@@ -143,7 +143,7 @@ def test_paths_in_settings_follow_and_other_texts_do_not():
 def test_a_study_resumes_after_its_project_was_moved(tiny, workplace, enter):
     """Settings of the study, of its waiting trials, and of a snapshot name files in the folder."""
     from workbench.common.paths import storage_url
-    from workbench.studies import lifecycle, recovery
+    from workbench.studies import lifecycle, recovery, storage
     from workbench.studies.experiment import Experiment
     from workbench.training.snapshots import Snapshot, Snapshots
 
@@ -162,7 +162,7 @@ def test_a_study_resumes_after_its_project_was_moved(tiny, workplace, enter):
     old.rename(new)
     enter(new)
     assert len(list(relocate(str(old), str(new), storage_url()))) == 4
-    study = lifecycle.require_study("s", storage_url())
+    study = storage.require_study("s", storage_url())
     again = lifecycle.stored_experiment(study)
     assert again.config.data.prompts == str(new / "prompts.txt")
     assert study.get_trials()[0].user_attrs["overrides"]["data.validation"] == str(new / "pairs.parquet")

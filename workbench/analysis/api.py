@@ -16,7 +16,7 @@ from workbench import tracking
 from workbench.analysis import tables
 from workbench.analysis.intervals import seed_interval
 from workbench.common.paths import shipped_where_missing, storage_url
-from workbench.studies import best, lifecycle
+from workbench.studies import best, lifecycle, storage
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import TrialRecord
 from workbench.studies.trials import label_of, state_of
@@ -183,7 +183,7 @@ def trials(study: str) -> pl.DataFrame:
     Raises:
         UserError: there is none of that name here.
     """
-    found = lifecycle.require_study(study, storage_url())
+    found = storage.require_study(study, storage_url())
     objectives = list(lifecycle.stored_experiment(found).sweep.objectives)
     rows = [
         {"trial": trial.number, "name": label_of(trial), "state": state_of(trial)}
@@ -200,7 +200,7 @@ def best_trial(study: str, number: int | None = None) -> Best:
     Raises:
         UserError: there is none; or several objectives have no single best, and no number was given.
     """
-    found = lifecycle.require_study(study, storage_url())
+    found = storage.require_study(study, storage_url())
     experiment = lifecycle.stored_experiment(found)
     trial = best.chosen_trial(found, number)
     values = dict(zip(experiment.sweep.objectives, trial.values, strict=True))

@@ -28,6 +28,9 @@ class Reading(NamedTuple):
     crop: str = "center"
 
 
+AS_IS = Reading()  #: no scores, the usual resizing and crop
+
+
 def decoded(
     rows: Rows,
     resolution: int,
@@ -35,7 +38,7 @@ def decoded(
     done: int = 0,
     state: Mapping[str, Any] | None = None,
     workers: int = 0,
-    reading: Reading = Reading(),
+    reading: Reading = AS_IS,
     mine: Callable[[list], list] = lambda rows: rows,
 ) -> Iterator[Decoded]:
     """What became of rows and the pairs of those that count, in order; a chunk at a time, decoded ahead on threads.

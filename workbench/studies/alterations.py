@@ -23,8 +23,7 @@ from workbench.common.paths import state_path
 from workbench.common.processes import place_of
 from workbench.studies import halves, lifecycle, recovery, tuning
 from workbench.studies.records import TrialRecord
-from workbench.studies.storage import find_study, locked, open_storage, unused
-from workbench.studies.trials import statuses
+from workbench.studies.storage import find_study, locked, open_storage, require_study, unused
 from workbench.tracking import delivery, reconcile, study_runs
 from workbench.tracking.study_runs import StudyId
 
@@ -192,7 +191,7 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
     Raises:
         UserError: there is no such study, a command works on it, or its runs belong to another database.
     """
-    lifecycle.require_study(name, url)
+    require_study(name, url)
     with ExitStack() as until_end:
         until_end.enter_context(locked(url))
         until_end.enter_context(delivery.require_reachable())
@@ -212,7 +211,7 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
         if not until_end.enter_context(unused(url, own.token)):
             raise UserError(f"study {name!r}: another command works on it; stop it first, or wait for its end")
         if not study_runs.own_parents(client, own, deleted=True):
-            reconcile.adopt(client, own, statuses(study))  # of a study made before there were tokens
+            reconcile.adopt(client, own, halves.statuses(study))  # of a study made before there were tokens
         # Those in the trash too: a deletion that was cut short has put them there already.
         for parent in study_runs.own_parents(client, own, deleted=True):
             halves.require_original(parent, own)

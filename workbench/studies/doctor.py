@@ -14,10 +14,10 @@ from optuna import Study
 from workbench import tracking
 from workbench.common.errors import Failure
 from workbench.common.paths import storage_place
-from workbench.studies import halves, lifecycle, recovery
+from workbench.studies import halves, lifecycle, recovery, storage
 from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.storage import locked, missing, open_storage, own_studies
-from workbench.studies.trials import counts, statuses
+from workbench.studies.trials import counts
 from workbench.tracking import delivery, reconcile, study_runs, tags
 from workbench.tracking.artifacts import check_artifacts
 
@@ -51,12 +51,12 @@ class Doctor:
         yield from self.store()
         lost = [*self.lost_studies(name)]
         yield from lost
-        names = lifecycle.names(self.url)
+        names = storage.names(self.url)
         # A lost study has been reported already, and is not in this database, where `require_study` would refuse it.
         if name is not None:
             names = [] if lost and name not in names else [name]
         for each in names:
-            for finding in self.study(lifecycle.require_study(each, self.url)):
+            for finding in self.study(storage.require_study(each, self.url)):
                 yield finding._replace(what=f"{each}: {finding.what}")
 
     def store(self) -> Iterator[Finding]:
@@ -103,10 +103,10 @@ class Doctor:
         if parent is None:
             return
         number = parent.info.run_id
-        for what in reconcile.reconcile_runs(self.client, number, statuses(study), dry_run=self.dry_run):
+        for what in reconcile.reconcile_runs(self.client, number, halves.statuses(study), dry_run=self.dry_run):
             yield Finding(what, not self.dry_run)
         yield from self._runs(study, parent)
-        if parent.info.status == "RUNNING" and all(t.state != "running" for t in statuses(study).values()):
+        if parent.info.status == "RUNNING" and all(t.state != "running" for t in halves.statuses(study).values()):
             yield Finding("the study's run: is RUNNING, nobody works on it", not self.dry_run)
         unused = [int(path.name) for path in recovery.unused_snapshots(study)]
         problems = [f"snapshots of trial {trial}: no attempt will resume from them" for trial in unused]
@@ -127,7 +127,7 @@ class Doctor:
 
     def _parent(self, study: Study) -> Generator[Finding, None, tracking.Run | None]:
         """The study's run, found, adopted or created."""
-        own, trials = halves.study_id(study, self.url), statuses(study)
+        own, trials = halves.study_id(study, self.url), halves.statuses(study)
         with locked(self.url):
             found = reconcile.adopt(self.client, own, trials, dry_run=self.dry_run)
             if found is not None:
@@ -139,7 +139,7 @@ class Doctor:
 
     def _runs(self, study: Study, parent: tracking.Run) -> Iterator[Finding]:
         """Trials whose run is missing, runs without a trial, and runs without a history."""
-        trials, runs = statuses(study), study_runs.children(self.client, parent)
+        trials, runs = halves.statuses(study), study_runs.children(self.client, parent)
         deleted = {run.info.run_id: run for run in study_runs.deleted_children(self.client, parent)}
         there = {run.info.run_id for run in runs}
         for trial in study.get_trials(deepcopy=False):

@@ -11,11 +11,12 @@ from workbench.common.command_line import this_command
 from workbench.common.errors import UserError
 from workbench.common.paths import storage_place
 from workbench.studies.experiment import Experiment
-from workbench.studies.records import StudyRecord
+from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.storage import find_study, has_study, open_storage
-from workbench.studies.trials import statuses
+from workbench.studies.trials import state_of
 from workbench.tracking import reconcile, study_runs, tags
 from workbench.tracking.overview import objective_tag
+from workbench.tracking.reconcile import TrialStatus
 from workbench.tracking.study_runs import StudyId
 from workbench.training.config import telling
 from workbench.training.provenance import provenance
@@ -87,3 +88,14 @@ def require_original(parent: tracking.Run, own: StudyId) -> None:
             f"study {own.name!r} in {own.storage} is a copy; its runs in this tracking store belong to {place}. Go on "
             "there, or start a study of its own with --study NAME"
         )
+
+
+def statuses(study: Study) -> dict[int, TrialStatus]:
+    """Every trial by its number, as its run has to be; forgotten trials have no runs."""
+    found = {}
+    # Without copies, here and elsewhere: trials are only read, and Optuna would copy every one at each call.
+    for trial in study.get_trials(deepcopy=False):
+        record = TrialRecord.of(trial)
+        if not record.forgotten:
+            found[trial.number] = TrialStatus(state_of(trial), record.run_id, record.process)
+    return found

@@ -26,7 +26,7 @@ from workbench.common.paths import require_places, storage_url
 from workbench.common.signals import held
 from workbench.studies import extension, tuning
 from workbench.studies.experiment import Experiment
-from workbench.studies.halves import open_parent, require_both_halves, study_id
+from workbench.studies.halves import open_parent, require_both_halves, statuses, study_id
 from workbench.studies.records import StudyRecord, trial_attributes, write_study
 from workbench.studies.recovery import recover, remove_unused_snapshots, snapshot_folder
 from workbench.studies.storage import (
@@ -35,38 +35,14 @@ from workbench.studies.storage import (
     find_study,
     in_use,
     locked,
-    missing,
     open_storage,
-    own_studies,
+    require_study,
 )
-from workbench.studies.trials import statuses, summary, summary_metrics
+from workbench.studies.trials import summary, summary_metrics
 from workbench.studies.workers import Assignment, remaining, supervise
 from workbench.tracking import delivery, reconcile, study_runs
 from workbench.tracking.artifacts import check_artifacts
 from workbench.tracking.study_runs import StudyId
-
-
-def names(url: str) -> list[str]:
-    """Names of all studies in a storage that the workbench made; none where it is a file that is not there."""
-    if missing(url):  # asked first, since locking and opening would make files
-        return []
-    with locked(url):
-        return list(own_studies(open_storage(url)))
-
-
-def require_study(name: str, url: str) -> Study:
-    """The study of that name.
-
-    Raises:
-        UserError: there is none, or the workbench did not make it; the message names those there are.
-    """
-    if none := missing(url):
-        raise UserError(f"study {name!r}: {none}")
-    with locked(url):
-        study = find_study(name, open_storage(url))
-    if study is None:
-        raise UserError(f"study {name!r}: not found; there are: {', '.join(names(url)) or 'none yet'}")
-    return study
 
 
 @contextmanager

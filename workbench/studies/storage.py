@@ -141,6 +141,29 @@ def own_studies(storage: RDBStorage) -> dict[str, StudyRecord]:
     return {name: record for name, record in records.items() if record.is_ours and not is_draft(name)}
 
 
+def names(url: str) -> list[str]:
+    """Names of all studies in a storage that the workbench made; none where it is a file that is not there."""
+    if missing(url):  # asked first, since locking and opening would make files
+        return []
+    with locked(url):
+        return list(own_studies(open_storage(url)))
+
+
+def require_study(name: str, url: str) -> Study:
+    """The study of that name.
+
+    Raises:
+        UserError: there is none, or the workbench did not make it; the message names those there are.
+    """
+    if none := missing(url):
+        raise UserError(f"study {name!r}: {none}")
+    with locked(url):
+        study = find_study(name, open_storage(url))
+    if study is None:
+        raise UserError(f"study {name!r}: not found; there are: {', '.join(names(url)) or 'none yet'}")
+    return study
+
+
 def create_whole(
     name: str, storage: RDBStorage, token: str, directions: Sequence[Direction], fill: Callable[[Study], None]
 ) -> Study:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import optuna
 from optuna import Study, Trial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from workbench.studies import lifecycle, records
 from workbench.studies.experiment import Experiment
@@ -31,17 +31,11 @@ class LongStudy:
 
     def __init__(self, experiment: Experiment, url: str, finished: int):
         self.experiment, self.url = experiment, url
-        sampled = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
-        for i in range(finished):
-            trial = sampled.ask()
-            # Called so that random values are chosen for the trial; the configuration is not needed.
-            experiment.trial_config(trial)
-            sampled.tell(trial, float(np.sin(i)))
         with locked(url):
             self.study = optuna.create_study(
                 study_name="s", storage=open_storage(url), direction="maximize", sampler=experiment.sampler(0)
             )
-        self.study.add_trials(sampled.get_trials(deepcopy=False))
+        self.study.add_trials(_sampled(experiment, finished))
 
     def next_trial(self) -> None:
         """Take the next trial as a worker does, under the lock and with the sampler's choice; it ends at once."""
@@ -52,6 +46,33 @@ class LongStudy:
             trial = self.study.ask()
             self.experiment.trial_config(trial)
         self.study.tell(trial, 0.5)
+
+
+def _sampled(experiment: Experiment, count: int, reports: int = 0) -> list[FrozenTrial]:
+    """Finished trials with random settings and invented values, of no study yet.
+
+    Args:
+        reports: intermediate values of each.
+    """
+    sampled = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
+    for i in range(count):
+        trial = sampled.ask()
+        # Called so that random values are chosen for the trial; the configuration is not needed.
+        experiment.trial_config(trial)
+        for step in range(reports):
+            trial.report(float(np.cos(i + step)), step)
+        if reports:
+            records.write(trial, metrics=dict.fromkeys(SHOWN, float(np.sin(i))), process="elsewhere:1:0")
+        sampled.tell(trial, float(np.sin(i)))
+    return sampled.get_trials(deepcopy=False)
+
+
+def finished_study(experiment: Experiment, name: str, url: str, finished: int, reports: int = 8) -> None:
+    """Create a study as the workbench does, with one objective to maximise, and trials of it that have ended."""
+    with locked(url), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna: names of objectives are experimental
+        study = lifecycle.open_study(experiment, name, url)
+    study.add_trials(_sampled(experiment, finished, reports))
 
 
 @dataclass(frozen=True)

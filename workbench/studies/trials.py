@@ -1,16 +1,18 @@
 """Trials of a study: which count, in which state they are, and what they measured."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from workbench.common.markdown import markdown_table
 from workbench.studies.records import TrialRecord
-from workbench.tracking.reconcile import TrialStatus
-from workbench.training.config import Config
 from workbench.training.sections import Sweep
+
+if TYPE_CHECKING:
+    # Not at run time: it imports torch, and `study status` shall be there at once.
+    from workbench.training.config import Config
 
 #: Metrics that the closing table shows beside objectives and constrained metrics.
 SHOWN = ("eval/reward", "divergence/policy", "divergence/reference")
@@ -52,17 +54,6 @@ def state_of(trial: FrozenTrial) -> str:
     return "interrupted" if trial.state == TrialState.FAIL and not counts(trial) else STATES[trial.state]
 
 
-def statuses(study: Study) -> dict[int, TrialStatus]:
-    """Every trial by its number, as its run has to be; forgotten trials have no runs."""
-    found = {}
-    # Without copies, here and elsewhere: trials are only read, and Optuna would copy every one at each call.
-    for trial in study.get_trials(deepcopy=False):
-        record = TrialRecord.of(trial)
-        if not record.forgotten:
-            found[trial.number] = TrialStatus(state_of(trial), record.run_id, record.process)
-    return found
-
-
 def label_of(trial: FrozenTrial) -> str:
     """What a trial is called in tables: its arm, or the values that the sampler chose."""
     chosen = " ".join(f"{name.split('.')[-1]}={_short(value)}" for name, value in trial.params.items())
@@ -102,7 +93,7 @@ def line_of(trial: FrozenTrial) -> str:
     return f"{head}  {label_of(trial)}  {why}".rstrip()
 
 
-def summary(study: Study, config: Config) -> str:
+def summary(study: Study, config: "Config") -> str:
     """The closing table, in Markdown: the best trial or the front first, trials beyond a constraint after the rest."""
     sweep, front = config.sweep, {trial.number for trial in study.best_trials}
     first, direction = next(iter(sweep.objectives.items()))
