@@ -83,7 +83,7 @@ def whole(tmp_path_factory):
     return tmp_path_factory.mktemp("rounds") / "whole"
 
 
-@pytest.mark.parametrize("where", ["draw", "train", "keep"])
+@pytest.mark.parametrize("where", ["draw", "train", pytest.param("keep", marks=pytest.mark.slow)])
 def test_an_interrupted_round_goes_on_and_ends_alike(settings, workplace, whole, monkeypatch, where):
     settings |= {"train.steps": 4, "snapshots.interval": 1}
     if not whole.exists():
