@@ -1,10 +1,13 @@
 """Shared fixtures: a tiny random Stable Diffusion folder and tiny preference pairs, made here, no network."""
 
+import functools
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import alembic.util.pyfiles
 import hypothesis
 import polars as pl
 import pytest
@@ -18,6 +21,8 @@ os.environ["PYTHONPATH"] = str(ROOT)  # processes that tests start import this t
 hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
 torch.set_num_threads(1)
+# MLflow and Optuna ask for the newest of their migrations, each a file, whenever a database is opened.
+alembic.util.pyfiles.load_module_py = functools.cache(alembic.util.pyfiles.load_module_py)
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +37,15 @@ def tiny_model(tmp_path_factory) -> Path:
     tokenizer, text_encoder = random_text_encoder()
     save_model(folder, vae, torch.nn.ModuleDict({"unet": denoiser, "text_encoder": text_encoder}), tokenizer, 1.0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a real family's tiny checkpoint by its name, made when it is first asked for. To be read only."""
+    from tests.support.families import make
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return functools.cache(lambda name: make(name, root / name))
 
 
 @pytest.fixture(scope="session")

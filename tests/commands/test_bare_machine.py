@@ -21,12 +21,17 @@ def test_the_stand_in_lacks_what_such_a_machine_lacks():
     assert done.returncode != 0 and "No module named 'scipy'" in done.stderr
 
 
-def test_it_trains_and_keeps_the_run_in_a_folder(tiny, workplace):
+def test_it_trains_and_keeps_the_run_in_a_folder_and_measures_and_profiles(tiny, workplace):
+    """In one process, most of which is imports."""
     settings = tiny | {"train.steps": 2, "data.prompts": "embedded", "evaluation.grid": 2}
-    output = workplace / "run"
-    arguments = ["workbench.train", "--no-tracking", "--output", str(output), *overrides(settings)]
-    done = workbench("tests.support.bare_machine", *arguments, cwd=workplace)
+    trains = ["workbench.train", "--no-tracking", "--output", "run", *overrides(settings)]
+    measures = "--measure --shape tiny --steps 4 --batch-size 2 --device cpu --out measured"
+    profiles = "--model tiny --pairs 2 --steps 1 --dtype bfloat16 --no-trace --device cpu --out profiled"
+    each = [*trains, "+", "workbench.throughput", *measures.split(), "+", "workbench.profile", *profiles.split()]
+    done = workbench("tests.support.bare_machine", *each, cwd=workplace)
     assert done.returncode == 0, done.stderr
+
+    output = workplace / "run"
     history = pl.read_parquet(output / "history.parquet")
     assert history["step"].to_list() == [1, 2]
     assert history["train/loss"].drop_nulls().len() == 2 and history["eval/win_rate"].drop_nulls().len() == 1
@@ -35,20 +40,9 @@ def test_it_trains_and_keeps_the_run_in_a_folder(tiny, workplace):
     assert {"model", "samples.png", "samples.json", "samples"} <= {path.name for path in output.iterdir()}
     assert not (workplace / "mlruns").exists()
 
-
-def test_it_measures(workplace):
-    arguments = "--measure --shape tiny --steps 4 --batch-size 2 --device cpu --out out"
-    done = workbench("tests.support.bare_machine", "workbench.throughput", *arguments.split(), cwd=workplace)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((workplace / "out" / "measured.json").read_text())
+    rows = json.loads((workplace / "measured" / "measured.json").read_text())
     assert [(row["variant"], row["exact"], row["problem"]) for row in rows] == [
         ("full", "yes", ""),
         ("lora", "yes", ""),
     ]
-
-
-def test_it_profiles(workplace):
-    arguments = "--model tiny --pairs 2 --steps 1 --dtype bfloat16 --no-trace --device cpu --out out"
-    done = workbench("tests.support.bare_machine", "workbench.profile", *arguments.split(), cwd=workplace)
-    assert done.returncode == 0, done.stderr
-    assert "**total**" in (workplace / "out" / "profile.md").read_text()
+    assert "**total**" in (workplace / "profiled" / "profile.md").read_text()

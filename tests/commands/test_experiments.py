@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.support.families import make
 from tests.support.helpers import ROOT
 from tests.support.runs import run
 from workbench import models
 from workbench.studies.experiment import Experiment
 from workbench.training.config import known_names, load, merge, read
+from workbench.training.preparation import Preparations
 
 EXPERIMENTS = ROOT / "experiments"
 BOTH = [EXPERIMENTS / f"{family}{variant}.toml" for family in ("sd15", "sdxl", "sd3") for variant in ("", "-lora")]
@@ -23,12 +23,6 @@ LARGE = [EXPERIMENTS / f"{name}-lora.toml" for name in ("flux1", "flux2-klein", 
 REAL = [*BOTH, *LARGE]
 SCRIPTS = sorted([*EXPERIMENTS.rglob("*.sbatch"), *EXPERIMENTS.rglob("*.sh")])
 PODS = sorted(EXPERIMENTS.rglob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    root = tmp_path_factory.mktemp("real")
-    return {name: make(name, root / name) for name in models.FAMILIES}
 
 
 def quick(checkpoint, pairs):
@@ -40,19 +34,21 @@ def quick(checkpoint, pairs):
     }  # fmt: skip
 
 
-#: FLUX.1 stands for the large families in the quick tests; each of them trains in tests/models.
-TRAINED = [pytest.param(p, marks=[pytest.mark.slow] if p in LARGE[1:] else []) for p in REAL]
+#: In every run two whole denoisers and adapters for two others, SD3 and FLUX.1; each family trains in tests/models.
+OFTEN = ("sd15", "sdxl", "sd3-lora", "flux1-lora")
+TRAINED = [pytest.param(p, marks=[] if p.stem in OFTEN else [pytest.mark.slow]) for p in REAL]
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.stem)
-def test_every_real_models_file_trains_two_steps(path, checkpoints, tiny_pairs, workplace):
+def test_every_real_models_file_trains_two_steps(path, checkpoint, tiny_pairs, workplace):
     """The whole method, and the arm that differs from it most; the arms between differ by numbers."""
     settings = read(path)
-    base = merge(settings, quick(checkpoints[settings["model.family"]], tiny_pairs))
+    base = merge(settings, quick(checkpoint(settings["model.family"]), tiny_pairs))
     arms = {arm.name: arm.config for arm in Experiment.resolve(base).arms}
+    preparations = Preparations()
     for arm in ("ours", "frozen"):
         config = arms[arm]
-        final = run(config)
+        final = run(config, prepared=preparations(config))
         assert np.isfinite(list(final.values())).all() and config.sweep.objective in final
         assert final["reference/updates"] == (0 if arm == "frozen" else pytest.approx(1, abs=1))
 

@@ -9,7 +9,6 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.commands import in_one_process, invoke
-from tests.support.families import make
 from tests.support.helpers import overrides, pair_rows, workbench
 from tests.support.hub import serve
 from workbench import tracking
@@ -18,8 +17,8 @@ QUICK = {"evaluation.seeds": 0, "evaluation.grid": 0}
 
 
 @pytest.fixture(scope="module")
-def sdxl(tmp_path_factory):
-    return make("sdxl", tmp_path_factory.mktemp("models") / "sdxl")
+def sdxl(checkpoint):
+    return checkpoint("sdxl")
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def test_encode_then_train_from_the_store_alone(settings, workplace):
 
 
 def test_encode_estimates_disk_and_time(settings, workplace):
-    done = workbench("workbench.encode", *overrides(settings), "--estimate", "8", cwd=workplace)
+    done = invoke("encode", *overrides(settings), "--estimate", 8)
     assert done.returncode == 0, done.stderr
     assert "| Pick-a-Pic v2, train | 959,040 |" in done.stdout and "ms and" in done.stdout
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from tests.support.commands import invoke
-from tests.support.families import make
 from tests.support.helpers import overrides
 from tests.support.reward_models import save_clip
 from workbench.common.outputs import WRITTEN
@@ -28,21 +27,16 @@ OUT = ("--resolution", 32, "--out", "out", "--work", "work")
 
 
 @pytest.fixture(scope="module")
-def flux(tmp_path_factory):
-    return make("flux1", tmp_path_factory.mktemp("models") / "flux")
-
-
-@pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory):
     return save_clip(tmp_path_factory.mktemp("clip"))[0]
 
 
 @pytest.fixture
-def place(workplace, tiny_model, flux, tiny_clip, monkeypatch):
+def place(workplace, tiny_model, checkpoint, tiny_clip, monkeypatch):
     """A working folder with prompts, models and a scorer; shards of three images."""
     monkeypatch.setattr(drawing, "MOST", 3)
     (workplace / "mine.txt").write_text("\n".join(PROMPTS), "utf-8")
-    for name, target in (("tiny", tiny_model), ("flux", flux), ("clip", tiny_clip)):
+    for name, target in (("tiny", tiny_model), ("flux", checkpoint("flux1")), ("clip", tiny_clip)):
         (workplace / name).symlink_to(target)
     return workplace
 

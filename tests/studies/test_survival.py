@@ -93,7 +93,11 @@ def test_a_second_ctrl_c_waits_until_trials_are_back_in_the_queue(declared, monk
     assert last.user_attrs["retry_of"] == first.number
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+#: In every run: without a run yet, in the midst of one, and with the result in one of two stores.
+OFTEN = ("taken", "step", "stored")
+
+
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=[] if m in OFTEN else [pytest.mark.slow]) for m in MOMENTS])
 def test_a_worker_killed_at_any_moment_of_a_trial(declared, moment):
     study, client, assignment = made(declared)
     killed(assignment, moment)

@@ -1,4 +1,5 @@
-"""`python -m tests.support.bare_machine MODULE ARGUMENTS`: run a module as on a machine that can train and no more.
+"""`python -m tests.support.bare_machine MODULE ARGUMENTS [+ MODULE ARGUMENTS]...`: run modules, one after the other,
+as on a machine that can train and no more.
 
 Nothing can be imported but the standard library, this repository, the packages named here and what they need.
 """
@@ -58,6 +59,12 @@ class Only:
 
 if __name__ == "__main__":
     sys.meta_path[:] = [Only() if finder is PathFinder else finder for finder in sys.meta_path]
-    _, module, *arguments = sys.argv
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    waiting = sys.argv[1:]
+    while waiting:
+        end = waiting.index("+") if "+" in waiting else len(waiting)
+        sys.argv, waiting = waiting[:end], waiting[end + 1 :]
+        try:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            if ended.code:
+                raise

@@ -1,11 +1,14 @@
-"""A worker that is killed at a chosen moment of its first trial."""
+"""Processes that are killed at a chosen moment: a worker of its first trial, and a run."""
 
 import os
 import signal
 
 from tests.support import forked
+from tests.support.ended import Ended
+from tests.support.runs import run
 from workbench import tracking
 from workbench.studies import attempt, workers
+from workbench.training.snapshots import Snapshots
 
 MOMENTS = ("taken", "claimed", "step", "finished", "stored", "ended")
 
@@ -47,5 +50,17 @@ def _work(assignment, moment):
 def killed(assignment, moment):
     """Let a worker process run trials until it kills itself, the first time that it reaches one of `MOMENTS`."""
     process = forked.start(_work, assignment, moment)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _run(settings, snapshots, step):
+    """The body of a process that runs up to a step."""
+    run(settings, Ended(), snapshots=snapshots, on_step=lambda now, metrics: _die() if now == step else None)
+
+
+def killed_run(settings, snapshots: Snapshots, step: int):
+    """Let a process run settings until it kills itself after a step."""
+    process = forked.start(_run, settings, snapshots, step)
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.support.ended import Ended
-from tests.support.families import make
 from tests.support.runs import run
 from tests.training.test_loop import PROCESS, batch
 from workbench.common.errors import UserError
@@ -81,8 +80,8 @@ def test_all_captions_dropped_is_training_on_the_empty_caption(tiny, workplace):
         assert ours.metrics[step]["train/loss"] == pytest.approx(theirs.metrics[step]["train/loss"], abs=1e-6)
 
 
-def test_sdxl_is_told_the_resolution_or_the_images_own_size(tiny_pairs, workplace):
-    backend = load(str(make("sdxl", workplace / "sdxl")), CPU, resolution=64)
+def test_sdxl_is_told_the_resolution_or_the_images_own_size(checkpoint, tiny_pairs, workplace):
+    backend = load(str(checkpoint("sdxl")), CPU, resolution=64)
     ids = {}
     for sizes in ("original", "resolution"):
         data = resolve({"data.train": str(tiny_pairs), "data.sizes": sizes}).data

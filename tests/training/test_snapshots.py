@@ -1,11 +1,8 @@
 """Whatever kills a run, going on with it ends in the same bits."""
 
-import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.ended import Ended
-from tests.support.helpers import ROOT
+from tests.support.killed import killed_run
 from tests.support.runs import run
 from workbench.common.errors import Failure, UserError
 from workbench.training.config import merge, resolve
@@ -221,28 +218,10 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_good_snapshot(small_disk, 
     assert snapshots.newest().step == 1 and len(list((small_disk / "s").iterdir())) == 1
 
 
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from tests.support.ended import Ended
-from tests.support.runs import run
-from workbench.training.snapshots import Snapshots
-def on_step(step, metrics):
-    if step == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-settings = json.loads(Path("settings.json").read_text())
-run(settings, Ended(), snapshots=Snapshots(Path("s"), {interval}), on_step=on_step)
-"""
-
-
 def test_a_process_killed_outright(long, workplace):
     """Not only the loop: nothing of the process is left, and the rest is done by another one."""
     expected = whole(long)
-    (workplace / "settings.json").write_text(json.dumps(long))
-    script = workplace / "run.py"
-    script.write_text(KILLED.format(interval=INTERVAL))
-    done = subprocess.run([sys.executable, script, "8"], cwd=workplace, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == -signal.SIGKILL
+    killed_run(long, Snapshots(Path("s"), INTERVAL), 8)
     ended = Ended()
     run(long, ended, snapshots=Snapshots(Path("s"), INTERVAL))
     assert ended == expected
