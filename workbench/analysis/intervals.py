@@ -51,3 +51,9 @@ def _standard_error(values: np.ndarray) -> float:
     if len(values) < ENOUGH or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return 0.0
     return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def cell(mean: float, low: float, high: float, digits: int = 3) -> str:
+    """A mean and its interval in words; the mean alone where there is no interval."""
+    interval = "" if low == high else f" ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{mean:.{digits}f}{interval}"

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench import tracking
-from workbench.analysis.tables import cell
+from workbench.analysis.intervals import cell
 from workbench.common.errors import UserError
 from workbench.common.stats import mean_interval
 

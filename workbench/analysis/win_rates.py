@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from workbench.analysis.intervals import cell
 from workbench.analysis.labels import label
 from workbench.common.stats import mean_interval, wins
 
@@ -106,12 +107,6 @@ def _wide(
         row: dict[str, Any] = {"prompts": prompts, title: label(name)}
         for one in table.filter((pl.col("prompts") == prompts) & (pl.col(by) == name)).to_dicts():
             mean, low, high = (factor * one[key] for key in ("mean", "low", "high"))
-            row[headings[one["scorer"]] + unit] = _cell(mean, low, high, digits)
+            row[headings[one["scorer"]] + unit] = cell(mean, low, high, digits)
         rows.append(row)
     return pl.DataFrame(rows)
-
-
-def _cell(mean: float, low: float, high: float, digits: int) -> str:
-    """A mean and its interval in words; the mean alone where there is no interval."""
-    interval = "" if low == high else f" ({low:.{digits}f} to {high:.{digits}f})"
-    return f"{mean:.{digits}f}{interval}"

@@ -305,8 +305,8 @@ def _from_hub(place: str, split: str, key: str, scores: str, names: Names) -> Ro
     layout, wanted = wanted_columns(list(features), key, scores, names)
     require_images([each for each in layout.images if getattr(features[each], "dtype", "") == "string"], key)
     dataset = dataset.select_columns(wanted).decode(False)  # which would open images by the paths that files name
-    known = (dataset.info.splits or {}).get(split)
-    total = known.num_examples if known else 0
+    counted = (dataset.info.splits or {}).get(split)
+    total = counted.num_examples if counted else 0
     digest = names.keyed(f"{name}@{commit}:{split}")
     return StreamedRows(digest, key, total, dataset, remote=True, layout=layout)
 

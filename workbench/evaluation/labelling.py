@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -108,10 +109,15 @@ def _images(source: str, what: str) -> dict[tuple[str, int], Picture]:
         table = read_table(shard, f"{what} {shard}", ["prompt", "seed"])
         for row, (prompt, seed) in enumerate(zip(*table.to_pydict().values(), strict=True)):
             place = f"{what}/{shard.name}:{row}"
-            found.setdefault((prompt, seed), Picture(place, lambda shard=shard, row=row: read_bytes(shard)[row]))
+            found.setdefault((prompt, seed), Picture(place, partial(_image, shard, row)))
     if not found:
         raise UserError(f"{what} {source}: no such folder of pictures or samples of a model{near(path)}")
     return found
+
+
+def _image(shard: Path, row: int) -> bytes:
+    """One image of a shard of samples, as a file's bytes."""
+    return read_bytes(shard)[row]
 
 
 def _pictures(folder: Path, what: str) -> dict[tuple[str, int], Picture]:
