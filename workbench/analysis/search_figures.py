@@ -144,14 +144,14 @@ def intermediate(reports: pl.DataFrame) -> Figure:
     if reports.is_empty():
         raise UserError("intermediate values: no trial reported any; those of a study with sweep.pruner do")
     figure, axes = plt.subplots(figsize=(7.6, 4.4))
-    looks = {
+    looks: dict[str, dict[str, Any]] = {
         "complete": {"color": "C0", "lw": 1.3, "alpha": 0.75, "label": "came to its end"},
         "pruned": {"color": "C3", "lw": 1.3, "ls": "--", "label": "pruned"},
     }
     for state, look in looks.items():
         of_state = reports.filter(pl.col("state") == state)
         for place, (_, part) in enumerate(of_state.group_by("number", maintain_order=True)):
-            once = look | {"label": look["label"] if place == 0 else None}
+            once: dict[str, Any] = look | {"label": look["label"] if place == 0 else None}
             axes.plot(part["step"], part["value"], marker="o", ms=3, **once)
             if state == "pruned":
                 axes.plot(part["step"][-1], part["value"][-1], "X", color="C3", ms=9, mec="white", zorder=4)
@@ -183,7 +183,7 @@ def parallel(search: Search) -> Figure:
         axes.plot(at[:-1], _heights(row, settings, search), color="0.7", lw=1, ls="--", zorder=1)
     for row in done.to_dicts():
         end = (row[objective] - low) / (high - low) if high > low else 0.5
-        look = {"lw": 3, "zorder": 3} if row["best"] else {"lw": 1.3, "zorder": 2}
+        look: dict[str, Any] = {"lw": 3, "zorder": 3} if row["best"] else {"lw": 1.3, "zorder": 2}
         axes.plot(at, [*_heights(row, settings, search), end], color=colours(norm(row[objective])), **look)
     beside: dict[str, Any] = {
         "xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": "x-small", "zorder": 5,
