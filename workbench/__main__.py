@@ -13,7 +13,7 @@ from workbench.common.version import __version__
 #: What the list of commands shows, in this order. Every module beside this one is in it.
 SECTIONS = {
     "Train and compare": ("sweep", "train", "claims", "report", "study"),
-    "Real models and data": ("encode", "evaluate", "prefer", "label", "rounds", "export_lora", "throughput"),
+    "Real models and data": ("encode", "evaluate", "prefer", "label", "rounds", "export_lora", "push", "throughput"),
     "The workbench itself": ("bench", "profile", "scale", "pretrain"),
 }
 
