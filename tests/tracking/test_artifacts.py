@@ -142,7 +142,7 @@ def test_paths_in_settings_follow_and_other_texts_do_not():
 def test_a_study_resumes_after_its_project_was_moved(tiny, workplace, enter):
     """Settings of the study, of its waiting trials, and of a snapshot name files in the folder."""
     from workbench.common.paths import storage_url
-    from workbench.studies import lifecycle, recovery
+    from workbench.studies import lifecycle, recovery, storage
     from workbench.studies.experiment import Experiment
     from workbench.training.snapshots import Snapshot, Snapshots
 
