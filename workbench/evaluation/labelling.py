@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -108,10 +109,15 @@ def _images(source: str, what: str) -> dict[tuple[str, int], Picture]:
         table = read_table(shard, f"{what} {shard}", ["prompt", "seed"])
         for row, (prompt, seed) in enumerate(zip(*table.to_pydict().values(), strict=True)):
             place = f"{what}/{shard.name}:{row}"
-            found.setdefault((prompt, seed), Picture(place, lambda shard=shard, row=row: read_bytes(shard)[row]))
+            found.setdefault((prompt, seed), Picture(place, partial(_sample, shard, row)))
     if not found:
         raise UserError(f"{what} {source}: no such folder of pictures or samples of a model{near(path)}")
     return found
+
+
+def _sample(shard: Path, row: int) -> bytes:
+    """The file of one image of a shard."""
+    return read_bytes(shard)[row]
 
 
 def _pictures(folder: Path, what: str) -> dict[tuple[str, int], Picture]:
@@ -168,8 +174,8 @@ class Labels:
                     )
         else:
             require_own(folder, SETTINGS, self._shard(0).name)
-            with output_file(path) as partial:
-                partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            with output_file(path) as fresh:
+                fresh.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         self._key = {frozenset((one.left.place, one.right.place)): one.key for one in questions}
         self._last: list[dict[str, Any]] = []
         self._shards, self.answered = 0, dict[str, float | None]()
@@ -225,8 +231,8 @@ class Labels:
         self._last = rows
 
     def _write(self, rows: Sequence[dict[str, Any]]) -> None:
-        with output_file(self._shard(self._shards)) as partial:
-            pq.write_table(pa.Table.from_pylist(list(rows), pa.schema(list(COLUMNS.items()))), partial)
+        with output_file(self._shard(self._shards)) as fresh:
+            pq.write_table(pa.Table.from_pylist(list(rows), pa.schema(list(COLUMNS.items()))), fresh)
 
     def _row(self, question: Question, label: float | None) -> dict[str, Any]:
         images = question.left.read(), question.right.read()
