@@ -55,7 +55,9 @@ def main(left: str, right: str, prompts: str, output: Path, seed: int, port: int
             with suppress(KeyboardInterrupt):  # the usual end of it
                 server.serve_forever()
     counts = ", ".join(f"{name} {count}" for name, count in labelling.tally(labels, (left, right)).items())
-    click.echo(f"\n{counts}. The left image was preferred in {labelling.sides(labels):.0%} of the decided pairs.")
+    sides = labelling.sides(labels)
+    preferred = f" The left image was preferred in {sides:.0%} of the decided pairs." if sides is not None else ""
+    click.echo(f"\n{counts}.{preferred}")
     click.echo(f"Folder: {output}")
 
 

@@ -89,6 +89,8 @@ def test_settings_are_those_that_all_trials_share_and_no_default_has():
     )
     about = Overview("r", "python -m workbench.sweep mine.toml", versions={"torch": "2.13"})
     text = story.made_with(runs, about, "s@1", datetime(2026, 11, 27, 9, 30))
+    single = runs.with_columns(trial=pl.lit(None, pl.Int64))  # runs that belong to no trial are not resumed so
+    assert "study resume" not in story.made_with(single, about, "s@1", datetime(2026, 11, 27, 9, 30))
     assert "the defaults: `timesteps.density = discounted`, `train.batch_size = 4`\n" in text
     assert "train.steps" not in text and "gamma" not in text and "reference.policy" not in text
     assert "Made by: `python -m workbench.sweep mine.toml`" in text and "torch 2.13" in text

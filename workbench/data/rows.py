@@ -296,8 +296,8 @@ def _from_hub(place: str, split: str, key: str, scores: str, names: Names) -> Ro
         )
         if not note.is_file():
             raise Failure(problem) from None
-        known = names.keyed(f"{name}@{note.read_text(encoding='utf-8')}:{split}")
-        return StreamedRows(known, key, 0, None, problem=problem)
+        told = names.keyed(f"{name}@{note.read_text(encoding='utf-8')}:{split}")
+        return StreamedRows(told, key, 0, None, problem=problem)
     note.parent.mkdir(parents=True, exist_ok=True)
     # Kept for the day on which the hub does not answer: the commit alone is enough to find what is encoded.
     with in_place(note) as partial:

@@ -58,7 +58,11 @@ document.addEventListener("keydown", event => {
 });
 for (const button of document.querySelectorAll("button"))
   button.onclick = () => { button.blur(); send(button.dataset.answer); };
-for (const side of ["left", "right"]) byId(side).onclick = () => send(side);
+for (const side of ["left", "right"]) {
+  byId(side).onclick = () => send(side);
+  // Small images are enlarged as they are, not smoothed.
+  byId(side).onload = event => event.target.style.imageRendering = event.target.naturalWidth < 256 ? "pixelated" : "auto";
+}
 fetch("/pair").then(show);
 </script></html>
 """

@@ -109,14 +109,14 @@ def _images(source: str, what: str) -> dict[tuple[str, int], Picture]:
         table = read_table(shard, f"{what} {shard}", ["prompt", "seed"])
         for row, (prompt, seed) in enumerate(zip(*table.to_pydict().values(), strict=True)):
             place = f"{what}/{shard.name}:{row}"
-            found.setdefault((prompt, seed), Picture(place, partial(_image, shard, row)))
+            found.setdefault((prompt, seed), Picture(place, partial(_sample, shard, row)))
     if not found:
         raise UserError(f"{what} {source}: no such folder of pictures or samples of a model{near(path)}")
     return found
 
 
-def _image(shard: Path, row: int) -> bytes:
-    """One image of a shard of samples, as a file's bytes."""
+def _sample(shard: Path, row: int) -> bytes:
+    """The file of one image of a shard."""
     return read_bytes(shard)[row]
 
 
@@ -174,8 +174,8 @@ class Labels:
                     )
         else:
             require_own(folder, SETTINGS, self._shard(0).name)
-            with output_file(path) as partial:
-                partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            with output_file(path) as fresh:
+                fresh.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         self._key = {frozenset((one.left.place, one.right.place)): one.key for one in questions}
         self._last: list[dict[str, Any]] = []
         self._shards, self.answered = 0, dict[str, float | None]()
@@ -231,8 +231,8 @@ class Labels:
         self._last = rows
 
     def _write(self, rows: Sequence[dict[str, Any]]) -> None:
-        with output_file(self._shard(self._shards)) as partial:
-            pq.write_table(pa.Table.from_pylist(list(rows), pa.schema(list(COLUMNS.items()))), partial)
+        with output_file(self._shard(self._shards)) as fresh:
+            pq.write_table(pa.Table.from_pylist(list(rows), pa.schema(list(COLUMNS.items()))), fresh)
 
     def _row(self, question: Question, label: float | None) -> dict[str, Any]:
         images = question.left.read(), question.right.read()
@@ -281,7 +281,10 @@ def media_type(image: bytes) -> str:
         return Image.MIME.get(str(opened.format), "application/octet-stream")
 
 
-def sides(labels: Labels) -> float:
-    """The share of decided answers that preferred the left image: far from a half says that the side was preferred."""
+def sides(labels: Labels) -> float | None:
+    """The share of decided answers that preferred the left image; None where none is decided.
+
+    Far from a half it says that a side was preferred, and not an image.
+    """
     decided = [label for label in labels.answered.values() if label in (0.0, 1.0)]
-    return float(np.mean(decided)) if decided else 0.5
+    return float(np.mean(decided)) if decided else None
