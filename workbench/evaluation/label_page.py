@@ -61,7 +61,7 @@ for (const button of document.querySelectorAll("button"))
 for (const side of ["left", "right"]) {
   byId(side).onclick = () => send(side);
   // Small images are enlarged as they are, not smoothed.
-  byId(side).onload = event => event.target.style.imageRendering = event.target.naturalWidth < 256 ? "pixelated" : "auto";
+  byId(side).onload = ({ target }) => target.style.imageRendering = target.naturalWidth < 256 ? "pixelated" : "auto";
 }
 fetch("/pair").then(show);
 </script></html>
