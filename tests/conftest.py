@@ -21,8 +21,10 @@ os.environ["PYTHONPATH"] = str(ROOT)  # processes that tests start import this t
 hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
 torch.set_num_threads(1)
-# MLflow and Optuna ask for the newest of their migrations, each a file, whenever a database is opened.
-alembic.util.pyfiles.load_module_py = functools.cache(alembic.util.pyfiles.load_module_py)
+load_anew, load_once = alembic.util.pyfiles.load_module_py, functools.cache(alembic.util.pyfiles.load_module_py)
+# MLflow and Optuna ask for the newest of their migrations, each a file, whenever a database is opened. The env.py beside
+# them must run each time: it is what migrates.
+alembic.util.pyfiles.load_module_py = lambda name, path: (load_anew if name == "env_py" else load_once)(name, path)
 
 
 @pytest.fixture(scope="session")

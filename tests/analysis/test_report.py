@@ -166,8 +166,10 @@ def test_a_front_is_shown_with_what_there_are_too_few_trials_for(workplace):
     assert done.returncode == 0, done.stdout + done.stderr
     page = (workplace / "reports" / "s" / "report.html").read_text()
     assert "Not shown: importance needs 8 complete trials of the space; the study has 2" in page
-    assert page.count('src="data:image/png;base64') == 2 and "<td>0 (frozen)</td>" in page and STDERR not in page
-    assert {"search.png", "search-slices.png", "search-best.md"} <= attached("s")
+    assert "Not shown: intermediate values: no trial reported any" in page and page.count("Not shown") == 2
+    assert page.count('src="data:image/png;base64') == 4 and "<td>0 (frozen)</td>" in page and STDERR not in page
+    drawn = {f"search{part}.png" for part in ("", "-history", "-slices", "-parallel")}
+    assert drawn | {"search-best.md"} <= attached("s")
 
 
 @pytest.mark.slow
@@ -179,8 +181,10 @@ def test_a_budget_is_shown_with_what_mattered(workplace):
     done = invoke("report", "--notebook", "search", "-p", "formats=png")
     assert done.returncode == 0, done.stdout + done.stderr
     page = (workplace / "reports" / "s" / "report.html").read_text()
-    assert page.count('src="data:image/png;base64') == 3 and "Not shown" not in page and STDERR not in page
-    assert {"search.png", "search-importance.png", "search-slices.png", "search-best.md"} <= attached("s")
+    assert "Not shown: intermediate values: no trial reported any" in page and page.count("Not shown") == 1
+    assert page.count('src="data:image/png;base64') == 5 and STDERR not in page
+    drawn = {f"search{part}.png" for part in ("", "-history", "-importance", "-slices", "-parallel")}
+    assert drawn | {"search-best.md"} <= attached("s")
 
 
 def test_a_notebook_that_is_asked_for_must_have_its_arms(workplace):
