@@ -22,8 +22,8 @@ hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
 torch.set_num_threads(1)
 load_anew, load_once = alembic.util.pyfiles.load_module_py, functools.cache(alembic.util.pyfiles.load_module_py)
-# MLflow and Optuna ask for the newest of their migrations, each a file, whenever a database is opened. The env.py beside
-# them must run each time: it is what migrates.
+# MLflow and Optuna ask for the newest of their migrations, each a file, whenever a database is opened. The env.py
+# beside them must run each time: it is what migrates.
 alembic.util.pyfiles.load_module_py = lambda name, path: (load_anew if name == "env_py" else load_once)(name, path)
 
 
