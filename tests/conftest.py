@@ -118,3 +118,11 @@ def workplace(tmp_path, monkeypatch, empty_store) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path
+
+
+@pytest.fixture
+def brief_epochs(monkeypatch) -> None:
+    """Hugging Face's datasets wait five seconds at the end of a shuffled epoch, for threads that tests do not have."""
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)

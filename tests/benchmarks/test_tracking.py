@@ -43,6 +43,7 @@ def test_shares_are_of_the_untracked_steps():
     assert per_step.median == pytest.approx(1000) and around.median == pytest.approx(0.3)
 
 
+@pytest.mark.slow  # the server of the benchmark and of slow tests alone
 def test_the_server_answers_and_stops(tmp_path):
     with TrackingServer(tmp_path) as server:
         assert requests.get(f"{server.url}/health", timeout=5).ok

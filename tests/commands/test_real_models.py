@@ -61,7 +61,7 @@ def test_encode_estimates_disk_and_time(settings, workplace):
         pytest.param({"train.optimizer": "adafactor", "train.scale_lr": True, "train.lr": 1e-5}, id="adafactor"),
     ],
 )
-def test_train_and_keep(settings, workplace, changes):
+def test_train_and_keep(settings, workplace, brief_epochs, changes):
     done = invoke("train", *overrides(settings | changes | {"train.keep": True}), "--study", "s")
     assert done.returncode == 0, done.stderr
     run = tracking.load_runs("s").row(0, named=True)

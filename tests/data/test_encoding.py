@@ -23,6 +23,8 @@ from workbench.training.tables import Data
 
 CPU = torch.device("cpu")
 
+pytestmark = pytest.mark.usefixtures("brief_epochs")
+
 
 @pytest.fixture(scope="module")
 def backend(tiny_model):
