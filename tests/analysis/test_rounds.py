@@ -25,13 +25,21 @@ def samples(number: int, gains: list[float]) -> pl.DataFrame:
 
 
 def test_rounds_are_the_complete_runs_of_rounds_the_newest_of_each():
-    rows = [run(2), run(1, run_id="old"), run(1), run(3, state="pruned"), run(9, **{"rounds.count": None}),
+    rows = [run(1, run_id="old"), run(1), run(2), run(3, state="pruned"), run(9, **{"rounds.count": None}),
             run(4, name="one-run")]  # fmt: skip
     found = rounds.rounds_of(pl.DataFrame(rows))
     assert found.select("round", "run_id").rows() == [(1, "id1"), (2, "id2")]
     for none in (pl.DataFrame([run(1)]).drop("rounds.count"), pl.DataFrame([run(1, state="pruned")])):
         with pytest.raises(UserError, match="has no rounds"):
             needs.require("rounds", "s", none, {})
+
+
+def test_rounds_of_another_folder_are_not_taken_for_what_went_on_from_these():
+    other = [run(n, run_id=f"other{n}") for n in (1, 2)]
+    longer = [run(n) for n in (1, 2, 3, 4)]
+    found = rounds.rounds_of(pl.DataFrame([*longer, *other]))
+    assert found["run_id"].to_list() == ["other1", "other2"]
+    assert rounds.rounds_of(pl.DataFrame([*other, *longer]))["run_id"].to_list() == ["id1", "id2", "id3", "id4"]
 
 
 def test_gains_begin_at_round_0_and_their_intervals_are_over_prompts():

@@ -1,6 +1,7 @@
 """Several objectives, constraints, and what a search found, on invented trials."""
 
 import math
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -415,8 +416,28 @@ def test_parallel_coordinates_have_a_line_a_trial_and_those_without_an_end_stop_
     widths = [line.get_linewidth() for line in axes.lines if len(line.get_ydata()) == 4]
     assert widths[2] > widths[0] == widths[1]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == [*SPACE, "eval/reward"]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["pruned or failed"]
     with pytest.raises(UserError, match=r"parallel coordinates: the study declares no sweep\.space"):
         search_figures.parallel(results.read(study(REWARD | {"sweep.space": {}}, [trial(1.0)])))
+
+
+def test_parallel_coordinates_colour_by_the_trials_that_may_be_chosen():
+    bounded = REWARD | {"sweep.constraints": {"divergence/policy": 0.02}}
+    made = [trial(1.0, beyond=-0.01), trial(2.0, beyond=-0.005), trial(9.0, beyond=0.48)]
+    axes, bar = search_figures.parallel(results.read(study(bounded, made))).axes
+    lines = [line for line in axes.lines if len(line.get_ydata()) == 3]  # two settings and the objective
+    assert [line.get_linestyle() for line in lines] == ["-", "-", ":"]
+    assert bar.get_ylim() == (1.0, 2.0)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["beyond a constraint"]
+
+
+def test_a_setting_with_one_value_is_in_the_middle_of_its_axis():
+    space = {"train.lr": {"type": "FloatDistribution", "low": 3e-5, "high": 3e-5, "log": True}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = search_figures.parallel(results.read(study(REWARD | {"sweep.space": space}, [trial(1.0)])))
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines] == [0.5]
 
 
 def test_win_rates_have_their_intervals_in_every_figure_of_them():

@@ -27,7 +27,10 @@ DIVERGENCE, MARGIN = "divergence/policy", "validation/margin"
 
 
 def rounds_of(runs: pl.DataFrame) -> pl.DataFrame:
-    """The complete runs that are rounds, by their number in column `round`; of a round that was made twice the newest.
+    """The complete runs that are rounds of the newest training, by their number in column `round`.
+
+    Several folders of rounds may be tracked under one name. A round goes on from the one before it, so a run belongs to
+    the newest training only if it began after the round before.
 
     Args:
         runs: of `tracking.load_runs`.
@@ -43,8 +46,14 @@ def rounds_of(runs: pl.DataFrame) -> pl.DataFrame:
     )
     if whole.is_empty():
         raise none
-    # Runs come in the order in which they began.
-    return whole.unique("round", keep="last", maintain_order=True).sort("round")
+    chain: list[dict[str, Any]] = []
+    for run in whole.to_dicts():  # in the order in which they began
+        if run["round"] <= len(chain) + 1:
+            # A round that is made anew ends what had gone on from the one in its place.
+            chain = [*chain[: run["round"] - 1], run]
+    if not chain:
+        raise none
+    return whole.filter(pl.col("run_id").is_in([run["run_id"] for run in chain])).sort("round")
 
 
 def samples_of(runs: pl.DataFrame) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """Figures of a search: reward against divergence, its course, what mattered, and value against setting.
 
-Optuna's own figures leave out trials that were pruned, and those that lack a conditional setting. Here `search_marks`
-says how each is drawn.
+Unlike in Optuna's own slices and parallel coordinates, trials that were pruned or failed are shown, at the lower edge,
+and trials that lack a conditional setting too. `search_marks` has the looks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -134,7 +134,7 @@ def history(search: Search) -> Figure:
 
 
 def intermediate(reports: pl.DataFrame) -> Figure:
-    """What trials reported to the pruner on their way; a cross where one was pruned.
+    """What trials reported to the pruner on their way; a cross where one was stopped, by the pruner or as collapsed.
 
     Args:
         reports: of `results.reports`.
@@ -146,7 +146,8 @@ def intermediate(reports: pl.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(7.6, 4.4))
     looks: dict[str, dict[str, Any]] = {
         "complete": {"color": "C0", "lw": 1.3, "alpha": 0.75, "label": "came to its end"},
-        "pruned": {"color": "C3", "lw": 1.3, "ls": "--", "label": "pruned"},
+        "pruned": {"color": "C3", "lw": 1.3, "ls": "--", "label": "stopped early"},
+        "failed": {"color": "0.3", "lw": 1.3, "ls": ":", "label": "failed"},
     }
     for state, look in looks.items():
         of_state = reports.filter(pl.col("state") == state)
@@ -164,8 +165,9 @@ def intermediate(reports: pl.DataFrame) -> Figure:
 def parallel(search: Search) -> Figure:
     """Every trial a line through its settings to the first objective, which also colours it: the darker the better.
 
-    The best have thick lines. Trials without an end are dashed grey and stop before the objective. A setting that a
-    trial lacks, since another one does not call for it, is at "none", below the axis.
+    The best have thick lines; trials beyond a constraint are dotted, and the colours' range is that of the others.
+    Trials without an end are dashed grey and stop before the objective. A setting that a trial lacks, since another one
+    does not call for it, is at "none", below the axis.
 
     Raises:
         UserError: no complete trial has a setting of the space.
@@ -173,10 +175,12 @@ def parallel(search: Search) -> Figure:
     objective, direction = next(iter(search.objectives.items()))
     done = search.complete(objective).filter("inside").sort(objective, descending=direction == "minimize")
     settings = searched(search, done, "parallel coordinates")
-    early = without_end(search)
+    early = without_end(search).filter("inside")
     low, high = float(done[objective].min()), float(done[objective].max())  # type: ignore[arg-type]
+    # Trials that may not be chosen must not take the darkest colours from those that may.
+    within = done.filter("feasible")[objective].to_list() or [low, high]
     figure, axes = plt.subplots(figsize=(2.0 * len(settings) + 2.6, 4.4))
-    norm = plt.Normalize(low, high)
+    norm = plt.Normalize(min(within), max(within), clip=True)
     colours = sns.color_palette("crest" if direction == "maximize" else "crest_r", as_cmap=True)
     at = np.arange(len(settings) + 1)
     for row in early.to_dicts():
@@ -184,6 +188,7 @@ def parallel(search: Search) -> Figure:
     for row in done.to_dicts():
         end = (row[objective] - low) / (high - low) if high > low else 0.5
         look: dict[str, Any] = {"lw": 3, "zorder": 3} if row["best"] else {"lw": 1.3, "zorder": 2}
+        look |= {} if row["feasible"] else {"ls": ":"}
         axes.plot(at, [*_heights(row, settings, search), end], color=colours(norm(row[objective])), **look)
     beside: dict[str, Any] = {
         "xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": "x-small", "zorder": 5,
@@ -198,8 +203,11 @@ def parallel(search: Search) -> Figure:
     axes.set_xticks(at, [*settings, objective], fontsize="small", rotation=20, ha="right")
     axes.set(yticks=[], ylim=(NONE - 0.05, 1.05))
     figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes, pad=0.02).set_label(sense(search, objective))
-    if len(early):
-        axes.plot([], [], color="0.7", ls="--", label="pruned or failed")
+    others = {"pruned or failed": len(early) and "--", "beyond a constraint": not done["feasible"].all() and ":"}
+    if any(others.values()):
+        for text, dashes in others.items():
+            if dashes:
+                axes.plot([], [], color="0.5", ls=dashes, label=text)
         axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1))
     sns.despine(figure, left=True)
     return figure
@@ -210,24 +218,29 @@ NONE = -0.12  #: height in `parallel` at which a setting is missing
 
 def _heights(trial: Mapping[str, Any], settings: Sequence[str], search: Search) -> list[float]:
     """Where a trial's settings lie on their axes of height 1; NONE where it lacks one."""
-    return [NONE if trial[name] is None else next(iter(_share(search.space[name], [trial[name]]))) for name in settings]
+    return [NONE if trial[name] is None else _share(search.space[name], trial[name]) for name in settings]
 
 
-def _share(declared: Mapping[str, Any], values: Sequence[Any]) -> list[float]:
-    """How far along a setting's range values lie, 0 to 1."""
+def _share(declared: Mapping[str, Any], value: Any) -> float:
+    """How far along a setting's range a value lies, 0 to 1; a range of one value has it in the middle."""
     if declared["type"] == "CategoricalDistribution":
         choices = [str(choice) for choice in declared["choices"]]
-        return [choices.index(str(value)) / max(1, len(choices) - 1) for value in values]
+        return choices.index(str(value)) / max(1, len(choices) - 1)
     scale = np.log if declared.get("log") else np.asarray
     low, high = scale(declared["low"]), scale(declared["high"])
-    return [float((scale(value) - low) / (high - low)) for value in values]
+    return float((scale(value) - low) / (high - low)) if high > low else 0.5
 
 
 def _marks_of(declared: Mapping[str, Any]) -> list[tuple[float, str]]:
     """Heights and texts on a setting's axis: its choices, or the ends of its range."""
     if declared["type"] == "CategoricalDistribution":
-        return list(zip(_share(declared, declared["choices"]), map(str, declared["choices"]), strict=True))
-    return [(0.0, f"{declared['low']:.2g}"), (1.0, f"{declared['high']:.2g}")]
+        return [(_share(declared, choice), str(choice)) for choice in declared["choices"]]
+    return [(0.0, _number_text(declared["low"])), (1.0, _number_text(declared["high"]))]
+
+
+def _number_text(value: float) -> str:
+    """A number beside an axis: two digits, or whole from 100 on."""
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
 def importance(shares: pl.DataFrame) -> Figure:
@@ -320,6 +333,6 @@ def _along(axes: Axes, values: pl.Series, declared: Mapping[str, Any]) -> np.nda
         axes.set_xlim(low - margin, high + margin)
     middle = round(middle) if declared["type"] == "IntDistribution" else middle
     ticks = (low, middle, high)
-    axes.set_xticks(ticks, [f"{tick:.2g}" if tick < 100 else f"{tick:.0f}" for tick in ticks], fontsize="small")
+    axes.set_xticks(ticks, [_number_text(tick) for tick in ticks], fontsize="small")
     axes.minorticks_off()
     return values.to_numpy()
