@@ -82,7 +82,11 @@ def open_source(source: str, split: str, scores: str = "", names: Names = NAMES)
         rows = [_pair_in(folder, key) for folder in folders]
         captions = [one.caption for one in rows]
         return ListedRows(digest("pair-folders-1", *captions, *_states(rows)), key, len(rows), rows)
-    rows = [_checked(row, f"{key}: {where}", path.parent, names) for where, row in _rows(path, key)]
+    found = list(_rows(path, key))
+    columns = found[0][1] if found and isinstance(found[0][1], dict) else {}
+    # Of a list these three alone are read; names of others are for other data.
+    names = Names(names.caption, names.chosen, names.rejected).within(columns, key)
+    rows = [_checked(row, f"{key}: {where}", path.parent, names) for where, row in found]
     if not rows:
         raise UserError(f"{key}: no row in it")
     # As earlier versions wrote it, whose encoded pairs are found by it.

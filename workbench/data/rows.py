@@ -9,6 +9,7 @@ its two images is which is all that is swapped.
 """
 
 import glob
+import json
 import math
 import re
 from abc import ABC, abstractmethod
@@ -228,7 +229,7 @@ def open_rows(source: str, split: str, scores: str = "", names: Names = NAMES) -
     if not shards or not all(shard.is_file() for shard in shards):
         raise UserError(f"{key}: no such parquet file, or a folder without any; a hub id is OWNER/NAME")
     schema, total, layout = _check_shards(shards, key, scores, names)
-    return ParquetRows(names.keyed(digest_of(shards)), key, total, shards, schema, layout=layout)
+    return ParquetRows(layout.names.keyed(digest_of(shards)), key, total, shards, schema, layout=layout)
 
 
 def _shards(path: Path, split: str, required: bool) -> list[Path]:
@@ -296,18 +297,21 @@ def _from_hub(place: str, split: str, key: str, scores: str, names: Names) -> Ro
         )
         if not note.is_file():
             raise Failure(problem) from None
-        told = names.keyed(f"{name}@{note.read_text(encoding='utf-8')}:{split}")
+        commit, _, columns = note.read_text(encoding="utf-8").partition("\n")
+        if columns:  # notes of earlier versions have none
+            names = wanted_columns(json.loads(columns), key, scores, names)[0].names
+        told = names.keyed(f"{name}@{commit}:{split}")
         return StreamedRows(told, key, 0, None, problem=problem)
     note.parent.mkdir(parents=True, exist_ok=True)
-    # Kept for the day on which the hub does not answer: the commit alone is enough to find what is encoded.
+    # Kept for the day on which the hub does not answer: commit and columns are enough to find what is encoded.
     with in_place(note) as partial:
-        partial.write_text(commit, encoding="utf-8")
+        partial.write_text(f"{commit}\n{json.dumps(list(features))}", encoding="utf-8")
     layout, wanted = wanted_columns(list(features), key, scores, names)
     require_images([each for each in layout.images if getattr(features[each], "dtype", "") == "string"], key)
     dataset = dataset.select_columns(wanted).decode(False)  # which would open images by the paths that files name
     counted = (dataset.info.splits or {}).get(split)
     total = counted.num_examples if counted else 0
-    digest = names.keyed(f"{name}@{commit}:{split}")
+    digest = layout.names.keyed(f"{name}@{commit}:{split}")
     return StreamedRows(digest, key, total, dataset, remote=True, layout=layout)
 
 
