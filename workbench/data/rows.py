@@ -28,7 +28,7 @@ from workbench.common.files import in_place
 from workbench.common.paths import cache_folder
 from workbench.common.reading import near, read_lines
 from workbench.data.columns import NAMES, PLAIN, Layout, Names, require_images, score_columns, wanted_columns
-from workbench.data.images import fit, opened
+from workbench.data.images import drawn_share, fit, opened
 from workbench.data.parquet import is_image, is_text, open_parquet, unified
 from workbench.models import ASSETS, HUB_ID, digest_of
 
@@ -336,11 +336,13 @@ def decode(
     """A row's pair, winner first; None where an image cannot be decoded.
 
     Args:
-        scores, resize, crop: as `open_rows` and `images.fit` take them.
+        scores, resize: as `open_rows` and `images.fit` take them.
+        crop: "center"; or "random": both images at the same place along their longer edges, as `drawn_share` says.
     """
     try:
         first, second = (opened(row[column]) for column in ("jpg_0", "jpg_1"))
-        (pixels, corner), (other, _) = fit(first, size, resize, crop), fit(second, size, resize, crop)
+        share = drawn_share((first, second)) if crop == "random" else None
+        (pixels, corner), (other, _) = fit(first, size, resize, share), fit(second, size, resize, share)
     except Exception:  # Pillow raises many kinds for broken files
         return None
     w, l = (pixels, other) if row["label_0"] == 1 else (other, pixels)  # noqa: E741
