@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -54,8 +54,8 @@ class Pair(NamedTuple):
     gap: float = 0.0
 
 
-#: Some rows, and what a data set on the hub needs to read on after them.
-Chunk = tuple[list[dict[str, Any]], Mapping[str, Any] | None]
+#: Some undecoded rows, and what a data set on the hub needs to read on after them.
+RawChunk: TypeAlias = tuple[list[dict[str, Any]], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Rows(ABC):
     total: int
 
     @abstractmethod
-    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
+    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[RawChunk]:
         """Rows, `size` at a time, the last time fewer.
 
         Args:
@@ -109,7 +109,7 @@ class ParquetRows(Rows):
     chosen: Sequence[int] | None = None
     layout: Layout = PLAIN
 
-    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
+    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[RawChunk]:
         """As `Rows` says."""
         rows = self._after(done)
         while chunk := list(islice(rows, size)):
@@ -175,7 +175,7 @@ class StreamedRows(Rows):
     problem: str = ""
     layout: Layout = PLAIN
 
-    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
+    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[RawChunk]:
         """As `Rows` says; `state` alone decides where it goes on."""
         dataset = self.stream().dataset
         if state is not None:
