@@ -50,27 +50,25 @@ def describe(config: Config, arm: str = "") -> str:
     return head + (markdown_table(("setting", "here", "default"), changed) if changed else "All settings are defaults.")
 
 
+#: Those of LOCATED that may be an id on the hub, and the values that name what comes with the workbench.
+ON_HUB, SHIPPED = ("model.path", "model.vae", "data.train", "data.validation"), ("embedded", "validation")
+
+
 def without_places(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as strangers may read them: of those that may name a file, only what comes with the workbench or a hub.
 
     A path says nothing elsewhere, but may tell a person's name. It is left out by its setting's name, since whether it
     is there says nothing of a path of another machine. `a/b` that is no folder here is taken for a hub id.
     """
-    return {name: value for name, value in settings.items() if name not in (*LOCATED, SCORERS) or _is_public(value)}
+    places = {name: str(value) for name, value in settings.items() if name in (*LOCATED, SCORERS)}
+    kept = {name for name, value in places.items() if value in SHIPPED or (name in ON_HUB and _is_hub_id(value))}
+    return {name: value for name, value in settings.items() if name not in places or name in kept}
 
 
-def _is_public(value: Any) -> bool:
-    """Whether a place is "embedded" or an id on the hub, perhaps with @REVISION and :SPLIT."""
-    found = re.fullmatch(rf"({HUB_ID.pattern})(@[\w./-]+)?(:[\w.-]+)?", str(value))
-    if value == "embedded" or found is None:
-        return value == "embedded"
-    with suppress(OSError):  # no name that a file could have
-        # Hub ids seldom have the ending of a file of pairs or prompts, paths do.
-        return not Path(found[1]).exists() and Path(found[1]).suffix not in (
-            ".csv",
-            ".json",
-            ".jsonl",
-            ".parquet",
-            ".txt",
-        )
-    return False
+def _is_hub_id(value: str) -> bool:
+    """Whether a place is an id on the hub, perhaps with @REVISION and :SPLIT, and nothing on this machine."""
+    found = re.fullmatch(rf"({HUB_ID.pattern})(@[\w./-]+)?(:[\w.-]+)?", value)
+    # 96: the hub's limit. Ids seldom have the ending of a file of pairs, paths do.
+    if found is None or len(found[1]) > 96 or Path(found[1]).suffix in (".csv", ".json", ".jsonl", ".parquet"):
+        return False
+    return not Path(found[1]).exists()
