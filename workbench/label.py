@@ -13,7 +13,7 @@ from workbench.common.validation import LARGEST
 @click.argument("right")
 @click.option(
     "--prompts", default="", metavar="FILE",
-    help="The pictures' prompts, one a line, in the order of their names. Not needed for samples, which have them.",
+    help="The pictures' prompts, one a line, in the order of their names, 2 before 10. Samples have their own.",
 )  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the answers, as parquet.")
 @click.option(

@@ -17,8 +17,9 @@ def main(source: str, repository: str, base: str, public: bool, update: bool, dr
     """Upload a trained model or LoRA weights, with a model card that says how they were made.
 
     SOURCE is a folder that training wrote, or runs:/RUN_ID (a tracked run that kept its weights), whose settings the
-    card then lists. Nothing is uploaded by any other command. A README.md in the folder is taken in place of the card.
-    Log in first: `hf auth login`, or HF_TOKEN.
+    card then lists, without paths. A run keeps its denoiser or LoRA weights alone: its card says how they are loaded
+    into the model that training began with. Nothing is uploaded by any other command. A README.md in the folder is
+    taken in place of the card. Log in first: `hf auth login`, or HF_TOKEN.
 
     \b
     Examples:
@@ -27,18 +28,23 @@ def main(source: str, repository: str, base: str, public: bool, update: bool, dr
     """
     from workbench.models import hub_upload
 
+    hub_upload.require_name(repository)
     folder, settings = Path(source), {}
+    if base:
+        hub_upload.require_name(base, "--base")
     if source.startswith("runs:/"):
         from workbench import tracking
         from workbench.training.config import changed
+        from workbench.training.provenance import without_places
 
-        made, folder = tracking.kept_model(tracking.connect(), source.removeprefix("runs:/"))
-        # Paths of this machine are nobody else's business.
-        settings = {name: value for name, value in changed(made).items() if not Path(value).exists()}
-        base = base or made.get("model.path", "")
-    card, files = hub_upload.card(folder, repository, base, settings), hub_upload.files_of(folder)
+        made, folder = tracking.kept_model(tracking.connect_to_read(), source.removeprefix("runs:/"))
+        settings = without_places(changed(made))
+        base = base or settings.get("model.path", "")
+    files = hub_upload.files_of(folder)
+    card = hub_upload.card(folder, repository, base, settings)
     if dry_run:
-        click.echo(card)
+        own = files.get(hub_upload.CARD)
+        click.echo(own.read_text(encoding="utf-8", errors="replace") if own else card)
         click.echo("\n".join(f"{path.stat().st_size / 1e6:10.3f} MB  {name}" for name, path in files.items()))
         return
     click.echo(f"Uploaded: {hub_upload.upload(folder, repository, card, public=public, update=update)}")

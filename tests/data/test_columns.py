@@ -126,6 +126,30 @@ def test_other_names_are_other_data_and_the_usual_ones_are_what_they_were(tmp_pa
     assert plain != other and Names("long").keyed("a") != "a" and NAMES.keyed("a") == "a"
 
 
+def test_names_that_are_for_other_data_change_nothing(tmp_path, caplog):
+    pl.DataFrame(PAIRS).write_parquet(tmp_path / "p.parquet")
+    plain = open_source(str(tmp_path), "validation")
+    for names in (Names(caption="text"), Names("text", "better", "worse"), Names(chosen="typo")):
+        found = open_source(str(tmp_path), "validation", names=names)
+        assert same_pairs(read(found)) and found.digest == plain.digest
+    assert "no column 'text' (data.columns.caption); 'caption' is read" in caplog.text
+    assert "no column 'typo' (data.columns.chosen)" in caplog.text
+    pl.DataFrame(PAIRS).rename({"jpg_0": "first"}).write_parquet(tmp_path / "p.parquet")
+    (used, also) = (
+        open_source(str(tmp_path), "train", names=n) for n in (Names(jpg_0="first"), Names("text", jpg_0="first"))
+    )
+    assert same_pairs(read(also)) and used.digest == also.digest
+
+
+def test_a_list_under_usual_names_is_read_whatever_other_data_are_called(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(picture(rng))
+    (tmp_path / "l.csv").write_text("caption,chosen,rejected\na fox,a.png,b.png\n")
+    plain, other = (open_source(str(tmp_path / "l.csv"), "train", names=n) for n in (NAMES, OTHER))
+    assert plain.digest == other.digest and read(plain) == read(other)
+
+
 def test_the_workbenchs_own_pairs_keep_their_names():
     assert open_source("embedded", "validation", names=OTHER).digest == open_source("embedded", "validation").digest
 

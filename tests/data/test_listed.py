@@ -145,3 +145,11 @@ def test_mistakes_in_a_folder_of_pairs_are_one_clear_line(pictures):
         open_source("mine", "train")
     with pytest.raises(UserError, match="is a list of pictures, which has no scores"):
         open_source("mine", "train", scores="reward")
+    (Path("mine") / "1" / "rejected.png").hardlink_to(Path("mine") / "1" / "chosen.png")
+    with pytest.raises(UserError, match=r"'mine': 1: chosen\.png and rejected\.png are the same picture"):
+        open_source("mine", "train")
+    pair_folder(Path("half"), "1", "a fox", "a", "b")
+    pair_folder(Path("half"), "2", "a bee", "c", "d")
+    (Path("half") / "2" / "prompt.txt").unlink()
+    with pytest.raises(UserError, match=r"'half': 2: prompt\.txt cannot be read"):
+        open_source("half", "train")

@@ -1,5 +1,6 @@
 """Scores that stand beside the images: read where they are asked for, kept with encoded pairs, in every batch."""
 
+import io
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ from tests.support.runs import run
 from workbench.common.errors import UserError
 from workbench.data.encoding import Encoding, encode, key_of
 from workbench.data.images import fit
-from workbench.data.rows import open_rows
+from workbench.data.rows import decode, open_rows
 from workbench.data.streaming import StreamedPairs
 from workbench.models import load
 from workbench.training.config import resolve
@@ -99,14 +100,24 @@ def test_resizing_is_pillows():
     assert fit(image, 32)[0].tobytes() == fit(image, 32, "bicubic")[0].tobytes()
 
 
-def test_a_random_crop_lies_along_the_longer_edge_and_is_the_images_own():
+def test_a_random_crop_lies_along_the_longer_edge_and_is_the_pairs_own():
+    def cropped(*images):
+        files = [io.BytesIO() for _ in images]
+        for image, file in zip(images, files, strict=True):
+            image.save(file, "PNG")
+        first, second = (file.getvalue() for file in files)
+        row = {"caption": "a", "jpg_0": first, "jpg_1": second, "label_0": 1, "label_1": 0}
+        return decode(row, 32, crop="random")
+
     noise = [Image.effect_noise(edges, 80).convert("RGB") for edges in [(96, 32)] * 40 + [(32, 96)] * 40]
-    places = [fit(image, 32, crop="random")[1] for image in noise]
-    assert places == [fit(image, 32, crop="random")[1] for image in noise]
-    wide, tall = places[:40], places[40:]
-    assert {top for top, _ in wide} == {0} and {left for _, left in tall} == {0}
-    along = [left for _, left in wide] + [top for top, _ in tall]
+    pairs = [cropped(image, image.rotate(180)) for image in noise]
+    assert [p.corner for p in pairs[:9]] == [cropped(image, image.rotate(180)).corner for image in noise[:9]]
+    wide, tall = pairs[:40], pairs[40:]
+    assert {pair.corner[0] for pair in wide} == {0} and {pair.corner[1] for pair in tall} == {0}
+    along = [pair.corner[1] for pair in wide] + [pair.corner[0] for pair in tall]
     assert min(along) < 10 and max(along) > 54 and len(set(along)) > 20
-    image = noise[0]
-    pixels, (top, left) = fit(image, 32, crop="random")
-    assert pixels.tobytes() == image.crop((left, top, left + 32, top + 32)).tobytes()
+    for pair, image in zip(pairs, noise, strict=True):  # both images at one place
+        top, left = pair.corner
+        box = left, top, left + 32, top + 32
+        assert pair.w.tobytes() == image.crop(box).tobytes()
+        assert pair.l.tobytes() == image.rotate(180).crop(box).tobytes()

@@ -1,6 +1,7 @@
 """Labelling by eye: which images are shown, what is kept of each answer, and the page's server."""
 
 import json
+import socket
 import threading
 from http.client import HTTPConnection
 from pathlib import Path
@@ -145,11 +146,33 @@ def test_samples_of_an_evaluation_are_matched_by_prompt_and_seed(workplace):
         assert (sample_store.decoded(question.left.read()) == shade).all()
 
 
+def test_samples_keep_their_own_prompts_and_another_model_is_not_taken_for_a_shard(workplace):
+    (workplace / "p.txt").write_text("a fox\na bee\n")
+    prompts = prompt_sets.read("p.txt")
+    for model, shade in (("ours", 200), ("ours-0", 100), ("theirs", 50)):
+        (shard,) = sample_store.shards(Path("samples"), model, prompts, 1)
+        sample_store.write_images(shard, np.full((2, 8, 8, 3), shade, np.uint8))
+    Path("samples/data/p/ours-00000.parquet").unlink()
+    with pytest.raises(UserError, match="LEFT samples/data/p/ours: no such folder"):
+        labelling.plan("samples/data/p/ours", "samples/data/p/theirs", "", 0)
+    with pytest.raises(UserError, match=r"--prompts p\.txt: samples of models have prompts of their own"):
+        labelling.plan("samples/data/p/ours-0", "samples/data/p/theirs", "p.txt", 0)
+
+
+def test_names_are_counted_as_people_do(sources):
+    for folder in ("left", "right"):
+        Path(folder).mkdir()
+        for i in range(6):
+            Path(folder, f"{2 * i}.png").write_bytes(Path("before", f"{i:02d}.png").read_bytes())
+    found = {q.left.place.partition("/")[2]: q.caption for q in labelling.plan("left", "right", "prompts.txt", 0)}
+    assert found == {f"{2 * i}.png": f"prompt {i}" for i in range(6)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("before", "nowhere"), "RIGHT nowhere: no such folder of pictures or samples"),
-        (("before", "before"), "LEFT and RIGHT are the same, before"),
+        (("before", "before/"), "LEFT and RIGHT are the same, before"),
         (("before", "other"), "before and other: no image in both"),
         (("before", "empty"), "RIGHT empty: no picture in it"),
     ],
@@ -226,3 +249,26 @@ def test_the_page_answers_this_machine_alone(page):
     assert ask("POST", "/answer", "[]", **{"Content-Type": "application/json"})[0] == 400
     assert [ask("GET", path)[0] for path in ("/image/x/left", "/image", "/etc/passwd")] == [404] * 3
     assert not labels.answered
+
+
+def test_a_pair_whose_picture_is_gone_or_damaged_can_be_passed_over(page):
+    ask, labels = page
+    gone, damaged, whole = labels.questions[:3]
+    Path(*gone.left.place.replace("LEFT", "before").replace("RIGHT", "after").split("/")).unlink()
+    Path(*damaged.right.place.replace("LEFT", "before").replace("RIGHT", "after").split("/")).write_bytes(b"no picture")
+    assert ask("GET", f"/image/{gone.key}/left")[:2] == (404, b"cannot be read")
+    told = send(ask, gone.key, "left")
+    assert told["error"].startswith("Not stored: ") and told["key"] == gone.key
+    assert send(ask, gone.key, "skip")["key"] == damaged.key
+    assert ask("GET", f"/image/{damaged.key}/right")[:2] == (404, b"cannot be read")
+    assert send(ask, damaged.key, "skip")["key"] == whole.key
+    assert send(ask, whole.key, "left")["answered"] == 2  # of the damaged one, its bytes are kept
+    assert send(ask, None, "undo")["key"] == whole.key and send(ask, None, "undo")["key"] == damaged.key
+    assert gone.key in labels.unreadable and labels.current() is damaged
+
+
+def test_a_silent_connection_holds_nobody_up(page):
+    ask, labels = page
+    port = int(ask.__closure__[0].cell_contents.server_port)
+    with socket.create_connection(("127.0.0.1", port)):
+        assert send(ask, labels.current().key, "left")["answered"] == 1

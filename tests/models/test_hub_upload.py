@@ -7,11 +7,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from tests.support.commands import invoke
+from workbench import tracking
 from workbench.common.errors import Failure, UserError
-from workbench.models import hub_upload
+from workbench.models import load
 from workbench.models.hub_upload import card, files_of, upload
 
 BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -120,20 +122,103 @@ def test_the_card_says_what_it_is_and_names_no_path(lora, workplace):
     assert read.data.base_model == BASE and read.data.library_name == "diffusers" and "lora" in read.data.tags
     assert f'DiffusionPipeline.from_pretrained("{BASE}")' in text and 'load_lora_weights("me/mine")' in text
     assert "| `lora.rank` | `4` |" in text
-    (workplace / "folder" / "model").mkdir(parents=True)
-    (workplace / "folder" / "model" / "model_index.json").write_text("{}")
-    whole = card(workplace / "folder" / "model", "me/mine", "folder/model", {})
-    assert "folder/model" not in whole and 'from_pretrained("me/mine")' in whole and "Settings" not in whole
+    assert f'DiffusionPipeline.from_pretrained("{BASE}", variant="fp16")' in card(
+        lora, "me/mine", BASE, {"model.variant": "fp16"}
+    )
 
 
-def test_a_dry_run_uploads_nothing(lora, hub):
+def loaded(text, **repositories):
+    """What a card's own lines of Python load, with folders in the place of repositories."""
+    code = text.partition("```python\n")[2].partition("```")[0]
+    for name, folder in repositories.items():
+        code = code.replace(f'"{name}"', repr(str(folder)))
+    found: dict = {}
+    exec(code, found)
+    return found["pipe"]
+
+
+def uploaded(hub, folder):
+    """A folder with the files that the hub has of me/mine."""
+    for name, content in hub.made["me/mine"]["files"].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def shifted(tiny_model):
+    """A checkpoint and its denoiser with other weights, as a full fine-tune changes them."""
+    backend = load(str(tiny_model), torch.device("cpu"))
+    denoiser = backend.denoiser()
+    with torch.no_grad():
+        denoiser.conv_in.bias += 0.5
+    return backend, denoiser
+
+
+def test_a_whole_model_is_its_parts_and_is_loaded_as_its_card_says(shifted, workplace, hub):
+    backend, denoiser = shifted
+    backend.save(denoiser, Path("out/trained"))
+    for stray in ("run.json", "samples/notes.txt", "unet/optimizer.pt"):
+        Path("out/trained", stray).parent.mkdir(exist_ok=True)
+        Path("out/trained", stray).write_text("mine")
+    Path("out/trained/tokenizer/chat_template.jinja").write_text("{{ messages }}")
+    text = card(Path("out/trained"), "me/mine", "out/trained", {})
+    assert "out/trained" not in text and "Settings" not in text
+    upload(Path("out/trained"), "me/mine", text)
+    files = {*hub.made["me/mine"]["files"]}
+    assert {"README.md", "model_index.json", "tokenizer/chat_template.jinja", "unet/config.json"} <= files
+    assert not files & {"run.json", "samples/notes.txt", "unet/optimizer.pt"}
+    pipe = loaded(text, **{"me/mine": uploaded(hub, workplace / "got")})
+    assert torch.equal(pipe.unet.conv_in.bias, denoiser.conv_in.bias)
+
+
+def test_a_run_that_kept_a_denoiser_alone_is_loaded_into_its_base(shifted, workplace, hub):
+    backend, denoiser = shifted
+    backend.save(denoiser, Path("kept"), whole=False)
+    settings = {
+        "model.path": BASE,
+        "model.policy": "/home/somebody/policy",
+        "data.train": "/home/somebody/pairs:train",
+        "data.validation": "yuvalkirstain/pickapic_v2:validation",
+        "data.prompts": "lists/somebody",
+        "model.vae": "somebody/" + "x" * 250,
+        "lora.rank": "0",
+        "train.lr": "1e-05",
+    }
+    tracker = tracking.Tracker(tracking.connect(), "r", params=settings, tags={})
+    tracker.artifact(Path("kept"), "model")
+    tracker.close("complete")
+    done = invoke("push", f"runs:/{tracker.run_id}", "me/mine")
+    assert done.returncode == 0, done.stderr
+    text = hub.made["me/mine"]["files"]["README.md"].decode()
+    assert "somebody" not in text and "yuvalkirstain/pickapic_v2:validation" in text
+    assert "| `train.lr` | `1e-05` |" in text and ModelCard(text).data.base_model == BASE
+    pipe = loaded(text, **{"me/mine": uploaded(hub, workplace / "got"), BASE: backend.folder})
+    assert torch.equal(pipe.unet.conv_in.bias, denoiser.conv_in.bias)
+
+
+def test_a_variant_is_read_off_the_weights(workplace):
+    for name in ("diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "config.json"):
+        Path("alone/unet").mkdir(parents=True, exist_ok=True)
+        Path("alone/unet", name).write_text('{"_class_name": "UNet2DConditionModel"}')
+    text = card(Path("alone"), "me/mine", "", {})
+    assert text.count('variant="fp16"') == 2 and "`BASE` below stands for that model" in text
+    Path("alone/unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors").rename(
+        "alone/unet/diffusion_pytorch_model.safetensors"
+    )
+    assert "variant" not in card(Path("alone"), "me/mine", "", {})
+
+
+def test_a_dry_run_shows_what_would_be_uploaded_and_uploads_nothing(lora, hub):
     done = invoke("push", "trained", "me/mine", "--dry-run")
     assert done.returncode == 0 and "pytorch_lora_weights.safetensors" in done.stdout and "notes.doc" not in done.stdout
+    (lora / "README.md").write_text("their own")
+    assert "their own" in invoke("push", "trained", "me/mine", "--dry-run").stdout
     assert not hub.made
 
 
 def test_mistakes_are_one_clear_line(lora, hub, monkeypatch):
-    with pytest.raises(UserError, match="a b: expected OWNER/NAME"):
+    with pytest.raises(UserError, match="OWNER/NAME 'a b': expected the name"):
         upload(lora, "a b", "")
     Path("empty").mkdir()
     with pytest.raises(UserError, match="empty: no trained model"):
@@ -141,4 +226,9 @@ def test_mistakes_are_one_clear_line(lora, hub, monkeypatch):
     hub.refuse = 401
     with pytest.raises(Failure, match=r"me/mine: not uploaded .*; log in by `hf auth login`") as error:
         upload(lora, "me/mine", "")
-    assert "\n" not in str(error.value) and hub_upload.CARD not in hub.made
+    assert "\n" not in str(error.value) and not hub.made
+    hub.refuse = 0
+    for wrong in (["trained", "mine", "--dry-run"], ["trained", "me/mine", "--base", "a base"]):
+        done = invoke("push", *wrong)
+        assert done.returncode and "expected the name of a repository on the hub" in done.stderr
+    assert not hub.made

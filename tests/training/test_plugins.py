@@ -138,3 +138,21 @@ def test_a_function_of_a_module_that_python_finds(mine, monkeypatch):
 def test_what_is_wrong_is_one_line(mine, choice, words):
     with pytest.raises(UserError, match=rf"^reward_scale\.shape = '{choice}(@\w+)?': {words}$"):
         load(experiment(mine, **{"reward_scale.shape": choice}))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            "import torch\nimport no_such_package\n",
+            r"mine\.py, line 2: ModuleNotFoundError: No module named 'no_such_pac",
+        ),
+        ("def f():\n    return missing\n\nf()\n", r"mine\.py, line 2: NameError: name 'missing' is not defined"),
+        ("def late(:\n", r"mine\.py: invalid syntax .*line 1"),
+    ],
+)
+def test_a_file_that_fails_as_it_is_run_is_one_line_with_its_place(mine, code, words):
+    (mine / "mine.py").write_text(code)
+    with pytest.raises(UserError, match=words) as error:
+        load(experiment(mine, **{"reward_scale.shape": "mine.py:late"}))
+    assert "\n" not in str(error.value)

@@ -101,6 +101,7 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 def lock_beside(path: Path) -> Path:
     """The file by which `try_lock` locks a folder; it stays when the lock is released."""
+    path = path.resolve()  # "." has no name, and a folder may be called in several ways
     return path.with_name(f"{path.name}.lock")
 
 

@@ -5,14 +5,17 @@ Pairs come in two styles: with labels, as Pick-a-Pic has them (two images and wh
 COLUMNS, in which the chosen image of the second style comes first.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 from workbench.common.cache import digest
 from workbench.common.errors import UserError
 from workbench.data.parquet import require_columns
 
+log = logging.getLogger(__name__)
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
 
 
@@ -28,8 +31,29 @@ class Names(NamedTuple):
     label_1: str = "label_1"
 
     def keyed(self, key: str) -> str:
-        """The digest of some data as they are read under these names: the same, where nothing is renamed."""
+        """The digest of some data as they are read under these names: the same, where nothing is renamed.
+
+        The names are those of the columns that are read, as `Layout.names`: others decide nothing.
+        """
         return key if self == NAMES else digest(key, tuple(self))
+
+    def within(self, there: Collection[str], key: str) -> "Names":
+        """The names in data that have some columns: each as it is given, else the usual one where that is there.
+
+        So one set of names does for training and validation pairs that come from different places. A given name that is
+        not there is told, since it may be a mistake.
+
+        Args:
+            key: what the data are.
+        """
+        kept = {}
+        for column in self.renamed:
+            given, usual = getattr(self, column), getattr(NAMES, column)
+            if given not in there:
+                instead = f"; {usual!r} is read" if usual in there else ""
+                _tell(f"{key}: no column {given!r} (data.columns.{column}){instead}")
+                kept |= {column: usual} if usual in there else {}
+        return self._replace(**kept)
 
     @property
     def renamed(self) -> set[str]:
@@ -38,6 +62,12 @@ class Names(NamedTuple):
 
 
 NAMES = Names()
+
+
+@cache
+def _tell(line: str) -> None:
+    """Warn, once in a process: of a data set's every file the same would be said."""
+    log.warning("%s", line)
 
 
 @dataclass(frozen=True)
@@ -51,6 +81,13 @@ class Layout:
 
     columns: Mapping[str, str] = field(default_factory=lambda: {column: column for column in COLUMNS})
     fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> Names:
+        """What the columns that are read are called; the usual names of those that are not."""
+        if self.fixed:  # the style without labels
+            return Names(self.columns["caption"], chosen=self.columns["jpg_0"], rejected=self.columns["jpg_1"])
+        return Names(**self.columns)
 
     @property
     def images(self) -> tuple[str, str]:
@@ -103,7 +140,7 @@ def wanted_columns(there: list[str], key: str, scores: str, names: Names) -> tup
     missing = [column for column in score_columns(scores) if there.count(column) != 1]
     if missing:
         raise UserError(f"data.scores = {scores!r}: {key} has no column {', '.join(missing)} (or has it twice)")
-    layout = layout_of(there, names, key)
+    layout = layout_of(there, names.within(there, key), key)
     # Where the columns say which image is chosen, every row has a label.
     optional = [column for column in ("has_label",) if column in there and not layout.fixed]
     require_columns(there, optional, key)

@@ -55,7 +55,7 @@ class Encoding:
         flip: every pair also mirrored, both of its images alike; "independent" = also with one image mirrored.
         dtype: "float32" or "float16", of what is stored.
         scores: beginning of the names of the columns that hold the images' scores; empty = none are stored.
-        resize, crop: how images are fitted to a square, as `images.fit` takes them.
+        resize, crop: how images are fitted to a square, as `rows.decode` takes them.
     """
 
     limit: int = 0
@@ -74,7 +74,9 @@ class Encoding:
     def additions(self) -> list[str]:
         """What is not among the fields that every digest has, where it is not the default."""
         later = {"scores": "", "resize": "bicubic", "crop": "center"}
-        return [f"{name}={getattr(self, name)}" for name, default in later.items() if getattr(self, name) != default]
+        found = [f"{name}={getattr(self, name)}" for name, default in later.items() if getattr(self, name) != default]
+        # Earlier versions drew a place for each image, where one is now drawn for both of a pair.
+        return ["crop=random of the pair" if addition == "crop=random" else addition for addition in found]
 
 
 def key_of(rows: Rows, backend: Backend, encoding: Encoding) -> str:
@@ -297,6 +299,8 @@ def _encoded(chunks: Iterable[Chunk], backend: Backend, flip: Flip) -> Iterator[
         for chunk in chunks:
             yield chunk, _ways(chunk.pairs, backend, flip)
         return
+    # Before there are threads: from Python 3.12 on, cached_property has no lock, and each would load it.
+    _ = backend.pipeline
     with ThreadPoolExecutor(threads) as pool:
         begun = ((chunk, pool.submit(_ways, chunk.pairs, backend, flip)) for chunk in chunks)
         for chunk, ways in lagging(begun, threads):

@@ -2,7 +2,7 @@
 
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,15 +13,26 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow starts
 STRIP = 50  # longest image that is one, by its shorter edge
 
 
+def drawn_share(images: Sequence[Image.Image]) -> float:
+    """Where along their longer edges some images are cropped at random: a share of the room, 0 <= share < 1.
+
+    Drawn from the images' own pixels, so that they are cropped alike whenever they are encoded, on whatever process.
+    One for both images of a pair: what the denoiser is told of a crop is said once for a pair.
+    """
+    seed = 0
+    for image in images:
+        seed = zlib.crc32(image.tobytes(), seed)
+    return float(np.random.default_rng(seed).random())
+
+
 def fit(
-    image: Image.Image, size: int, resize: str = "bicubic", crop: str = "center"
+    image: Image.Image, size: int, resize: str = "bicubic", share: float | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """RGB, shorter edge resized to `size`, cropped to a square.
 
     Args:
         resize: Pillow's filter, "bicubic", "bilinear" or "lanczos".
-        crop: "center"; or "random": anywhere along the longer edge, drawn from the image's own pixels, so that an image
-            is cropped alike whenever it is encoded, on whatever process.
+        share: where along the longer edge it is cropped, as `drawn_share` returns it; None = in the middle.
     Returns:
         Pixels (size, size, 3), uint8, and where the crop began: top, left.
     Raises:
@@ -37,10 +48,9 @@ def fit(
     edges = max(size, round(image.width * scale)), max(size, round(image.height * scale))
     image = image.resize(edges, Image.Resampling[resize.upper()])
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    if crop == "random":
+    if share is not None:
         # The shorter edge is the square's: only the longer one has room.
-        rng = np.random.default_rng(zlib.crc32(image.tobytes()))
-        left, top = (int(rng.integers(edge - size + 1)) for edge in image.size)
+        left, top = (int(share * (edge - size + 1)) for edge in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size))), (top, left)
 
 

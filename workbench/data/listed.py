@@ -22,7 +22,7 @@ from workbench.common.errors import UserError, one_line, shown
 from workbench.common.reading import read_text, require_regular
 from workbench.common.validation import is_place
 from workbench.data.columns import NAMES, Names
-from workbench.data.rows import Chunk, Rows, StreamedRows, open_rows
+from workbench.data.rows import RawChunk, Rows, StreamedRows, open_rows
 from workbench.models import digest_of
 
 ENDINGS = (".csv", ".jsonl", ".json")
@@ -44,7 +44,7 @@ class ListedRows(Rows):
 
     rows: Sequence[Listed]
 
-    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
+    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[RawChunk]:
         """As `Rows` says, in Pick-a-Pic's columns, the preferred picture first."""
         for start in range(done, self.total, size):
             yield [self._read(one) for one in self.rows[start : start + size]], None
@@ -82,7 +82,11 @@ def open_source(source: str, split: str, scores: str = "", names: Names = NAMES)
         rows = [_pair_in(folder, key) for folder in folders]
         captions = [one.caption for one in rows]
         return ListedRows(digest("pair-folders-1", *captions, *_states(rows)), key, len(rows), rows)
-    rows = [_checked(row, f"{key}: {where}", path.parent, names) for where, row in _rows(path, key)]
+    found = list(_rows(path, key))
+    columns = found[0][1] if found and isinstance(found[0][1], dict) else {}
+    # Of a list these three alone are read; names of others are for other data.
+    names = Names(names.caption, names.chosen, names.rejected).within(columns, key)
+    rows = [_checked(row, f"{key}: {where}", path.parent, names) for where, row in found]
     if not rows:
         raise UserError(f"{key}: no row in it")
     # As earlier versions wrote it, whose encoded pairs are found by it.
@@ -101,7 +105,9 @@ def _states(rows: Sequence[Listed]) -> list[tuple[str, int, int]]:
 def _pairs_in(path: Path, split: str) -> list[Path]:
     """The folders of pairs that a source holds for a split, by name; none where it is something else."""
     for place in (path / split, path):
-        if found := sorted(prompt.parent for prompt in place.glob(f"*/{PROMPT}")):
+        # One that lacks a file is a pair all the same, and a mistake: left out, nobody would miss it.
+        files = (file for name in (PROMPT, *(f"{kind}.*" for kind in PATHS)) for file in place.glob(f"*/{name}"))
+        if found := sorted({file.parent for file in files if file.suffix != ".parquet"}):
             return found
     return []
 
@@ -110,9 +116,9 @@ def _pair_in(folder: Path, key: str) -> Listed:
     """The pair that a folder holds.
 
     Raises:
-        UserError: a picture is missing, there twice, or cannot be read.
+        UserError: a file is missing, there twice, or cannot be read, or both pictures are the same file.
     """
-    pictures = []
+    pictures: list[Path] = []
     for kind in PATHS:
         found = sorted(each for each in folder.iterdir() if each.stem == kind)
         if len(found) != 1:
@@ -120,6 +126,8 @@ def _pair_in(folder: Path, key: str) -> Listed:
             raise UserError(f"{key}: {folder.name}: expected one picture called {kind}, as {kind}.png; found {there}")
         require_regular(found[0], f"{key}: {folder.name}")
         pictures.append(found[0])
+    if pictures[0].samefile(pictures[1]):
+        raise UserError(f"{key}: {folder.name}: {' and '.join(each.name for each in pictures)} are the same picture")
     return Listed(" ".join(read_text(folder / PROMPT, f"{key}: {folder.name}").split()), *pictures)
 
 

@@ -9,6 +9,7 @@ its two images is which is all that is swapped.
 """
 
 import glob
+import json
 import math
 import re
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from workbench.common.files import in_place
 from workbench.common.paths import cache_folder
 from workbench.common.reading import near, read_lines
 from workbench.data.columns import NAMES, PLAIN, Layout, Names, require_images, score_columns, wanted_columns
-from workbench.data.images import fit, opened
+from workbench.data.images import drawn_share, fit, opened
 from workbench.data.parquet import is_image, is_text, open_parquet, unified
 from workbench.models import ASSETS, HUB_ID, digest_of
 
@@ -53,8 +54,8 @@ class Pair(NamedTuple):
     gap: float = 0.0
 
 
-#: Some rows, and what a data set on the hub needs to read on after them.
-Chunk = tuple[list[dict[str, Any]], Mapping[str, Any] | None]
+#: Some undecoded rows, and what a data set on the hub needs to read on after them.
+RawChunk: TypeAlias = tuple[list[dict[str, Any]], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Rows(ABC):
     total: int
 
     @abstractmethod
-    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
+    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[RawChunk]:
         """Rows, `size` at a time, the last time fewer.
 
         Args:
@@ -108,7 +109,7 @@ class ParquetRows(Rows):
     chosen: Sequence[int] | None = None
     layout: Layout = PLAIN
 
-    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
+    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[RawChunk]:
         """As `Rows` says."""
         rows = self._after(done)
         while chunk := list(islice(rows, size)):
@@ -174,7 +175,7 @@ class StreamedRows(Rows):
     problem: str = ""
     layout: Layout = PLAIN
 
-    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Chunk]:
+    def chunks(self, size: int, done: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[RawChunk]:
         """As `Rows` says; `state` alone decides where it goes on."""
         dataset = self.stream().dataset
         if state is not None:
@@ -228,7 +229,7 @@ def open_rows(source: str, split: str, scores: str = "", names: Names = NAMES) -
     if not shards or not all(shard.is_file() for shard in shards):
         raise UserError(f"{key}: no such parquet file, or a folder without any; a hub id is OWNER/NAME")
     schema, total, layout = _check_shards(shards, key, scores, names)
-    return ParquetRows(names.keyed(digest_of(shards)), key, total, shards, schema, layout=layout)
+    return ParquetRows(layout.names.keyed(digest_of(shards)), key, total, shards, schema, layout=layout)
 
 
 def _shards(path: Path, split: str, required: bool) -> list[Path]:
@@ -296,18 +297,21 @@ def _from_hub(place: str, split: str, key: str, scores: str, names: Names) -> Ro
         )
         if not note.is_file():
             raise Failure(problem) from None
-        told = names.keyed(f"{name}@{note.read_text(encoding='utf-8')}:{split}")
+        commit, _, columns = note.read_text(encoding="utf-8").partition("\n")
+        if columns:  # notes of earlier versions have none
+            names = wanted_columns(json.loads(columns), key, scores, names)[0].names
+        told = names.keyed(f"{name}@{commit}:{split}")
         return StreamedRows(told, key, 0, None, problem=problem)
     note.parent.mkdir(parents=True, exist_ok=True)
-    # Kept for the day on which the hub does not answer: the commit alone is enough to find what is encoded.
+    # Kept for the day on which the hub does not answer: commit and columns are enough to find what is encoded.
     with in_place(note) as partial:
-        partial.write_text(commit, encoding="utf-8")
+        partial.write_text(f"{commit}\n{json.dumps(list(features))}", encoding="utf-8")
     layout, wanted = wanted_columns(list(features), key, scores, names)
     require_images([each for each in layout.images if getattr(features[each], "dtype", "") == "string"], key)
     dataset = dataset.select_columns(wanted).decode(False)  # which would open images by the paths that files name
     counted = (dataset.info.splits or {}).get(split)
     total = counted.num_examples if counted else 0
-    digest = names.keyed(f"{name}@{commit}:{split}")
+    digest = layout.names.keyed(f"{name}@{commit}:{split}")
     return StreamedRows(digest, key, total, dataset, remote=True, layout=layout)
 
 
@@ -332,11 +336,13 @@ def decode(
     """A row's pair, winner first; None where an image cannot be decoded.
 
     Args:
-        scores, resize, crop: as `open_rows` and `images.fit` take them.
+        scores, resize: as `open_rows` and `images.fit` take them.
+        crop: "center"; or "random": both images at the same place along their longer edges, as `drawn_share` says.
     """
     try:
         first, second = (opened(row[column]) for column in ("jpg_0", "jpg_1"))
-        (pixels, corner), (other, _) = fit(first, size, resize, crop), fit(second, size, resize, crop)
+        share = drawn_share((first, second)) if crop == "random" else None
+        (pixels, corner), (other, _) = fit(first, size, resize, share), fit(second, size, resize, share)
     except Exception:  # Pillow raises many kinds for broken files
         return None
     w, l = (pixels, other) if row["label_0"] == 1 else (other, pixels)  # noqa: E741

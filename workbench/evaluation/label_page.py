@@ -1,7 +1,8 @@
 """The page on which a person labels pairs, served to this machine's browsers alone."""
 
 import json
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from workbench.common.errors import UserError
@@ -33,58 +34,82 @@ kbd { opacity: .65; margin-left: .5em; } #state { opacity: .75; }
 <p id="state"></p>
 <script>
 const byId = id => document.getElementById(id);
+// Busy until both images of a pair have been seen for a moment: a second click would answer a pair that nobody saw.
 let shown = null, busy = false;
+const SEEN = 250;  // milliseconds
+function load(side) {
+  const image = byId(side);
+  return new Promise(done => {
+    image.onload = () => {
+      // Small images are enlarged as they are, not smoothed.
+      image.style.imageRendering = image.naturalWidth < 256 ? "pixelated" : "auto";
+      done();
+    };
+    image.onerror = () => { byId("state").textContent = `The ${side} image cannot be read: skip the pair.`; done(); };
+    image.src = `/image/${shown}/${side}`;
+  });
+}
 async function show(reply) {
   const state = await reply.json();
   shown = state.key;
   byId("state").textContent = state.error || `${state.answered} of ${state.total} answered`;
-  byId("caption").textContent = shown ? state.caption : "All pairs are answered. Stop the command with Ctrl-C.";
+  byId("caption").textContent = shown ? state.caption : "No pair is left to answer. Stop the command with Ctrl-C.";
   byId("pair").hidden = !shown;
   byId("pair").style.display = shown ? "flex" : "none";
-  for (const side of ["left", "right"]) if (shown) byId(side).src = `/image/${shown}/${side}`;
+  if (!shown) return;
+  await Promise.all(["left", "right"].map(load));
+  await new Promise(done => setTimeout(done, SEEN));
 }
-async function send(answer) {
-  if (busy || (!shown && answer !== "undo")) return;
+async function ask(path, options) {
+  if (busy) return;
   busy = true;
   try {
-    await show(await fetch("/answer", { method: "POST", headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ key: shown, answer }) }));
+    await show(await fetch(path, options));
   } catch { byId("state").textContent = "No answer from the command: is it still running? Nothing was stored."; }
   busy = false;
 }
+function send(answer) {
+  if (!shown && answer !== "undo") return;
+  ask("/answer", { method: "POST", headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ key: shown, answer }) });
+}
 const keys = { ArrowLeft: "left", ArrowRight: "right", t: "tie", s: "skip", Backspace: "undo" };
 document.addEventListener("keydown", event => {
-  if (keys[event.key] && !event.repeat) { event.preventDefault(); send(keys[event.key]); }
+  // With these the keys are the browser's: back, save, a new tab.
+  if (!keys[event.key] || event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
+  event.preventDefault();
+  send(keys[event.key]);
 });
 for (const button of document.querySelectorAll("button"))
   button.onclick = () => { button.blur(); send(button.dataset.answer); };
-for (const side of ["left", "right"]) {
-  byId(side).onclick = () => send(side);
-  // Small images are enlarged as they are, not smoothed.
-  byId(side).onload = ({ target }) => target.style.imageRendering = target.naturalWidth < 256 ? "pixelated" : "auto";
-}
-fetch("/pair").then(show);
+for (const side of ["left", "right"]) byId(side).onclick = () => send(side);
+ask("/pair");
 </script></html>
 """
 
 
-def server(labels: Labels, port: int) -> HTTPServer:
-    """A server of the page, which is to be told `serve_forever`; it answers one request after the other.
+def server(labels: Labels, port: int) -> ThreadingHTTPServer:
+    """A server of the page, which is to be told `serve_forever`.
+
+    Each connection has a thread, since browsers open some on which they ask nothing; the labels are one thread's at a
+    time.
 
     Args:
         port: 0 = any that is free.
     Raises:
         UserError: the port is taken.
     """
-    handler = type("Labelling", (_Handler,), {"labels": labels})
+    handler = type("Labelling", (_Handler,), {"labels": labels, "lock": threading.Lock()})
     try:
-        return HTTPServer((HOST, port), handler)
+        return ThreadingHTTPServer((HOST, port), handler)
     except OSError as error:
         raise UserError(f"--port {port}: cannot be used ({error.strerror}); choose another") from None
 
 
 class _Handler(BaseHTTPRequestHandler):
     labels: Labels
+    lock: threading.Lock
+    timeout = 60  # seconds that a connection may be silent
 
     def log_message(self, *arguments: Any) -> None:
         """Write no line a request."""
@@ -98,11 +123,17 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/pair":
             self._state()
         else:
-            question, (_, *parts) = self.labels.current(), self.path.split("/")
+            with self.lock:
+                question = self.labels.current()
+            _, *parts = self.path.split("/")
             if question is None or parts not in (["image", question.key, side] for side in ("left", "right")):
                 return self._send(404, b"", "text/plain")
-            image = getattr(question, parts[2]).read()
-            self._send(200, image, media_type(image))
+            try:
+                image = getattr(question, parts[2]).read()
+                kind = media_type(image)
+            except (OSError, UserError):  # of damaged images too
+                return self._send(404, b"cannot be read", "text/plain")
+            self._send(200, image, kind)
 
     def do_POST(self) -> None:
         """Store an answer, or take the newest back, and say what is asked next."""
@@ -115,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         except (ValueError, KeyError, TypeError):
             return self._send(400, b"", "text/plain")
         try:
-            done = self.labels.undo() if answer == "undo" else self.labels.answer(key, answer)
+            with self.lock:
+                done = self.labels.undo() if answer == "undo" else self.labels.answer(key, answer)
         except (OSError, UserError) as error:
             return self._state(f"Not stored: {error}")
         self._state("" if done or answer != "undo" else "Nothing to take back")
@@ -130,9 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _state(self, error: str = "") -> None:
-        question, labels = self.labels.current(), self.labels
+        labels = self.labels
         state: dict[str, Any] = {"key": None, "caption": "", "error": error, "total": len(labels.questions)}
-        state["answered"] = sum(one.key in labels.answered for one in labels.questions)
+        with self.lock:
+            question = labels.current()
+            state["answered"] = sum(one.key in labels.answered for one in labels.questions)
         if question is not None:
             state |= {"key": question.key, "caption": question.caption}
         self._send(200, json.dumps(state).encode(), "application/json")

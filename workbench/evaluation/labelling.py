@@ -10,6 +10,7 @@ preference for a side can be found afterwards. A pair that was passed over has n
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -75,18 +76,21 @@ def plan(left: str, right: str, prompts: str, seed: int) -> list[Question]:
     Args:
         left, right: each a folder of pictures, matched by name without ending; or what `python -m workbench.evaluate`
             kept of a model, SAMPLES/data/PROMPTS/MODEL without the shards' numbers, matched by prompt and seed.
-        prompts: a text file, one a line, in the order of the pictures' names; "" for samples, which have their own.
+        prompts: a text file, one a line, in the order of the pictures' names, in which 2 comes before 10; "" for
+            samples, which have their own.
         seed: of the order and the sides.
     Raises:
-        UserError: no such source, no image in both, or not as many prompts as pictures.
+        UserError: no such source, no image in both, prompts for samples, or not as many as pictures.
     """
     if not prompts and any(Path(source).is_dir() for source in (left, right)):
         raise UserError("--prompts: pictures have none of their own; give a text file, one prompt a line")
     one, other = _images(left, "LEFT"), _images(right, "RIGHT")
-    both = sorted(one.keys() & other.keys())
+    if prompts and not all(Path(source).is_dir() for source in (left, right)):
+        raise UserError(f"--prompts {prompts}: samples of models have prompts of their own; leave it out")
+    both = sorted(one.keys() & other.keys(), key=_natural)
     if not both:
         raise UserError(f"{left} and {right}: no image in both; pictures are matched by name, samples by prompt")
-    if left == right:
+    if Path(left).resolve() == Path(right).resolve():
         raise UserError(f"LEFT and RIGHT are the same, {left}")
     captions = _captions(prompts, both)
     questions = []
@@ -99,13 +103,22 @@ def plan(left: str, right: str, prompts: str, seed: int) -> list[Question]:
     return sorted(questions, key=lambda question: digest("order", seed, question.key))
 
 
+def _natural(name: tuple[str, int]) -> tuple:
+    """By which names are sorted as people count them: 1, 2, 10; names that are alike but for zeros by their letters."""
+    # Texts and numbers take turns in what `split` returns, so that each is compared with its kind.
+    parts = re.split(r"([0-9]+)", name[0])
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
 def _images(source: str, what: str) -> dict[tuple[str, int], Picture]:
     """The images of a source by what they are matched by: name and 0, or prompt and seed."""
     path = Path(source)
     if path.is_dir():
         return _pictures(path, what)
     found: dict[tuple[str, int], Picture] = {}
-    for shard in sorted(path.parent.glob(f"{path.name}-[0-9]*.parquet")) if path.name else []:
+    # In full: another model may be called NAME-0.
+    shard_name = re.compile(re.escape(path.name) + r"-\d{5,}\.parquet")
+    for shard in sorted(each for each in path.parent.glob("*.parquet") if shard_name.fullmatch(each.name)):
         table = read_table(shard, f"{what} {shard}", ["prompt", "seed"])
         for row, (prompt, seed) in enumerate(zip(*table.to_pydict().values(), strict=True)):
             place = f"{what}/{shard.name}:{row}"
@@ -151,6 +164,8 @@ class Labels:
     Attributes:
         questions: all of the plan.
         answered: what was answered, by the question's key, in the order of the answers.
+        unreadable: keys of questions that were passed over because a picture of theirs cannot be read; no row is
+            stored of them, and they are asked again when the folder is opened again.
     """
 
     def __init__(self, folder: Path, questions: Sequence[Question], about: dict[str, Any]):
@@ -179,6 +194,7 @@ class Labels:
         self._key = {frozenset((one.left.place, one.right.place)): one.key for one in questions}
         self._last: list[dict[str, Any]] = []
         self._shards, self.answered = 0, dict[str, float | None]()
+        self.unreadable: set[str] = set()
         while self._shard(self._shards).exists():
             self._read(self._shard(self._shards))
             self._shards += 1
@@ -186,8 +202,8 @@ class Labels:
         self._shards = max(0, self._shards - 1)
 
     def current(self) -> Question | None:
-        """The next question that has no answer; None where all have one."""
-        return next((one for one in self.questions if one.key not in self.answered), None)
+        """The next question that has no answer and is not passed over; None where there is none."""
+        return next((one for one in self.questions if one.key not in {*self.answered, *self.unreadable}), None)
 
     def answer(self, key: str, answer: str) -> bool:
         """Store the answer to the current question.
@@ -197,13 +213,22 @@ class Labels:
             answer: one of ANSWERS.
         Returns:
             False where another question is the current one, as after a double click; nothing is stored then.
+        Raises:
+            OSError, UserError: it could not be stored, or a picture cannot be read; such a question can be skipped.
         """
         question = self.current()
         if question is None or question.key != key or answer not in ANSWERS:
             return False
+        try:
+            row = self._row(question, LABELS[answer])
+        except (OSError, UserError):
+            if answer != "skip":
+                raise
+            self.unreadable.add(key)
+            return True
         if len(self._last) == SHARD:
             self._last, self._shards = [], self._shards + 1
-        rows = [*self._last, self._row(question, LABELS[answer])]
+        rows = [*self._last, row]
         self._write(rows)
         # After the write: an answer that could not be stored is asked for again.
         self._last, self.answered[key] = rows, LABELS[answer]

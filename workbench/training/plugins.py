@@ -17,6 +17,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -66,7 +67,8 @@ def load(choice: str, key: str) -> Callable:
         choice: as `named` returns it.
         key: the setting, for messages.
     Raises:
-        UserError: nobody has named its file here, or it has no such function, or one without defaults.
+        UserError: nobody has named its file here, it fails as it is run, or it has no such function, or one without
+            defaults.
     """
     place, _, function = choice.partition(":")
     function, _, digest = function.partition("@")
@@ -95,7 +97,10 @@ def _module(place: str, digest: str) -> ModuleType | None:
             if path.name == place and _digest(path) == digest:
                 return _run(path, digest)
         elif entry == place and _digest(_source(place)) == digest:
-            return importlib.import_module(place)
+            try:
+                return importlib.import_module(place)
+            except Exception as error:  # whatever the user's code raises
+                raise _failed(error, _source(place)) from None
     return None
 
 
@@ -108,9 +113,19 @@ def _run(path: Path, digest: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path}: {one_line(error)}") from None
+    except Exception as error:  # whatever the user's code raises
+        del sys.modules[spec.name]
+        raise _failed(error, path) from None
     return module
+
+
+def _failed(error: Exception, path: Path | None) -> UserError:
+    """The error that says where a file of the user's own failed as it was run: the last of its lines that ran."""
+    if isinstance(error, SyntaxError):  # whose text names the line
+        return UserError(f"{path}: {one_line(error)}")
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    place = f"{path}, line {lines[-1]}" if lines else str(path)
+    return UserError(f"{place}: {type(error).__name__}: {one_line(error)}")
 
 
 def _source(module: str) -> Path | None:

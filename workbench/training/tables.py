@@ -109,7 +109,7 @@ class Data(Section):
     crop: Literal["center", "random"] = Field(
         "center",
         description="which square of a training image is kept; 'random' = one along its longer edge, drawn once for "
-        "each image",
+        "both images of a pair",
     )
     scores: Annotated[str, Field(pattern=r"^\w*$")] = Field(
         "",
