@@ -67,3 +67,5 @@ def test_a_study_database_alone_is_looked_at_without_a_tracking_store(empty):
     for arguments in (("doctor", "--dry-run"), ("relocate", "/old", "/new"), ("delete", "x"), ("rename", "x", "y")):
         done = invoke("study", *arguments)
         assert "Traceback" not in done.stderr and not (empty / "mlflow.db").exists(), (arguments, done.stderr)
+        # No study is there, so none has lost its runs.
+        assert "doctor" not in arguments or (done.returncode, done.stdout) == (0, "All is well.\n"), done.stdout
