@@ -55,7 +55,8 @@ def test_it_says_where_it_looked_and_makes_nothing(arguments, empty):
 
 
 def test_neither_do_those_that_read_in_python(empty):
-    for look in (api.list_studies, lambda: tracking.load_runs("x"), lambda: tracking.load_lost("x")):
+    assert api.list_studies().is_empty() and api.list_studies().columns == ["study", "state", "runs"]
+    for look in (lambda: tracking.load_runs("x"), lambda: tracking.load_lost("x")):
         with pytest.raises(UserError, match=rf"there is no {empty}/mlflow\.db"):
             look()
     assert invoke("study", "status", "--json").stdout.strip() == "[]"
