@@ -43,6 +43,6 @@ def test_the_notebook_of_rounds_suits_invented_rounds(workplace):
     execute_cells(notebook, {"study": "r", "out": str(workplace / "figures"), "formats": "png"})
     table = (workplace / "figures" / "rounds-table.md").read_text()
     assert [row.split("|")[1:3] for row in table.splitlines()[2:5]] == [
-        [" 0 ", "  "], [" 1 ", " 0.500 "], [" 2 ", " 1.000 "],
+        [" 0 ", " 0.000 "], [" 1 ", " 0.500 "], [" 2 ", " 1.000 "],
     ]  # fmt: skip
     assert (workplace / "figures" / "rounds.png").stat().st_size > 10_000

@@ -75,10 +75,10 @@ def test_what_is_no_table_of_claims_is_refused(workplace):
     del lacking["mean"]
     (workplace / "bad").mkdir()
     for text, says in {
-        "{}": "not a table of claims (Input should be a valid list)",
+        "{}": "not a table of claims (Input should be a valid array)",
         "[": "cannot be read",
         '[{"number": 1}]': "0.title: Field required",
-        json.dumps([row(1, "holds") | {"effects": None}]): "0.effects: Input should be a valid list",
+        json.dumps([row(1, "holds") | {"effects": None}]): "0.effects: Input should be a valid array",
         json.dumps([row(1, "holds", effect("x", 2), lacking)]): "0.effects.1.mean: Field required",
         json.dumps([row(1, "holds", effect("x", 2) | {"low": None})]): "0.effects.0.low: Input should be a valid",
     }.items():
