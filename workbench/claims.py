@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from workbench.common.command_line import (
     command,
@@ -54,6 +55,7 @@ def main(
     if compared:
         from workbench.analysis.claims.comparison import side_by_side
 
+        _require_alone()
         click.echo(side_by_side(compared))
         return
     one_process()
@@ -73,6 +75,24 @@ def main(
     click.echo(f"\nWritten: {', '.join(map(str, outcome.files))}{unchanged}")
     click.echo(f"Make the figures:  {this_python()} -m workbench.report --study {outcome.study}")
     click.echo(f"Open the UI:       {ui_command()}\n                   {outcome.link}")
+
+
+def _require_alone() -> None:
+    """Refuse what is given beside `--compare`, which runs nothing and would leave it unused.
+
+    Raises:
+        UserError: names all that is given.
+    """
+    from workbench.common.errors import UserError
+
+    context = click.get_current_context()
+    given = [
+        option.opts[0] if option.param_type_name == "option" else option.make_metavar(context)
+        for option in context.command.params
+        if option.name != "compared" and context.get_parameter_source(option.name or "") == ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UserError(f"--compare: runs nothing, so it takes no {', '.join(given)}")
 
 
 main = command(main)

@@ -237,7 +237,6 @@ def doctor(name: str | None, dry_run: bool) -> None:
     metrics; snapshots that nobody needs are removed. Living workers, and all that other studies made, are left alone.
     Exit code 1 if something is left that cannot be mended.
     """
-    from workbench import tracking
     from workbench.common.errors import Failure
     from workbench.common.paths import storage_url
     from workbench.studies import lifecycle
@@ -252,8 +251,7 @@ def doctor(name: str | None, dry_run: bool) -> None:
             lifecycle.require_study(study_name(name), url)
         click.echo(f"{none[0].upper()}{none[1:]}.")
         return
-    doctor = Doctor(tracking.connect_to_read() if dry_run else tracking.connect(), url, dry_run)
-    findings = list(doctor.examine(study_name(name) if name else None))
+    findings = list(Doctor.connected(url, dry_run).examine(study_name(name) if name else None))
     for finding in findings:
         done = {True: "mended", False: "to mend", None: "cannot be mended"}[finding.mended]
         click.echo(f"{done:17s} {finding.what}")

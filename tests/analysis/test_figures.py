@@ -102,6 +102,7 @@ def test_final_gains_have_a_point_an_arm_above_the_pretrained_models_line_in_eve
     [
         ({"frozen": 1, "threshold": 1}, ["one training seed: too few for an interval"]),
         ({"frozen": 1, "threshold": 3}, ["where no whiskers are, one training seed: too few for an interval"]),
+        ({"frozen": 1, "threshold": 2}, ["fewer than 3 training seeds: too few for an interval"]),
         ({"frozen": 3, "threshold": 4}, []),
     ],
 )

@@ -246,6 +246,22 @@ def test_what_libraries_say_of_the_machine_is_not_on_the_page():
     assert [len(cell.outputs) for cell in notebook.cells[1:]] == [2, 1]
 
 
+@pytest.mark.slow  # a kernel that imports MLflow
+def test_what_the_workbench_says_of_the_runs_is_on_the_page(workplace):
+    invent("s", ["frozen", "threshold"])
+    deleted = tracking.load_runs("s")["run_id"][0]
+    tracking.connect().delete_run(deleted)
+    code = (
+        "import sys\nfrom workbench import tracking\nprint('a library', file=sys.stderr)\ntracking.load_runs('s')[:0]"
+    )
+    cells = [nbformat.v4.new_markdown_cell("# A figure"), nbformat.v4.new_code_cell(code)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), workplace / "n.ipynb")
+    page = report.page("# Report", {"n": report.execute(workplace / "n.ipynb", workplace / "done.ipynb", {})})
+    assert page.count("1 deleted runs are left out; to restore one: ") == 1 and f"--run-id {deleted}" in page
+    assert "a library" not in page
+
+
 @pytest.fixture
 def started(monkeypatch):
     """Notebooks for which a kernel would have been started; each is "executed" with a text of its own."""

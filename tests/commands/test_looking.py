@@ -55,7 +55,8 @@ def test_it_says_where_it_looked_and_makes_nothing(arguments, empty):
 
 
 def test_neither_do_those_that_read_in_python(empty):
-    for look in (api.list_studies, lambda: tracking.load_runs("x"), lambda: tracking.load_lost("x")):
+    assert api.list_studies().is_empty() and api.list_studies().columns == ["study", "state", "runs"]
+    for look in (lambda: tracking.load_runs("x"), lambda: tracking.load_lost("x")):
         with pytest.raises(UserError, match=rf"there is no {empty}/mlflow\.db"):
             look()
     assert invoke("study", "status", "--json").stdout.strip() == "[]"
@@ -67,3 +68,5 @@ def test_a_study_database_alone_is_looked_at_without_a_tracking_store(empty):
     for arguments in (("doctor", "--dry-run"), ("relocate", "/old", "/new"), ("delete", "x"), ("rename", "x", "y")):
         done = invoke("study", *arguments)
         assert "Traceback" not in done.stderr and not (empty / "mlflow.db").exists(), (arguments, done.stderr)
+        # No study is there, so none has lost its runs.
+        assert "doctor" not in arguments or (done.returncode, done.stdout) == (0, "All is well.\n"), done.stdout

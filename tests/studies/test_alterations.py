@@ -146,6 +146,15 @@ def test_a_renaming_that_was_cut_short_gives_no_third_name(workplace, monkeypatc
     assert renamed == ["s-2", *(f"s-2{end}" for end in ends)]
 
 
+def test_snapshots_of_single_runs_follow_where_no_database_is(workplace):
+    (workplace / "mlflow.db").unlink()
+    run = Snapshots(workplace / ".workbench" / "runs" / "one")
+    run.save(Snapshot(4, {}, settings={"data.prompts": "/old/prompts.txt"}))
+    assert list(relocate("/old", "/new", storage_url())) == ["1 snapshots"]
+    assert run.newest().settings == {"data.prompts": "/new/prompts.txt"}
+    assert not [*workplace.glob("*.db")]
+
+
 def test_snapshots_of_study_best_follow_the_study(workplace):
     client, _, own, _ = begun()
     token = own.token

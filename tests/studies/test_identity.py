@@ -311,6 +311,24 @@ def test_a_tracking_store_without_the_runs_is_recognised(person, workplace):
     begun()
 
 
+def test_a_dry_run_says_of_a_lost_tracking_store_what_the_repair_does(workplace, monkeypatch):
+    client, study, own, parent = begun()
+    run_trial(client, study, own, parent)
+    gone = workplace / "gone.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{gone}")
+    looked = invoke("study", "doctor", "--dry-run")
+    assert looked.returncode == 1 and not gone.exists()
+    assert looked.stdout.splitlines() == [
+        f"to mend           there is no tracking store {gone} (MLFLOW_TRACKING_URI says where runs lie); an empty one "
+        "takes its place",
+        "to mend           s: the study has no run in the tracking store",
+        "cannot be mended  s: trial 0: its run is not in the tracking store",
+        "3 findings.",
+    ]
+    mended = invoke("study", "doctor")
+    assert mended.stdout == looked.stdout.replace("to mend", "mended ") and gone.exists()
+
+
 def test_a_copy_of_a_study_database_does_not_write_into_its_originals_runs(person, workplace):
     folder = person("ada")
     begun()

@@ -21,6 +21,7 @@ from workbench.studies.experiment import Experiment
 from workbench.studies.records import TrialRecord
 from workbench.studies.trials import label_of, state_of
 from workbench.tracking import study_runs, tags
+from workbench.tracking.store import missing
 from workbench.training.config import Config, known_names, merge, resolve
 from workbench.training.config import read as read_file
 from workbench.training.listener import NullListener
@@ -79,15 +80,17 @@ def list_studies() -> pl.DataFrame:
     """All studies of the tracking store, the one last worked on first.
 
     Returns:
-        Columns study (what the other functions take), state, runs (that ended with a result).
+        Columns study (what the other functions take), state, runs (that ended with a result). No rows where the store
+        is a file that is not there, which is not made.
     """
-    client = tracking.connect_to_read()
     rows = []
-    for name in study_runs.study_names(client):
-        parent = study_runs.require_study(client, name)
-        states = [run.data.tags.get(tags.STATE) for run in study_runs.children(client, parent)]
-        ended = sum(state in ("complete", "pruned") for state in states)
-        rows.append({"study": name, "state": parent.data.tags.get(tags.STATE, "running"), "runs": ended})
+    if not missing():
+        client = tracking.connect()
+        for name in study_runs.study_names(client):
+            parent = study_runs.require_study(client, name)
+            states = [run.data.tags.get(tags.STATE) for run in study_runs.children(client, parent)]
+            ended = sum(state in ("complete", "pruned") for state in states)
+            rows.append({"study": name, "state": parent.data.tags.get(tags.STATE, "running"), "runs": ended})
     return pl.DataFrame(rows, schema={"study": pl.String, "state": pl.String, "runs": pl.Int64})
 
 

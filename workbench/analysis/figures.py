@@ -259,14 +259,17 @@ def say_few(figure: Figure, seeds: pl.Series, y: float = -0.02) -> None:
     """Say below a figure where training seeds are too few for whiskers; nothing where there are enough everywhere.
 
     Args:
-        seeds: how many each point has.
+        seeds: how many each point has; 0 is of a point that is not drawn.
         y: height of the text, as a fraction of the figure.
     """
-    fewest = int(seeds.min()) if len(seeds) else ENOUGH  # type: ignore[arg-type]
-    if fewest < ENOUGH:
-        said = f"{'one training seed' if fewest == 1 else f'{fewest} training seeds'}: too few for an interval"
-        every = "" if fewest == seeds.max() else "where no whiskers are, "
-        figure.text(0.5, y, every + said, ha="center", va="top", color="0.3", fontsize="small")
+    counts = {int(count) for count in seeds if count}
+    few = sorted(count for count in counts if count < ENOUGH)
+    if not few:
+        return
+    number = f"fewer than {ENOUGH} training seeds" if len(few) > 1 else f"{few[0]} training seeds"
+    said = "one training seed" if few == [1] else number
+    every = "" if len(few) == len(counts) else "where no whiskers are, "
+    figure.text(0.5, y, f"{every}{said}: too few for an interval", ha="center", va="top", color="0.3", fontsize="small")
 
 
 # --- Fig. 1a, 3, 4: methods -----------------------------------------------------------------------------------

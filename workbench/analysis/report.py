@@ -40,6 +40,10 @@ HELPER_STUDIES = re.compile(f".*{tuning.HELPERS}")
 
 MARK = "workbench_study"  #: in an executed notebook's metadata: id of the run of the study that it was executed on
 
+#: Run by a notebook's kernel before its cells: the workbench's own warnings, such as that deleted runs are left out,
+#: go to stdout, since they belong to the figures and the page leaves out what libraries say on stderr.
+OWN_WARNINGS = 'import logging, sys; logging.getLogger("workbench").addHandler(logging.StreamHandler(sys.stdout))'
+
 #: Order of the notebooks on the page: what rounds gained, then the paper's. Others come onto it only where they are
 #: asked for, after these.
 ORDER = (
@@ -193,7 +197,8 @@ def execute(path: Path, target: Path, parameters: Mapping[str, Any], study_run: 
         UserError: the study lacks what the notebook needs, or a parameter is wrong; nothing is kept.
         Failure: a cell failed, or the kernel; names the error and where the notebook with its traceback lies.
     """
-    quiet = ["--IPKernelApp.log_level=ERROR"]  # it warns that this machine's own traffic is not encrypted
+    # The level: it warns that this machine's own traffic is not encrypted.
+    options = ["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={OWN_WARNINGS}"]
     with TemporaryDirectory() as place:
         executed = Path(place) / target.name  # papermill writes it anew after each cell
         try:
@@ -203,7 +208,7 @@ def execute(path: Path, target: Path, parameters: Mapping[str, Any], study_run: 
                 dict(parameters),
                 progress_bar=False,
                 log_output=False,
-                extra_arguments=quiet,
+                extra_arguments=options,
                 kernel_manager_class=OwnKernels,
             )
         except PapermillExecutionError as error:
@@ -250,7 +255,10 @@ def _title(notebook: NotebookNode) -> str:
 
 
 def _without_notices(cell: NotebookNode) -> NotebookNode:
-    """The cell without what libraries wrote to stderr, such as that a cache lies elsewhere; the notebook keeps it."""
+    """The cell without what libraries wrote to stderr, such as that a cache lies elsewhere; the notebook keeps it.
+
+    The workbench's own warnings stay: `execute` sends them to stdout.
+    """
     if cell.cell_type != "code":
         return cell
     found = [each for each in cell.outputs if each.get("name") != "stderr"]

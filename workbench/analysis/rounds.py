@@ -22,7 +22,7 @@ from workbench.common.errors import UserError
 from workbench.common.stats import mean_interval
 
 #: What is gained: column of `tracking.load_samples` -> heading. The pretrained model's column is `pretrained_COLUMN`.
-GAINS = {"reward": "true reward", "judge": "independent judge"}
+SCORES = {"reward": "true reward", "judge": "independent judge"}
 DIVERGENCE, MARGIN = "divergence/policy", "validation/margin"
 
 
@@ -71,7 +71,7 @@ def by_round(rounds: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
         samples: of `samples_of`.
     Returns:
         A row a round, the first of them round 0, whose gains and divergence are 0: round, prompts (that were drawn),
-        divergence, margin (on the validation pairs), and for each score of GAINS its gain, SCORE_low and SCORE_high:
+        divergence, margin (on the validation pairs), and for each score of SCORES its gain, SCORE_low and SCORE_high:
         the 95 % interval over prompts. Null is what was not measured.
     """
     rows: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ def by_round(rounds: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
         own = samples.filter(pl.col("run_id") == run["run_id"])
         row = {"round": run["round"], "prompts": own["caption"].n_unique()}
         row |= {"divergence": run.get(DIVERGENCE), "margin": run.get(MARGIN)}
-        for score in GAINS:
+        for score in SCORES:
             row |= _gain(own, score)
         rows.append(row)
     start = {name: None if name == "prompts" or rows[0][name] is None else 0.0 for name in rows[0]} | {"round": 0}
@@ -103,7 +103,7 @@ def in_words(table: pl.DataFrame) -> pl.DataFrame:
     rows = []
     for row in table.to_dicts():
         told: dict[str, Any] = {"round": row["round"]}
-        for score, heading in GAINS.items():
+        for score, heading in SCORES.items():
             if table[score].null_count() < len(table):
                 span = row[score], row[f"{score}_low"], row[f"{score}_high"]
                 told[f"gain in {heading}"] = "" if None in span else cell(*span)
@@ -124,9 +124,9 @@ def gain_by_round(table: pl.DataFrame) -> Figure:
         table: of `by_round`.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.0))
-    scores = [score for score in GAINS if table[score].null_count() < len(table)]
+    scores = [score for score in SCORES if table[score].null_count() < len(table)]
     for i, score in enumerate(scores):
-        _line(left, table, score, f"C{i}", "os"[i], GAINS[score])
+        _line(left, table, score, f"C{i}", "os"[i], SCORES[score])
     if scores:
         left.legend(frameon=False, fontsize="small")
         left.set_ylabel("gain over round 0")

@@ -56,14 +56,19 @@ def draw_all(study: str, out: Path) -> tuple[list[str], float, float]:
     with stopwatch(tracking, *reads) as runs, stopwatch(results, "open_search", "read") as search:
         for path in sorted(shipped("notebooks").glob("*.ipynb")):
             try:
-                _execute(nbformat.read(path, as_version=4), {"study": study, "out": str(out)})
+                execute_cells(nbformat.read(path, as_version=4), {"study": study, "out": str(out)})
                 done.append(path.stem)
             except UserError:  # the study has no such runs
                 pass
     return done, time.perf_counter() - begin, sum((runs | search).values())
 
 
-def _execute(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> None:
+def execute_cells(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> None:
+    """Execute a notebook's code in this process.
+
+    Args:
+        parameters: in place of its defaults, by name.
+    """
     names: dict[str, Any] = {"__name__": "__main__", "display": lambda shown: None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # matplotlib: the figures are not shown

@@ -4,9 +4,10 @@ Optuna is right about how trials ended; MLflow's runs follow. Every check only r
 what would be done. Nothing is deleted but snapshots that nobody needs: runs without trials are set aside.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Set
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from optuna import Study
@@ -18,7 +19,7 @@ from workbench.studies import halves, lifecycle, recovery, storage
 from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.storage import locked, missing, open_storage, own_studies
 from workbench.studies.trials import counts
-from workbench.tracking import delivery, reconcile, study_runs, tags
+from workbench.tracking import delivery, reconcile, store, study_runs, tags
 from workbench.tracking.artifacts import check_artifacts
 
 
@@ -36,11 +37,24 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Doctor:
-    """Examines studies, and repairs them unless `dry_run`."""
+    """Examines studies, and repairs them unless `dry_run`.
 
-    client: tracking.Client
+    Attributes:
+        client: of the tracking store; None where that is a file that is not there, which a dry run does not make.
+        url: of the study database.
+        lost_store: the tracking store's file, where it was not there before it was connected to.
+    """
+
+    client: tracking.Client | None
     url: str
     dry_run: bool
+    lost_store: Path | None = None
+
+    @classmethod
+    def connected(cls, url: str, dry_run: bool) -> "Doctor":
+        """With the tracking store of this folder, which is made where it is not there unless this is a dry run."""
+        lost = store.database_path() if store.missing() else None  # asked first, since connecting makes it
+        return cls(None if lost and dry_run else tracking.connect(), url, dry_run, lost)
 
     def examine(self, name: str | None = None) -> Iterator[Finding]:
         """What is wrong with the tracking store, and with one study or all of this study database.
@@ -61,10 +75,15 @@ class Doctor:
 
     def store(self) -> Iterator[Finding]:
         """What is wrong with the tracking store, and with runs that belong to no trial."""
-        waiting = delivery.undelivered() if self.dry_run else delivery.deliver(self.client)
+        if self.lost_store and storage.names(self.url):  # where no study is, nothing has been lost
+            what = f"there is no tracking store {self.lost_store} (MLFLOW_TRACKING_URI says where runs lie)"
+            yield Finding(f"{what}; an empty one takes its place", not self.dry_run)
+        waiting = delivery.undelivered() if self.client is None or self.dry_run else delivery.deliver(self.client)
         for run in waiting:
             # Without `dry_run` this is what a delivery has just left undone, so there is nothing more to try.
             yield Finding(f"run {run}: has not delivered everything it logged", False if self.dry_run else None)
+        if self.client is None:
+            return
         for what in reconcile.close_dead_runs(self.client, dry_run=self.dry_run):
             yield Finding(what, not self.dry_run)
         try:
@@ -78,6 +97,8 @@ class Doctor:
         Args:
             name: look at this one only.
         """
+        if self.client is None:
+            return
         tokens = set()
         if not missing(self.url):  # asked first, since locking and opening would make files
             with locked(self.url):
@@ -96,24 +117,16 @@ class Doctor:
         # Optuna first: the checks below make the runs agree with it.
         yield from self._repaired(recovery.to_recover(study), partial(self._recover, study))
         try:
-            parent = yield from self._parent(study)
+            parent = yield from self._runs(study)
         except Failure as error:  # the study's run is in the trash
             yield Finding(str(error), None)
             return
-        if parent is None:
-            return
-        number = parent.info.run_id
-        for what in reconcile.reconcile_runs(self.client, number, halves.statuses(study), dry_run=self.dry_run):
-            yield Finding(what, not self.dry_run)
-        yield from self._runs(study, parent)
-        if parent.info.status == "RUNNING" and all(t.state != "running" for t in halves.statuses(study).values()):
-            yield Finding("the study's run: is RUNNING, nobody works on it", not self.dry_run)
         unused = [int(path.name) for path in recovery.unused_snapshots(study)]
         problems = [f"snapshots of trial {trial}: no attempt will resume from them" for trial in unused]
         yield from self._repaired(problems, partial(recovery.remove_unused_snapshots, study))
         # Without its settings, which earlier versions did not store, a study cannot be summarised.
-        if not self.dry_run and StudyRecord.of(study).settings is not None:
-            lifecycle.finish_study(study, self.client, number, lifecycle.stored_experiment(study))
+        if self.client and parent and not self.dry_run and StudyRecord.of(study).settings is not None:
+            lifecycle.finish_study(study, self.client, parent, lifecycle.stored_experiment(study))
 
     def _repaired(self, problems: list[str], repair: Callable[[], object]) -> Iterator[Finding]:
         """Problems as findings, repaired unless `dry_run`; one call of `repair` is for all of them."""
@@ -125,23 +138,52 @@ class Doctor:
         with locked(self.url):
             recovery.recover(study)
 
-    def _parent(self, study: Study) -> Generator[Finding, None, tracking.Run | None]:
-        """The study's run, found, adopted or created."""
-        own, trials = halves.study_id(study, self.url), halves.statuses(study)
-        with locked(self.url):
-            found = reconcile.adopt(self.client, own, trials, dry_run=self.dry_run)
-            if found is not None:
-                return found
-            yield Finding("the study has no run in the tracking store", not self.dry_run)
-            if self.dry_run:
-                return None
-            return self.client.get_run(study_runs.open_study(self.client, own, ""))
+    def _runs(self, study: Study) -> Generator[Finding, None, str | None]:
+        """What is wrong with a study's runs; the id of its parent run, None where a dry run has found none.
 
-    def _runs(self, study: Study, parent: tracking.Run) -> Iterator[Finding]:
+        Raises:
+            Failure: the parent run is in the trash.
+        """
+        own, trials = halves.study_id(study, self.url), halves.statuses(study)
+        found = None
+        if self.client:
+            with locked(self.url):
+                found = reconcile.adopt(self.client, own, trials, dry_run=self.dry_run)
+        if self.client is None or found is None:
+            yield Finding("the study has no run in the tracking store", not self.dry_run)
+            yield from self._lost_runs(study, set(), set())
+            if self.client is None or self.dry_run:
+                return None
+            with locked(self.url):
+                return study_runs.open_study(self.client, own, "")
+        number = found.info.run_id
+        for what in reconcile.reconcile_runs(self.client, number, trials, dry_run=self.dry_run):
+            yield Finding(what, not self.dry_run)
+        yield from self._children(study, self.client, found)
+        if found.info.status == "RUNNING" and all(t.state != "running" for t in halves.statuses(study).values()):
+            yield Finding("the study's run: is RUNNING, nobody works on it", not self.dry_run)
+        return number
+
+    def _children(self, study: Study, client: tracking.Client, parent: tracking.Run) -> Iterator[Finding]:
         """Trials whose run is missing, runs without a trial, and runs without a history."""
-        trials, runs = halves.statuses(study), study_runs.children(self.client, parent)
-        deleted = {run.info.run_id: run for run in study_runs.deleted_children(self.client, parent)}
-        there = {run.info.run_id for run in runs}
+        trials, runs = halves.statuses(study), study_runs.children(client, parent)
+        deleted = {run.info.run_id for run in study_runs.deleted_children(client, parent)}
+        yield from self._lost_runs(study, {run.info.run_id for run in runs}, deleted)
+        extra = [run for run in runs if reconcile.is_extra(run, trials)]
+        problems = [f"run {r.info.run_id}: trial {r.data.tags[tags.TRIAL]} has another run, or is gone" for r in extra]
+        set_aside = partial(study_runs.set_runs_aside, client, extra, study.study_name)
+        yield from self._repaired(problems, set_aside)
+        for number, run in reconcile.without_history(client, runs):
+            restore = partial(reconcile.restore_history, client, run)
+            yield from self._repaired([f"run of trial {number}: no history.parquet"], restore)
+
+    def _lost_runs(self, study: Study, there: Set[str], deleted: Set[str]) -> Iterator[Finding]:
+        """Trials whose run the tracking store does not have, which nothing can bring back.
+
+        Args:
+            there: ids of the study's runs.
+            deleted: ids of those in the trash.
+        """
         for trial in study.get_trials(deepcopy=False):
             run_id = TrialRecord.of(trial).run_id
             if run_id is None or run_id in there or not counts(trial):
@@ -150,10 +192,3 @@ class Doctor:
             if run_id in deleted:
                 what = f"trial {trial.number}: its run was deleted; restore it: {study_runs.how_to_restore(run_id)}"
             yield Finding(what, None)
-        extra = [run for run in runs if reconcile.is_extra(run, trials)]
-        problems = [f"run {r.info.run_id}: trial {r.data.tags[tags.TRIAL]} has another run, or is gone" for r in extra]
-        set_aside = partial(study_runs.set_runs_aside, self.client, extra, study.study_name)
-        yield from self._repaired(problems, set_aside)
-        for number, run in reconcile.without_history(self.client, runs):
-            restore = partial(reconcile.restore_history, self.client, run)
-            yield from self._repaired([f"run of trial {number}: no history.parquet"], restore)

@@ -29,18 +29,18 @@ def relocate(old: str, new: str, url: str) -> Iterator[str]:
     Returns:
         A line for each thing that was changed.
     Raises:
-        UserError: there are neither studies nor runs here, or the tracking store is behind a server.
+        UserError: there are neither studies, runs nor snapshots here, or the tracking store is behind a server.
     """
     # What is not there is not opened, which would make it.
     no_studies, no_runs = missing(url), store.missing()
-    if no_studies and no_runs:
+    folders = _folders("runs")  # of single runs, which need no database
+    if no_studies and no_runs and not folders:
         raise UserError(f"relocate: {no_studies}")
     if not no_runs:
         # First, since it refuses a store behind a server before anything is changed.
         for table, count in artifacts.relocate(old, new).items():
             if count:
                 yield f"{count} artifact locations of {table}"
-    folders = _folders("runs")
     if not no_studies:
         folders += yield from _relocate_studies(old, new, url)
     changed = sum(_relocate_snapshot(folder, old, new) for folder in folders)

@@ -76,12 +76,12 @@ class Round:
             for key in ("policy", "reference")
             if self.before and getattr(self.declared.rounds, key) == "previous"
         }
-        return resolve(self.declared.flat() | rounds_of(self.declared) | {"data.train": str(self.pairs)} | began)
+        return resolve(self.declared.flat() | round_settings(self.declared) | {"data.train": str(self.pairs)} | began)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides it, by dotted name, as JSON has it."""
-        return _decisive(self.config.flat() | rounds_of(self.declared))
+        return _decisive(self.config.flat() | round_settings(self.declared))
 
     def is_whole(self) -> bool:
         """Whether it has come to its end.
@@ -96,7 +96,7 @@ class Round:
         if not isinstance(stored, dict):
             raise UserError(f"{record}: damaged; remove it, and the round is made again")
         # A setting that came after the round was made has its default there, which changes nothing.
-        stored = _decisive(rounds_of(default_config()) | completed(stored))
+        stored = _decisive(round_settings(default_config()) | completed(stored))
         differing = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
         if differing:
             key = differing[0]
@@ -112,7 +112,7 @@ class Round:
         return True
 
 
-def rounds_of(config: Config) -> dict[str, Any]:
+def round_settings(config: Config) -> dict[str, Any]:
     """The settings of the rounds by dotted name."""
     return flatten({"rounds": config.rounds.model_dump()})
 
@@ -169,7 +169,7 @@ def _make(one: Round, study: str) -> None:
         run = SingleRun(
             config, prepared, label, snapshots, asked, fresh, False, "the same command", partial(_keep, one, fresh)
         )
-        tracked(run, study, "rounds of draw, score, pair and train.", rounds_of(config))
+        tracked(run, study, "rounds of draw, score, pair and train.", round_settings(config))
 
 
 def _keep(one: Round, fresh: Path) -> None:

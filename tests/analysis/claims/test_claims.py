@@ -50,6 +50,7 @@ def test_claims_are_measured_once_and_a_second_run_changes_nothing(experiment, w
     linked = client.search_runs([client.get_experiment_by_name("diffusion-dpo").experiment_id], query)
     assert sorted(run.info.run_name for run in linked) == ["update-s0", "update-s1"]
     assert "| frozen | train.lr = " in table
+    assert "All else is inconclusive, also with runs that were lost." in table  # and not: with fewer than 3 seeds
 
     assert sorted(load_runs("c-tuning")["arm"]) == ["frozen lr=0.0005", "frozen lr=0.001"]
     runs = load_runs("c")

@@ -1,8 +1,11 @@
+import pytest
+
 from workbench.analysis.claims.forest import FARTHEST, forest
 
 
-def effect(mean, half, verdict, statement="a"):
-    return {"mean": mean, "low": mean - half, "high": mean + half, "verdict": verdict, "statement": statement}
+def effect(mean, half, verdict, statement="a", seeds=5):
+    interval = {"low": mean - half, "high": mean + half}
+    return {"mean": mean, "verdict": verdict, "statement": statement, "seeds": seeds} | interval
 
 
 def test_effects_of_all_units_are_drawn_in_half_widths_with_those_far_away_at_the_edge():
@@ -19,3 +22,11 @@ def test_effects_of_all_units_are_drawn_in_half_widths_with_those_far_away_at_th
     assert [[round(float(x), 6) for x in each] for each in intervals[:2]] == [[2, 4], [-6, -4]]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels[0] == "1  a" and labels[2].startswith("3  xxx") and labels[2].endswith(" ...")
+
+
+@pytest.mark.parametrize(("seeds", "called"), [((2, 2), "no verdict"), ((5, 2), "inconclusive")])
+def test_where_seeds_are_too_few_for_any_verdict_nothing_is_called_inconclusive(seeds, called):
+    rows = [{"number": 1, "effects": [effect(1.0, 0.0, "inconclusive", seeds=count) for count in seeds]}]
+    (axes,) = forest(rows).axes
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["holds", called, "does not hold here", "shown, decides nothing"]

@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from workbench.analysis.claims.rules import FAILS, HOLDS, OPEN
+from workbench.analysis.intervals import ENOUGH
 
 FARTHEST = 6.0  # half-widths; what lies beyond is drawn at the edge, as a triangle
 LOOKS = {HOLDS: ("C2", "o"), OPEN: ("0.45", "s"), FAILS: ("C3", "D"), "": ("C0", "x")}
 NAMES = {"": "shown, decides nothing"}
+FEW = "no verdict"  #: what an inconclusive effect's mark is called where all such effects have too few seeds for any
 
 
 def forest(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -45,8 +47,10 @@ def forest(rows: Sequence[Mapping[str, Any]]) -> Figure:
     # The y axis is turned over: the first claim is on top.
     axes.set(xlim=(-FARTHEST - 1.2, FARTHEST + 1.2), ylim=(len(effects) - 0.4, -0.6))
     axes.set_xlabel("mean over seeds in half-widths of its 95 % interval (right: as the paper says)", fontsize="small")
+    undecided = [effect["seeds"] for _, effect in effects if effect["verdict"] == OPEN]
+    names = NAMES | ({OPEN: FEW} if undecided and max(undecided) < ENOUGH else {})
     marks = [
-        Line2D([], [], color=colour, marker=marker, ls="", label=NAMES.get(verdict, verdict))
+        Line2D([], [], color=colour, marker=marker, ls="", label=names.get(verdict, verdict))
         for verdict, (colour, marker) in LOOKS.items()
     ]
     axes.legend(handles=marks, loc="lower center", bbox_to_anchor=(0.3, 1), ncols=4, frameon=False, fontsize="x-small")

@@ -15,10 +15,9 @@ RULES = (
     "Each effect is signed so that the paper says greater than 0, one value a training seed, arms paired by seed. It "
     "holds where the whole 95 % t interval of its mean lies above 0, and a claim where all its effects do. A claim "
     "does not hold where the interval of one of its k effects lies below 0 even at 1 - 0.05 / k. All else is "
-    f"inconclusive, also with fewer than {ENOUGH} seeds or with runs that were lost. Beside an inconclusive effect "
-    "stands about the smallest one that as many seeds of this spread would have told from 0 in 8 of 10 such studies. "
-    "Intervals are over training seeds alone: pairs, prompts, image seeds, probe and pretrained model are the same in "
-    "each."
+    "inconclusive, also with {few}runs that were lost. Beside an inconclusive effect stands about the smallest one "
+    "that as many seeds of this spread would have told from 0 in 8 of 10 such studies. Intervals are over training "
+    "seeds alone: pairs, prompts, image seeds, probe and pretrained model are the same in each."
 )
 #: What stands in a verdict's place where a study has too few seeds for any: by the signs of the deciding effects.
 LEANINGS = WITH, AGAINST, MIXED = (
@@ -65,11 +64,11 @@ def markdown(
         findings: of the search that tuned the arms; None where they were not.
         experiment: with the arms, and with how they were tuned.
     """
-    seeds, verdicts = len(experiment.sweep.seeds) or 1, [called(row) for row in rows]
+    seeds, verdicts = len(experiment.sweep.seeds) or 1, [verdict_text(row) for row in rows]
     counts = " · ".join(
         f"{v}: **{verdicts.count(v)}**" for v in (HOLDS, *LEANINGS, OPEN, FAILS, ABSENT) if v in verdicts
     )
-    warning = regime.sentence(measures)
+    warning, leans = regime.sentence(measures), bool({*LEANINGS} & {*verdicts})
     head = ("#", "claim", "paper", "effect (95 % interval over seeds): what was measured", "verdict", "runs")
     body = [
         (
@@ -87,8 +86,9 @@ def markdown(
         *([f"**{warning}**"] if warning else []),
         f"{len(rows)} claims, {seeds} seeds, {experiment.config.train.steps} steps a run. {counts}",
         markdown_table(head, body),
-        *([NO_VERDICTS] if {*LEANINGS} & {*verdicts} else []),
-        RULES,
+        *([NO_VERDICTS] if leans else []),
+        # Where seeds are too few for any verdict, an effect is not called inconclusive for that.
+        RULES.format(few="" if leans else f"fewer than {ENOUGH} seeds or with "),
         *([REGIME, regime.markdown(measures)] if measures else []),
         *(_tuning(findings, experiment) if findings else []),
     ]
@@ -122,7 +122,7 @@ def _tuning(findings: tuning.Findings, experiment: Experiment) -> list[str]:
     return [text, markdown_table(("arm", "best values", "runs", "on the edge of what was tried"), rows)]
 
 
-def called(row: Mapping[str, Any]) -> str:
+def verdict_text(row: Mapping[str, Any]) -> str:
     """What the table says of a claim: its verdict, or where its seeds are too few for one, which way its effects lean.
 
     Args:
@@ -169,11 +169,11 @@ def plain(rows: Sequence[Mapping[str, Any]], measures: Sequence[regime.Measure])
     """The claims for a terminal: the regime where it is another, then a line a claim with its verdict and effects."""
     warning = regime.sentence(measures)
     lines = [f"\n{warning}"] if warning else []
-    if {*LEANINGS} & {called(row) for row in rows}:
+    if {*LEANINGS} & {verdict_text(row) for row in rows}:
         lines.append(f"\n{NO_VERDICTS}")
     most = max((effect["seeds"] for row in rows for effect in row["effects"]), default=0)
     for row in rows:
-        lines.append(f"\n{row['number']:2d}. {called(row).upper()}: {row['title']} ({row['where']})")
+        lines.append(f"\n{row['number']:2d}. {verdict_text(row).upper()}: {row['title']} ({row['where']})")
         lines += [
             f"      {number(e['mean']):>9s} ({interval(e)})  {e['statement']}{_remarks(e, most)}"
             for e in row["effects"]
