@@ -32,7 +32,8 @@ def main(
 
     Every figure is the median of measurements with their 10th and 90th percentile. Ratios are of measurements taken
     in turn (A, B, A, B, ...); a control measures the same against itself and should be 1. One CPU thread unless
-    OMP_NUM_THREADS says otherwise. What was measured before and is not measured now stays in the table.
+    OMP_NUM_THREADS says otherwise; encoding small images takes one a core, as it always does. What was measured before
+    and is not measured now stays in the table.
 
     \b
     Groups:
@@ -52,8 +53,8 @@ def main(
       workers      the default sweep by two workers against one
       pruning      steps that pruning saves the default sweep
 
-    The last three take more than an hour on two cores, --quick, which leaves them out, about 20 minutes. Leave the
-    machine alone meanwhile.
+    The last three take more than an hour on two cores, parts as many whole runs as --sweeps says and one more; --quick
+    leaves out all four. Leave the machine alone meanwhile.
 
     \b
     Examples:

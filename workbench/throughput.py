@@ -55,7 +55,7 @@ PLANNED = ("sd15", "sdxl", "sd3", "flux1")  # whose text encoders `benchmarks.co
 @click.option(
     "--measured",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="measured.json of --measure, whose seconds a pair the plan takes instead of the utilisation.",
+    help="measured.json of --measure on this kind of GPU, whose seconds a pair replace the utilisation.",
 )
 @click.option(
     "--steps", type=click.IntRange(4), default=200, show_default=True, help="Timed steps of each measurement."
@@ -102,7 +102,7 @@ def main(
         from workbench.benchmarks.plan import GPUS, Cluster
 
         cluster = Cluster(GPUS[gpu], gpus, gpus_a_machine, 1e9 * network, 1e9 * disk)
-        _print_plans(shapes or PLANNED, kinds, changed, utilisation, batch_size, cluster, measured, out / "plan")
+        _print_plans(shapes or PLANNED, kinds, changed, utilisation, batch_size, cluster, gpu, measured, out / "plan")
     elif measure:
         rows = _measured(asked, kinds, changed, steps, batch_size, compiled, device)
         _print(rows, MEASURED, out / "measured")
@@ -152,13 +152,15 @@ def _counted(
     from workbench.benchmarks import costs
     from workbench.common.markdown import two_digits
     from workbench.models import SHAPES
+    from workbench.training.config import resolve
 
     for shape in shapes:
         for variant in variants:
             settings = _settings(shape, variant, changed)
             cost = costs.count(SHAPES[shape], settings["lora.rank"])
             pairs, again = costs.pairs_of(settings), settings["train.checkpointing"]
-            state = costs.state_bytes(cost, settings["train.optimizer"], settings["model.dtype"])
+            copies = costs.copies_of(resolve(settings))
+            state = costs.state_bytes(cost, settings["train.optimizer"], settings["model.dtype"], **copies)
             flops = cost.recomputed if again else cost.step
             hours = {
                 gpu: two_digits(costs.gpu_hours(pairs, flops, peak * utilisation)) for gpu, peak in costs.PEAKS.items()
@@ -213,7 +215,7 @@ def _measured(
 
 def _print_plans(
     shapes: tuple[str, ...], variants: tuple[str, ...], changed: Mapping[str, Any], utilisation: float,
-    batch_size: int | None, cluster: "Cluster", measured: Path | None, place: Path,
+    batch_size: int | None, cluster: "Cluster", gpu: str, measured: Path | None, place: Path,
 ) -> None:  # fmt: skip
     """Print each plan as a table of its own as soon as it is made, and write all as columns of one."""
     from workbench.benchmarks import planned_run
@@ -225,10 +227,10 @@ def _print_plans(
     for shape in shapes:
         for variant in variants:
             settings = _settings(shape, variant, changed)
-            seconds = planned_run.measured_seconds(measured, shape, variant) if measured else 0.0
-            work = planned_run.work_of(shape, settings, utilisation, batch_size, cluster.gpus, seconds)
+            row = planned_run.last_measured(measured, shape, variant, gpu) if measured else None
+            work = planned_run.work_of(shape, settings, utilisation, batch_size, cluster, row)
             name = f"{shape} {variant}, {cluster.gpus} GPUs"
-            plans[name] = planned_run.shown(work, cluster)
+            plans[name] = planned_run.shown(work, cluster, row)
             click.echo(f"{planned_run.table({name: plans[name]})}\n")
             _write(planned_run.table(plans), plans, place)
     click.echo(planned_run.NOTE)

@@ -1,14 +1,15 @@
 """Timing a public script against ours, with a stand-in for the script; the real ones are not in this repository."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from workbench import bench
-from workbench.benchmarks import peers
-from workbench.benchmarks.figure import Options
+from workbench.benchmarks import peers, suite
+from workbench.benchmarks.figure import Options, figure
 from workbench.common.errors import Failure, UserError
 
 SCRIPT = """
@@ -61,24 +62,58 @@ def test_ratios_are_of_rounds_in_turn_with_ours_in_both_ways(tmp_path, checkout,
         asked.append(next((word for word in call if word.startswith("data.cache=")), "theirs"))
         return next(times)
 
+    def fill(call, steps, folder, name):
+        assert steps == peers.FEW
+        seconds_a_step(call, folder, name)
+        times_not_used.append(name)
+
+    times, times_not_used = iter([50.0, 60.0, 70.0, *times]), []
     monkeypatch.setattr(peers, "seconds_a_step", seconds_a_step)
+    monkeypatch.setattr(peers, "_seconds", fill)
     scripts = peers.checkouts([f"diffusers={checkout}"])
     once, each, theirs = peers.peers(Options(5, torch.device("cpu"), tmp_path / "work", peers=scripts))
-    assert asked == 3 * ["theirs", "data.cache=true", "data.cache=false"]
+    # Once to fill the caches, and three times that count.
+    assert asked == 4 * ["theirs", "data.cache=true", "data.cache=false"] and len(times_not_used) == 3
     assert once.median == pytest.approx(3) and each.median == pytest.approx(1.5) and once.met and each.met
     assert theirs.median == 0.6 and "LoRA, rank 8" in theirs.note
 
 
 @pytest.mark.slow
 def test_our_side_trains(tmp_path, monkeypatch):
+    """Seven steps more, which take longer than what start-up varies by."""
     monkeypatch.setattr(peers, "FEW", 1)
-    monkeypatch.setattr(peers, "MORE", 4)
+    monkeypatch.setattr(peers, "MORE", 8)
     model, data = peers.untrained(tmp_path / "model"), tmp_path / "data"
     data.mkdir()
     peers.pairs_file(data / "train.parquet", 16)
     for way in peers.WAYS.values():
         call = peers.ours(peers.PEERS["diffusers"], model, data, way)
-        assert peers._seconds(call, 2, tmp_path, "ours") > 0
+        assert peers.seconds_a_step(call, tmp_path, "ours") > 0
+
+
+def test_a_script_that_fails_loses_no_figure_of_another(tmp_path, monkeypatch):
+    """The table has what came before it, and what an earlier call had measured of it."""
+
+    def compared(name, *_):
+        if name == "diffusers" and broken:
+            raise Failure("peers: diffusers: its line")
+        yield figure("peers", f"{name}: a step", [1.0 + broken], None)
+
+    monkeypatch.setattr(peers, "_compared", compared)
+    monkeypatch.setattr(peers, "checkouts", lambda told: dict.fromkeys(peers.PEERS, tmp_path))
+    monkeypatch.setattr(suite, "checkouts", peers.checkouts)
+    monkeypatch.setattr(peers, "untrained", lambda folder: folder)
+    monkeypatch.setattr(peers, "pairs_file", lambda *_: None)
+    measure = partial(
+        suite.run_suite, ["peers"], False, repeats=5, sweeps=1, device="cpu", folder=tmp_path, say=lambda line: None
+    )
+    broken = False
+    measure()
+    broken = True
+    with pytest.raises(Failure, match="its line"):
+        measure()
+    found = {one["name"]: one["median"] for one in json.loads((tmp_path / "bench.json").read_text())}
+    assert found == {"diffusers: a step": 1.0, "salesforce: a step": 2.0}
 
 
 def test_a_script_that_fails_says_so_on_one_line(tmp_path, checkout):
@@ -89,8 +124,12 @@ def test_a_script_that_fails_says_so_on_one_line(tmp_path, checkout):
         peers.seconds_a_step(call, tmp_path, "diffusers")
 
 
-def test_a_folder_without_the_script_is_refused(tmp_path):
+def test_a_folder_without_the_script_is_refused_and_a_script_that_cannot_run_here(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"has no train\.py; a checkout of https://github\.com/SalesforceAIResearch"):
+        peers.checkouts([f"salesforce={tmp_path}"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "train.py").touch()
+    with pytest.raises(UserError, match="its script runs on CUDA GPUs alone"):
         peers.checkouts([f"salesforce={tmp_path}"])
     for wrong in ("salesforce", "another=folder"):
         with pytest.raises(UserError, match="give NAME=FOLDER, where NAME is one of diffusers, salesforce"):

@@ -83,6 +83,16 @@ def test_a_copy_on_each_gpu_takes_what_one_gpu_does():
     assert gpu_bytes(replace(WORK, precision="float32"), 8) == 20e9  # no copies, but a reference of 4 bytes
     lora = replace(WORK, cost=replace(COST, trained=10_000_000))
     assert gpu_bytes(lora, 8) == pytest.approx(2e9 + 18 * 10e6)
+    # A moving average is 4 bytes a trained weight, a reference that is a mixture 4 instead of 2.
+    assert gpu_bytes(replace(WORK, averaged=True, mixed=True), 8) == 26e9
+    assert gpu_bytes(replace(lora, averaged=True), 8) == pytest.approx(2e9 + 22 * 10e6)
+
+
+def test_copies_are_those_that_the_settings_want():
+    moving = {"reference.policy": "update", "reference.rate": 0.5, "train.ema": 0.999}
+    assert costs.copies_of(resolve(moving)) == {"averaged": True, "mixed": True}
+    assert costs.copies_of(resolve(moving | {"lora.rank": 4})) == {"averaged": True, "mixed": False}
+    assert costs.copies_of(resolve({"reference.policy": "frozen"})) == {"averaged": False, "mixed": False}
 
 
 def test_encoding_loading_and_storage_by_hand():
@@ -94,6 +104,18 @@ def test_encoding_loading_and_storage_by_hand():
     assert found.stored == pytest.approx(pairs * 65_544 + captions * 118_272)
     assert found.read == 256 * 183_816
     assert found.rows == pytest.approx(5000 / 515.75)
+    # Mirrored independently: each image twice, four pairs of them; decoded and read as before.
+    mirrored = plan(replace(WORK, encoded_ways=2, stored_ways=4), Cluster(GPU, gpus=8, cores=10))
+    assert mirrored.encoding - found.encoding == pytest.approx(pairs * 4e12 / 25e12)
+    assert mirrored.stored - found.stored == pytest.approx(3 * pairs * 65_544)
+    assert (mirrored.decoding, mirrored.read) == (found.decoding, found.read)
+
+
+def test_the_share_of_the_backward_pass_follows_from_the_flops():
+    """4 F of 8 F; with activations computed anew 6 of 10; LoRA, whose frozen weights have no gradients, 2 of 6."""
+    assert WORK.backward == 0.5
+    assert replace(WORK, flops=10e12).backward == pytest.approx(0.6)
+    assert replace(WORK, flops=6e12).backward == pytest.approx(1 / 3)
 
 
 def test_a_measured_time_takes_the_place_of_flops():
@@ -166,15 +188,30 @@ def test_the_command_prints_and_writes_a_plan(tmp_path, monkeypatch):
     assert "| sd15 full, 16 GPUs | sd15 lora, 16 GPUs |" in (tmp_path / "plan.md").read_text()
 
     (tmp_path / "measured.json").write_text(
-        json.dumps([{"shape": "sd15", "variant": "full", "problem": "", "measured": {"seconds": 0.035}}])
-    )
+        json.dumps(
+            [
+                {
+                    "shape": "sd15", "variant": "full", "problem": "", "batch": 8, "compile": "no",
+                    "checkpointing": "yes", "device": "NVIDIA H100 80GB HBM3", "measured": {"seconds": 0.035},
+                }
+            ]
+        )
+    )  # fmt: skip
     measured = [*told, "--measured", str(tmp_path / "measured.json"), "--variant"]
-    assert "| of it arithmetic, s | 4.5 |" in CliRunner().invoke(throughput.main, [*measured, "full"]).output
+    output = CliRunner().invoke(throughput.main, [*measured, "full"]).output
+    # 128 pairs of 35 ms, 4.48 s, less 16 times the optimizer's 12 ms: 40 bytes of 10^9 weights at 3.35 TB/s.
+    assert "| of it arithmetic, s | 4.3 |" in output
+    says = "NVIDIA H100 80GB HBM3, 8 pairs a pass, compile: no, checkpointing: yes"
+    assert f"| arithmetic measured on | {says} |" in output
     for more, says in (
         ([*measured, "lora"], "holds no measurement of sd15 lora"),
         ([*told, "--variant", "lora", "--set", "train.parallel=fsdp"], "LoRA trains so few weights"),
         ([*told, "--shape", "sana"], "--plan knows the encoders of sd, sdxl, sd3, flux1 alone"),
+        ([*told, "--shape", "tiny"], "--shape tiny: --plan knows the encoders of"),
+        ([*told, "--set", "model.resolution=768"], "model.resolution = 768: --plan counts sd15 at 512 pixels alone"),
         ([*told, "--gpus", "5000"], "a step has 2048 pairs"),
+        ([*told, "--gpus", "3"], "which passes of 8 pairs on each GPU do not come to"),
+        ([*measured, "full", "--gpu", "A100"], "sd15 full was measured on NVIDIA H100 80GB HBM3, the plan is of A100s"),
     ):
         done = CliRunner().invoke(throughput.main, more)
         assert done.exit_code != 0 and says in str(done.output) + str(done.exception)

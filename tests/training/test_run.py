@@ -60,11 +60,9 @@ def test_every_arm_of_every_experiment_runs_two_steps(path, tiny, workplace):
 
 
 @pytest.fixture(scope="module")
-def preparations(tmp_path_factory):
-    """What runs share that differ in nothing but the method, kept for all of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Preparations()
+def preparations():
+    """What runs share that differ in nothing but the method, made by the first test and kept in memory for all."""
+    return Preparations()
 
 
 @pytest.mark.parametrize("policy", RULES)

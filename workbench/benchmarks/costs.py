@@ -17,6 +17,7 @@ from workbench.data.pairs import Batch
 from workbench.method.objectives import dpo
 from workbench.models import Backend, Shape, random_backend
 from workbench.models.lora import lora_config
+from workbench.training.config import Config
 from workbench.training.loop import pair_errors
 
 #: Dense bf16 matrix rate by the makers' data sheets (SXM boards), FLOP/s.
@@ -113,15 +114,32 @@ def gpu_hours(pairs: float, flops: float, rate: float) -> float:
     return pairs * flops / rate / 3600
 
 
-def state_bytes(cost: Cost, optimizer: str, precision: str = "bfloat16") -> float:
+def state_bytes(
+    cost: Cost, optimizer: str, precision: str = "bfloat16", *, averaged: bool = False, mixed: bool = False
+) -> float:
     """Memory that does not depend on the batch: weights, gradients, optimizer state; activations come on top.
 
     Policy and gradients in float32; the reference, or all that LoRA does not train, in the precision of the forward
     passes, as are the copies of the policy that autocast makes in half precision. Norms and biases, which are float32
     everywhere, are too few to matter.
+
+    Args:
+        averaged: whether a moving average of what is trained is kept too, in float32.
+        mixed: whether the reference is a mixture of itself and the policy, which is kept in float32.
     """
     fixed, copies = (4, 0) if precision == "float32" else (2, 2)
-    return cost.trained * (4 + 4 + copies + STATE_BYTES[optimizer]) + fixed * cost.weights
+    each = 4 + 4 + copies + STATE_BYTES[optimizer] + (4 if averaged else 0)
+    return cost.trained * each + (4 if mixed else fixed) * cost.weights
+
+
+def copies_of(config: Config) -> dict[str, bool]:
+    """`averaged` and `mixed` of `state_bytes`, as a run of these settings has them (`training.build`)."""
+    rule_of, settings = config.chosen("reference")
+    # LoRA's reference is a set of adapters; the denoiser below it is never moved.
+    return {
+        "averaged": bool(config.train.ema),
+        "mixed": not config.lora.rank and rule_of(**settings).rate < 1,
+    }
 
 
 #: Layers of the text encoders by family: (weights of matrices that every token passes, tokens). CLIP-L: 12 layers of

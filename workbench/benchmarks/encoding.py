@@ -36,7 +36,7 @@ def encode(options: Options, pairs: int = 2000, large: int = 2) -> Iterator[Figu
         file = pairs_file(folder / "small.parquet", pairs)
         encode_once(backend, file)  # the first encoding loads models and warms them up
         shares = encoding_shares(backend, file, max(5, options.repeats // 3))
-        note = f"{pairs} pairs of 64 px"
+        note = f"{pairs} pairs of 64 px; captions are encoded by one thread, the others count as outside meanwhile"
         yield figure("encode", f"encoding for the small model, {what}", shares, 10.0, unit="%", note=note)
         if large:
             file = pairs_file(folder / "large.parquet", large, edge=768)
@@ -47,7 +47,10 @@ def encode(options: Options, pairs: int = 2000, large: int = 2) -> Iterator[Figu
 
 
 def encoding_shares(backend: Backend, file: Path, repeats: int) -> list[float]:
-    """The share of the encoding threads' time outside of the networks, in %, of encodings of a file's pairs."""
+    """The share of the encoding threads' time outside of the networks, in %, of encodings of a file's pairs.
+
+    Where several threads encode images, only the main thread encodes captions: what the others idle is outside too.
+    """
     shares = []
     for _ in range(repeats):
         with stopwatch(backend, "encode_images", "encode_text") as spent:

@@ -22,7 +22,7 @@ GROUPS = {
     "workers": ("workers", "workers"),
     "pruning": ("pruning", "pruning"),
 }
-SLOW = ("quality", "workers", "pruning")
+SLOW = ("parts", "quality", "workers", "pruning")
 GROWTH, PEERS = "growth", "peers"
 
 

@@ -1,19 +1,24 @@
 """Where a whole run's time goes, from imports to tracking: parts that add up, with empty and with warm caches."""
 
+import io
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from workbench.benchmarks.figure import Figure, Options, figure
-from workbench.benchmarks.sandbox import databases, sandbox, temporary_folder
+from workbench.benchmarks.sandbox import databases, of_checkout, sandbox, temporary_folder
 from workbench.benchmarks.stopwatch import stopwatch
 from workbench.common.outputs import output_file
 from workbench.method.reference import Reference
+from workbench.models import fetch
 from workbench.studies import single_run
 from workbench.training import run as one_run
 from workbench.training.config import Config, load
@@ -33,26 +38,31 @@ PARTS = (
     "tracking and the rest",
 )
 OF_TRAINING = ("training steps", "candidates of the reference")  # what a run is for
-NEEDED = "import workbench.studies.single_run, workbench.tracking, diffusers, transformers"
+#: What every tracked run imports, as module and name in it; the classes of the model's parts come on top.
+NEEDED = (("workbench.studies", "single_run"), ("workbench", "tracking"))
 FIRST, LATER = "the first run", "a later run"
 
 
-def parts(options: Options, config: Config | None = None) -> Iterator[Figure]:
+def parts(options: Options, settings: Mapping[str, Any] | None = None) -> Iterator[Figure]:
     """The share of the default run that is not spent in training, and each part's seconds.
 
     The first run encodes the pairs and draws the pretrained model's samples; later ones find both in the cache.
 
     Args:
-        config: of the run; None = the defaults.
+        settings: dotted, of the run, on top of the defaults; the device is the options'.
     """
-    config = config or load(None, {})
+    config = load(None, {**(settings or {}), "model.device": str(options.device)})
+    needed = imports_of(config)
+    # All runs are made in this process: what it imports while the first prepares would be missing from the later ones.
+    for module, name in needed:
+        getattr(import_module(module), name)
     shown: dict[str, Mapping[str, float]] = {}
     with temporary_folder(options.folder) as folder:
         # A cache of its own, which the first run finds empty.
         own = databases(folder) | {"WORKBENCH_CACHE": str(folder / "cache")}
         with sandbox(folder, **own):
-            first = [timed_run(config, "run-0")]
-            later = [timed_run(config, f"run-{number}") for number in range(1, options.sweeps + 1)]
+            first = [timed_run(config, "run-0", needed)]
+            later = [timed_run(config, f"run-{number}", needed) for number in range(1, options.sweeps + 1)]
     for name, runs in ((FIRST, first), (LATER, later)):
         outside = [100 * (1 - sum(run[part] for part in OF_TRAINING) / sum(run.values())) for run in runs]
         goal = 15.0 if name == LATER else None
@@ -64,11 +74,33 @@ def parts(options: Options, config: Config | None = None) -> Iterator[Figure]:
         draw(shown, path)
 
 
-def timed_run(config: Config, label: str) -> dict[str, float]:
-    """Seconds of each of PARTS of one run that is prepared, trained and tracked as `python -m workbench.train` does."""
+def imports_of(config: Config) -> list[tuple[str, str]]:
+    """What a run of these settings imports, as module and name in it.
+
+    diffusers and transformers load a class's module only when the class is asked for, which takes about as long as all
+    else that they do: so the classes of the model's parts are named, and its pipeline, which draws samples.
+    """
+    model = config.model
+    checkpoint = fetch(model.path, model.revision, model.variant, model.vae)
+    classes = {(library, name) for library, name in checkpoint.parts.values() if library and name}
+    return [*NEEDED, ("diffusers", checkpoint.pipeline), *sorted(classes)]
+
+
+def import_seconds(needed: Sequence[tuple[str, str]]) -> float:
+    """Seconds of a fresh process that imports names from modules, its own start included."""
+    code = "\n".join(f"from {module} import {name}" for module, name in needed)
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", NEEDED], check=True)
-    imports = time.perf_counter() - began
+    subprocess.run([sys.executable, "-c", code], env=os.environ | of_checkout(), check=True)
+    return time.perf_counter() - began
+
+
+def timed_run(config: Config, label: str, needed: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Seconds of each of PARTS of one run that is prepared, trained and tracked as `python -m workbench.train` does.
+
+    Args:
+        needed: what the run imports, as module and name; this process has it imported already.
+    """
+    imports = import_seconds(needed)
     with ExitStack() as stack:
 
         def watched(owner: object, *names: str) -> dict[str, float]:
@@ -85,7 +117,9 @@ def timed_run(config: Config, label: str) -> dict[str, float]:
         probes["__call__"] = measuring["__call__"] = 0.0
         one = single_run.SingleRun(config, prepared, label, None, lambda: False, None, goes_on=False, again="")
         began = time.perf_counter()
-        single_run.tracked(one, None)
+        # What a run prints at its end, its metrics and a link, is no line of the benchmark's table.
+        with redirect_stdout(io.StringIO()):
+            single_run.tracked(one, None)
         whole = time.perf_counter() - began
     candidates = moves["after_step"]
     diagnostics = measuring["__call__"] + max(0.0, probes["__call__"] - candidates)

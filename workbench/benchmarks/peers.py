@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from workbench.benchmarks.encoding import pairs_file
 from workbench.benchmarks.figure import Figure, Options, figure
-from workbench.benchmarks.sandbox import databases, temporary_folder
+from workbench.benchmarks.sandbox import databases, of_checkout, temporary_folder
 from workbench.common.errors import Failure, UserError, one_line
-from workbench.common.paths import PACKAGE
 from workbench.models import SHAPES, fetch
 
 FEW, MORE = 4, 24  # steps of a call; what the calls differ by is timed
@@ -38,6 +37,7 @@ class Peer:
         rank: of the adapters that it is given and ours trains; 0 = full fine-tune.
         split: its option for the split of the data.
         options: others, so that both do the same.
+        cuda: whether it runs on CUDA GPUs alone.
     """
 
     source: str
@@ -45,6 +45,7 @@ class Peer:
     rank: int
     split: str
     options: tuple[str, ...]
+    cuda: bool = False
 
 
 #: What both scripts take. No mixed precision, and what ours does by default or is told to do as well.
@@ -63,6 +64,7 @@ PEERS = {
         0,
         "--split",
         ("--proportion_empty_prompts", "0"),
+        cuda=True,  # it asks for the attention of xformers, which diffusers refuses elsewhere
     ),
 }
 #: How ours comes by a batch: encoded once, before training, or like the scripts at every step.
@@ -73,7 +75,7 @@ def checkouts(told: Sequence[str]) -> dict[str, Path]:
     """Scripts by peer from texts NAME=FOLDER.
 
     Raises:
-        UserError: an unknown name, or a folder without the script.
+        UserError: an unknown name, a folder without the script, or a script that does not run on this machine.
     """
     found = {}
     for text in told:
@@ -85,6 +87,8 @@ def checkouts(told: Sequence[str]) -> dict[str, Path]:
             raise UserError(
                 f"--peer {text}: has no {PEERS[name].script}; a checkout of {PEERS[name].source} is expected"
             )
+        if PEERS[name].cuda and not torch.cuda.is_available():
+            raise UserError(f"--peer {text}: its script runs on CUDA GPUs alone (xformers), and there is none here")
         found[name] = script
     return found
 
@@ -94,25 +98,46 @@ def peers(options: Options) -> Iterator[Figure]:
 
     The scripts decode and encode a batch's images at every step. So there are two ratios: against ours as it is used,
     which encodes all pairs once, before, and against ours made to do the same as they.
+
+    Raises:
+        Failure: some scripts failed; the figures of the others have been given.
     """
     repeats = max(3, options.repeats // 5)
     with temporary_folder(options.folder) as folder:
         model, data = untrained(folder / "model"), folder / "data"
         data.mkdir()
         pairs_file(data / "train.parquet", DATA)
+        failures: list[Failure] = []
         for name, script in options.peers.items():
-            peer = PEERS[name]
-            calls: list[list[str]] = [
-                theirs(peer, script, model, data),
-                *(ours(peer, model, data, w) for w in WAYS.values()),
-            ]
-            rounds = tqdm(range(repeats), desc=name, leave=False, disable=None)
-            took = [[seconds_a_step(call, folder, name) for call in calls] for _ in rounds]
-            note = f"{f'LoRA, rank {peer.rank}' if peer.rank else 'full'}, {SHAPE}, {PAIRS} pairs, float32"
-            for place, way in enumerate(WAYS, 1):
-                ratios = [one[0] / one[place] for one in took]
-                yield figure("peers", f"{name}'s step / ours: {way}", ratios, 1.0, at_least=True, note=note)
-            yield figure("peers", f"{name}: a step", [one[0] for one in took], None, unit="s", note=note)
+            ways = [ours(PEERS[name], model, data, cached) for cached in WAYS.values()]
+            calls = [theirs(PEERS[name], script, model, data), *ways]
+            try:
+                yield from _compared(name, calls, folder, repeats)
+            except Failure as error:
+                failures.append(error)
+        if failures:
+            raise Failure("; ".join(str(error) for error in failures))
+
+
+def _compared(name: str, calls: Sequence[Sequence[str]], folder: Path, repeats: int) -> Iterator[Figure]:
+    """A script's figures.
+
+    Args:
+        calls: its own, then ours in each of WAYS.
+        repeats: rounds of all calls in turn.
+    """
+    peer = PEERS[name]
+    # Not timed: the first call of each fills caches that later ones share (its encoded pairs, prepared data, files of
+    # the system), and it is the call with few steps, which would be subtracted.
+    for call in tqdm(calls, desc=f"{name}: filling caches", leave=False, disable=None):
+        _seconds(call, FEW, folder, name)
+    rounds = tqdm(range(repeats), desc=name, leave=False, disable=None)
+    took = [[seconds_a_step(call, folder, name) for call in calls] for _ in rounds]
+    note = f"{f'LoRA, rank {peer.rank}' if peer.rank else 'full'}, {SHAPE}, {PAIRS} pairs, float32"
+    for place, way in enumerate(WAYS, 1):
+        ratios = [one[0] / one[place] for one in took]
+        yield figure("peers", f"{name}'s step / ours: {way}", ratios, 1.0, at_least=True, note=note)
+    yield figure("peers", f"{name}: a step", [one[0] for one in took], None, unit="s", note=note)
 
 
 def untrained(folder: Path) -> Path:
@@ -210,7 +235,6 @@ def _seconds(call: Sequence[str], steps: int, folder: Path, name: str) -> float:
 
 def _environment(folder: Path) -> Mapping[str, str]:
     """Of both: as many threads, nothing from or to the network, caches in a folder of their own."""
-    path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     own = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
-    own |= {"HF_DATASETS_CACHE": str(folder / "datasets"), "PYTHONPATH": path}
-    return os.environ | databases(folder) | {"WORKBENCH_CACHE": str(folder / "cache")} | own
+    own |= {"HF_DATASETS_CACHE": str(folder / "datasets"), "WORKBENCH_CACHE": str(folder / "cache")}
+    return os.environ | databases(folder) | own | of_checkout()

@@ -13,8 +13,6 @@ from workbench.benchmarks.costs import Cost, state_bytes
 FLOAT32 = 4
 #: Times that fsdp gathers the weights in each pass: policy forward, policy backward, reference forward.
 GATHERS = 3
-#: Share of a step's arithmetic that is the policy's backward pass: 4 F of 8 F (LoRA: about as much).
-BACKWARD = 0.5
 #: Numbers that clipping and AdamW read and write for each trained weight (docs/performance.md).
 OPTIMIZER_MOVES = 10
 #: Pairs of Pick-a-Pic v2's training split without ties, and their distinct captions (Wallace et al. 2024, section 5.1).
@@ -87,7 +85,7 @@ class Work:
         flops: of a pair as it is done, recomputed activations included.
         precision: of forward passes, a key of `Gpu.rates`.
         utilisation: share of the peak rate that is reached, of the denoiser and of the encoders alike.
-        seconds_pair: measured, instead of FLOPs and utilisation; 0 = not measured.
+        seconds_pair: of arithmetic, measured, instead of FLOPs and utilisation; 0 = not measured.
         optimizer: name of `train.optimizer`.
         sharded: fsdp instead of ddp.
         batch: pairs a GPU and pass.
@@ -97,6 +95,9 @@ class Work:
         pixels: of one image.
         pair_bytes, caption_bytes: of the encoded store.
         rows: metric values that the whole run logs.
+        averaged, mixed: copies in float32 that the settings want, see `costs.state_bytes`.
+        encoded_ways: times that a pair's images are encoded: twice where they are mirrored too.
+        stored_ways: rows of latents that the store has of a pair.
     """
 
     cost: Cost
@@ -115,6 +116,18 @@ class Work:
     caption_bytes: float
     rows: int
     seconds_pair: float = 0.0
+    averaged: bool = False
+    mixed: bool = False
+    encoded_ways: int = 1
+    stored_ways: int = 1
+
+    @property
+    def backward(self) -> float:
+        """Share of the arithmetic that is the policy's backward pass: all but two forward passes of two images each.
+
+        4 F of 8 F for a full fine-tune, about 2 F of 6 F for LoRA; recomputed activations belong to it.
+        """
+        return 1 - 4 * self.cost.forward / self.flops
 
 
 @dataclass(frozen=True)
@@ -140,8 +153,16 @@ class Payload:
 
 
 def passes(pairs: int, batch: int, ranks: int) -> int:
-    """Passes of each process in an optimizer step, `train.accumulation`; the last one may be smaller."""
+    """Passes of each process in an optimizer step, `train.accumulation`, rounded up.
+
+    All passes of a run are equal; rounded are those of GPUs that `reached` asks about and nobody can start a run on.
+    """
     return -(-pairs // (batch * ranks))
+
+
+def optimizer_seconds(trained: float, gpu: Gpu) -> float:
+    """Seconds of clipping and the optimizer's move of so many weights, which is memory traffic and nothing else."""
+    return OPTIMIZER_MOVES * FLOAT32 * trained / gpu.traffic
 
 
 def payload(cost: Cost, sharded: bool, accumulation: int) -> Payload:
@@ -165,7 +186,7 @@ def gpu_bytes(work: Work, ranks: int) -> float:
     optimizer's state; where a step has several passes, the gradients are kept whole until the last one sends them.
     """
     if not work.sharded:
-        return state_bytes(work.cost, work.optimizer, work.precision)
+        return state_bytes(work.cost, work.optimizer, work.precision, averaged=work.averaged, mixed=work.mixed)
     of_policy = state_bytes(work.cost, work.optimizer, "float32") - FLOAT32 * work.cost.weights
     whole = FLOAT32 * work.cost.trained if passes(work.pairs, work.batch, ranks) > 1 else 0
     return (of_policy + FLOAT32 * work.cost.weights) / ranks + whole
@@ -242,8 +263,7 @@ def plan(work: Work, cluster: Cluster) -> Plan:
     arithmetic = work.pairs / ranks * pair
     sent = payload(work.cost, work.sharded, accumulation).sent(ranks)
     communication = sent / cluster.bandwidth
-    window = arithmetic if work.sharded else BACKWARD * arithmetic / accumulation
-    moved = OPTIMIZER_MOVES * FLOAT32 * work.cost.trained / (ranks if work.sharded else 1)
+    window = arithmetic if work.sharded else work.backward * arithmetic / accumulation
     pairs, captions = PICK_A_PIC
     # The autoencoder runs in float32, nearly all convolutions; the text encoders in the run's precision.
     images = work.encode_images / (gpu.rates["tf32"] * work.utilisation)
@@ -251,15 +271,15 @@ def plan(work: Work, cluster: Cluster) -> Plan:
     found = Plan(
         work, cluster, accumulation,
         arithmetic=arithmetic,
-        optimizer=moved / gpu.traffic,
+        optimizer=optimizer_seconds(work.cost.trained / (ranks if work.sharded else 1), gpu),
         sent=sent,
         communication=communication,
         hidden=min(communication, window),
         memory=gpu_bytes(work, ranks),
         read=work.pairs * (work.pair_bytes + work.caption_bytes),
-        encoding=pairs * images + captions * text,
+        encoding=pairs * work.encoded_ways * images + captions * text,
         decoding=2 * pairs * (DECODE[0] + DECODE[1] * work.pixels) / cluster.cores,
-        stored=pairs * work.pair_bytes + captions * work.caption_bytes,
+        stored=pairs * work.stored_ways * work.pair_bytes + captions * work.caption_bytes,
         rows=0.0,
     )  # fmt: skip
     return replace(found, rows=work.rows / found.training)

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from workbench.benchmarks import costs
-from workbench.benchmarks.plan import Cluster, Work, plan, reached
+from workbench.benchmarks.plan import Cluster, Gpu, Work, optimizer_seconds, plan, reached
 from workbench.common.errors import UserError
 from workbench.common.markdown import markdown_table, two_digits
-from workbench.models import SHAPES
+from workbench.models import SHAPES, random_backend
 from workbench.training.build import require_shardable
 from workbench.training.config import resolve
 from workbench.training.measurements import logged_values
@@ -22,29 +24,73 @@ NOTE = (
 )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A measurement of `--measure` that a plan may begin with.
+
+    Attributes:
+        seconds: a pair, of steps of one pass each, the optimizer's moves included.
+        batch: pairs of a pass.
+        device: its name.
+        compiled, checkpointing: "yes" or "no".
+    """
+
+    seconds: float
+    batch: int
+    device: str
+    compiled: str
+    checkpointing: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.device}, {self.batch} pairs a pass, compile: {self.compiled}, checkpointing: {self.checkpointing}"
+        )
+
+    def arithmetic(self, trained: int, gpu: Gpu) -> float:
+        """Seconds a pair without the optimizer's moves, which a plan counts once a step and not once a pass."""
+        return self.seconds - optimizer_seconds(trained, gpu) / self.batch
+
+
 def work_of(
-    shape: str, settings: Mapping[str, Any], utilisation: float, batch_size: int | None, gpus: int, seconds: float = 0.0
+    shape: str,
+    settings: Mapping[str, Any],
+    utilisation: float,
+    batch_size: int | None,
+    cluster: Cluster,
+    measured: Measured | None = None,
 ) -> Work:
-    """The run of an experiment's settings, written for one GPU, with the pairs of a step spread over so many GPUs.
+    """The run of an experiment's settings, written for one GPU, with the pairs of a step spread over a cluster's GPUs.
 
     Args:
         shape: name in SHAPES, of a family in `costs.TEXT_ENCODERS`.
         settings: dotted and resolved.
         utilisation: share of the peak rate.
         batch_size: pairs a GPU and pass; None = as the settings say, or fewer where a step has no more.
-        seconds: a pair, measured; 0 = from FLOPs and utilisation.
+        measured: on a GPU of the cluster's kind; None = from FLOPs and utilisation.
     Raises:
-        UserError: the encoders of this shape are not known, or the settings do not work sharded.
+        UserError: the plan does not know this shape or resolution, the settings do not work sharded, the GPUs cannot
+            share a step's pairs, or the measurement is shorter than the optimizer alone.
     """
-    if SHAPES[shape].family not in costs.TEXT_ENCODERS:
+    if SHAPES[shape].family not in costs.TEXT_ENCODERS or shape == "tiny":
         raise UserError(f"--shape {shape}: --plan knows the encoders of {', '.join(costs.TEXT_ENCODERS)} alone")
-    config = resolve(settings)
+    config, gpus = resolve(settings), cluster.gpus
+    edge = random_backend(SHAPES[shape], torch.device("meta")).resolution
+    if config.model.resolution not in (0, edge):
+        raise UserError(f"model.resolution = {config.model.resolution}: --plan counts {shape} at {edge} pixels alone")
     sharded = config.train.parallel == "fsdp" and gpus > 1
     if sharded:
         require_shardable(config)
     cost, pairs = costs.count(SHAPES[shape], config.lora.rank), config.train.batch_size * config.train.accumulation
     if gpus > pairs:
         raise UserError(f"--gpus {gpus}: a step has {pairs} pairs, at least one for each GPU is needed")
+    batch = min(batch_size or config.train.batch_size, pairs // gpus)
+    if pairs % (batch * gpus):
+        raise UserError(
+            f"--gpus {gpus}: a step has {pairs} pairs, which passes of {batch} pairs on each GPU do not come to; "
+            "expected numbers of GPUs and of pairs (--batch-size) that divide them"
+        )
+    if measured and measured.arithmetic(cost.trained, cluster.gpu) <= 0:
+        raise UserError(f"--measured: {1e3 * measured.seconds:.3g} ms a pair is less than the optimizer alone takes")
     images, caption = costs.encoder_flops(SHAPES[shape])
     of_pair, of_caption = costs.store_bytes(SHAPES[shape], config.data.dtype)
     return Work(
@@ -54,42 +100,62 @@ def work_of(
         utilisation=utilisation,
         optimizer=config.train.optimizer,
         sharded=sharded,
-        batch=min(batch_size or config.train.batch_size, pairs // gpus),
+        batch=batch,
         pairs=pairs,
         steps=config.train.steps,
         encode_images=images,
         encode_caption=caption,
-        pixels=config.model.resolution**2,
+        pixels=edge**2,
         pair_bytes=of_pair,
         caption_bytes=of_caption,
         rows=logged_values(config),
-        seconds_pair=seconds,
+        seconds_pair=measured.arithmetic(cost.trained, cluster.gpu) if measured else 0.0,
+        encoded_ways=2 if config.data.flip else 1,
+        # Mirrored alike: two rows a pair; independently: also the two of one mirrored image each.
+        stored_ways={False: 1, True: 2, "independent": 4}[config.data.flip],
+        **costs.copies_of(config),
     )
 
 
-def measured_seconds(file: Path, shape: str, variant: str) -> float:
-    """Seconds a pair of the last measurement of this shape and variant that came to its end.
+def last_measured(file: Path, shape: str, variant: str, gpu: str) -> Measured:
+    """The last measurement of this shape and variant, on this kind of GPU, that came to its end.
 
     Args:
         file: a measured.json of `--measure`.
+        gpu: key of `plan.GPUS`, which is part of the device's own name.
     Raises:
         UserError: the file is another, or holds no such measurement.
     """
     try:
-        times = [
-            float(row["measured"]["seconds"])
+        rows = [
+            Measured(
+                float(row["measured"]["seconds"]),
+                int(row["batch"]),
+                str(row["device"]),
+                str(row["compile"]),
+                str(row["checkpointing"]),
+            )
             for row in json.loads(file.read_text("utf-8"))
             if (row["shape"], row["variant"]) == (shape, variant) and not row["problem"]
         ]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"--measured {file}: not a measured.json that --measure has written") from None
-    if not times:
+    if not rows:
         raise UserError(f"--measured {file}: holds no measurement of {shape} {variant} that came to its end")
-    return times[-1]
+    fitting = [row for row in rows if gpu in row.device]
+    if not fitting:
+        raise UserError(
+            f"--measured {file}: {shape} {variant} was measured on {rows[-1].device}, the plan is of {gpu}s"
+        )
+    return fitting[-1]
 
 
-def shown(work: Work, cluster: Cluster) -> dict[str, Any]:
-    """A plan's lines in words, by what they are of, and under "plan" its numbers as they are."""
+def shown(work: Work, cluster: Cluster, measured: Measured | None = None) -> dict[str, Any]:
+    """A plan's lines in words, by what they are of, and under "plan" its numbers as they are.
+
+    Args:
+        measured: what the work's seconds a pair come from, for a line that says so.
+    """
     found, places = plan(work, cluster), reached(work, cluster)
     limits = {
         f"limit: {name}": f"{two_digits(load)} ({f'{places[name]} GPUs' if places[name] else 'not reached'})"
@@ -101,6 +167,7 @@ def shown(work: Work, cluster: Cluster) -> dict[str, Any]:
         "pairs a pass x passes x GPUs": f"{work.batch} x {found.accumulation} x {cluster.gpus}",
         "step, communication not hidden, s": two_digits(found.step),
         "of it arithmetic, s": two_digits(found.arithmetic),
+        **({"arithmetic measured on": str(measured)} if measured else {}),
         "of it clipping and optimizer, s": two_digits(found.optimizer),
         "of it communication, s": two_digits(found.communication),
         "communication that can be hidden, s": two_digits(found.hidden),
@@ -121,4 +188,4 @@ def shown(work: Work, cluster: Cluster) -> dict[str, Any]:
 def table(plans: Mapping[str, Mapping[str, Any]]) -> str:
     """Plans side by side: a line for each quantity and limit, a column for each plan."""
     names = dict.fromkeys(name for one in plans.values() for name in one if name != "plan")
-    return markdown_table(["", *plans], [[name, *(one[name] for one in plans.values())] for name in names])
+    return markdown_table(["", *plans], [[name, *(one.get(name) for one in plans.values())] for name in names])

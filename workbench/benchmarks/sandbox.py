@@ -47,6 +47,11 @@ def sandbox(folder: Path, **environment: str) -> Iterator[None]:
         os.environ.update(before)
 
 
+def of_checkout() -> dict[str, str]:
+    """Environment in which Python finds the code of this checkout first, whatever folder a process runs in."""
+    return {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def run_command(
     *arguments: str, folder: Path | None = None, environment: Mapping[str, str] | None = None, quiet: bool = False
 ) -> None:
@@ -63,12 +68,11 @@ def run_command(
         environment = databases(folder) if folder else {}
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    # The command runs in another folder, where Python would find an installed workbench or none.
-    path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=folder,
-        env=os.environ | environment | {"PYTHONPATH": path},
+        # In another folder Python would find an installed workbench or none.
+        env=os.environ | environment | of_checkout(),
         stdout=subprocess.DEVNULL if quiet else None,
         check=True,
     )

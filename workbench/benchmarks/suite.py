@@ -10,6 +10,7 @@ from workbench.benchmarks.figure import Figure, Options
 from workbench.benchmarks.groups import GROUPS
 from workbench.benchmarks.peers import checkouts
 from workbench.common.distributed import pick_device
+from workbench.common.errors import Failure
 from workbench.common.outputs import output_file, require_own
 
 FILES = ("bench.md", "bench.json", "bench.png", "growth.json", "growth.png", "parts.png")
@@ -34,6 +35,8 @@ def run_suite(
         folder: of the table and of what is made on the way.
         peers: checkouts of public scripts, NAME=FOLDER.
         say: is given a line at a time.
+    Raises:
+        Failure: a group failed; what it and those before it measured is in the table.
     """
     # Asked now and not after hours of measuring.
     require_own(folder, *FILES)
@@ -45,13 +48,21 @@ def run_suite(
     for name in groups:
         module, function = GROUPS[name]
         measured: list[Figure] = []
-        for figure in getattr(import_module(f"workbench.benchmarks.{module}"), function)(options):
-            say(table.line(figure))
-            measured.append(figure)
-        kept = [figure for figure in figures if figure.group != name]
+        failure: Failure | None = None
+        try:
+            for figure in getattr(import_module(f"workbench.benchmarks.{module}"), function)(options):
+                say(table.line(figure))
+                measured.append(figure)
+        except Failure as error:
+            failure = error
+        # Of a group that failed on its way, an earlier call's figures stay where it has no new ones.
+        now = {figure.name for figure in measured}
+        kept = [figure for figure in figures if figure.group != name or (failure and figure.name not in now)]
         figures = sorted([*kept, *measured], key=lambda figure: [*GROUPS].index(figure.group))
         # After each group: groups take minutes to hours, and one that fails loses no other.
         table.write(figures, folder, options)
+        if failure:
+            raise failure
     if with_growth:
         series = growth.growth(options)
         with output_file(folder / "growth.png") as path:
