@@ -362,3 +362,15 @@ def test_images_that_are_encoded_side_by_side_make_the_same_store(rows, backend,
         encode(open_rows(rows, "train"), backend, Encoding(flip=True), into=place, shard=20, batch_size=4)
         stores.append({path.name: path.read_bytes() for path in place.iterdir()})
     assert stores[0] == stores[1] and len(stores[0]) > 3
+
+
+def test_the_pipeline_is_loaded_before_threads_encode(rows, tiny_model, monkeypatch):
+    # From Python 3.12 on, cached_property has no lock: threads that all find it missing would all load it.
+    fresh, loaded = load(str(tiny_model), torch.device("cpu")), []
+    before = encoding.latents_of
+    monkeypatch.setattr(encoding, "encoders", lambda backend: 2)
+    monkeypatch.setattr(
+        encoding, "latents_of", lambda *args: (loaded.append("pipeline" in fresh.__dict__), before(*args))[1]
+    )
+    in_memory(open_rows(rows, "train"), fresh, Encoding(), batch_size=4)
+    assert loaded and all(loaded)

@@ -46,7 +46,7 @@ class Names(NamedTuple):
         Args:
             key: what the data are.
         """
-        kept = {}
+        kept: dict[str, str] = {}
         for column in self.renamed:
             given, usual = getattr(self, column), getattr(NAMES, column)
             if given not in there:
