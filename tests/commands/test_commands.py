@@ -324,3 +324,24 @@ def test_help_teaches(module, monkeypatch, capsys):
         runpy.run_module(f"workbench.{module}", run_name="__main__")
     shown = capsys.readouterr().out
     assert ended.value.code == 0 and shown.startswith("Usage: ") and len(shown) > 400
+
+
+IMPORTED_FIRST = """
+import sys
+from importlib import import_module
+for name in sys.argv[1:]:
+    for loaded in [one for one in sys.modules if one.partition(".")[0] == "workbench"]:
+        del sys.modules[loaded]
+    import_module(f"workbench.{name}").main
+    print(name)
+"""
+
+
+def test_every_command_can_be_the_first_that_is_imported():
+    """A process that has others imported hides modules that import one another."""
+    names = ["__main__", *(name for names in SECTIONS.values() for name in names)]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED_FIRST, *names],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.stdout.split() == names and done.stderr == "", done.stderr

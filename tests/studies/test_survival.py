@@ -93,8 +93,8 @@ def test_a_second_ctrl_c_waits_until_trials_are_back_in_the_queue(declared, monk
     assert last.user_attrs["retry_of"] == first.number
 
 
-#: In every run: without a run yet, in the midst of one, and with the result in one of two stores.
-OFTEN = ("taken", "step", "stored")
+#: In every run: without a run yet, in the midst of one, at its end, and with the result in one of two stores.
+OFTEN = ("taken", "step", "finished", "stored")
 
 
 @pytest.mark.parametrize("moment", [pytest.param(m, marks=[] if m in OFTEN else [pytest.mark.slow]) for m in MOMENTS])
