@@ -172,7 +172,7 @@ PARQUET: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "words for labels": (_rows(lambda row: row | {"label_0": "1", "label_1": "0"}), "8 invalid"),
     "lists for labels": (_rows(lambda row: row | {"label_0": [1.0]}), "8 invalid"),
     "numbers for images": (_rows(lambda row: row | {"jpg_0": 7}), "8 undecodable"),
-    "text for images": (_rows(lambda row: row | {"jpg_0": "secret.png"}), "8 undecodable"),
+    "text for images": (_rows(lambda row: row | {"jpg_0": "secret.png"}), "jpg_0 holds text and no images"),
     "no images": (_rows(lambda row: row | {"jpg_0": None, "jpg_1": None}), "8 invalid"),
     "lists for captions": (_rows(lambda row: row | {"caption": ["a", "b"]}), "8 invalid"),
     "bytes for captions": (_columns(caption=pa.array([b"\xff"] * 4)), NONE),

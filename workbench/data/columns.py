@@ -120,8 +120,9 @@ def layout_of(there: Sequence[str], names: Names, key: str) -> Layout:
     )
     by_choice = bool(names.renamed & {"chosen", "rejected"}) and not names.renamed & {*COLUMNS[1:]}
     styles = (chosen, labelled) if by_choice else (labelled, chosen)
-    # Of the style that is nearest, so that the error names what is missing and not all that the other style has.
-    nearest = min(styles, key=lambda style: len({*style.columns.values()} - {*there}))
+    whole = [style for style in styles if {*style.columns.values()} <= {*there}]
+    # Else the style of which most is there, so that the error names what is missing and not all that the other has.
+    nearest = whole[0] if whole else max(styles, key=lambda style: len({*style.columns.values()} & {*there}))
     wanted = list(nearest.columns.values())
     if len({*wanted}) < len(wanted):
         raise UserError(f"data.columns: two columns are called {max(wanted, key=wanted.count)!r}")

@@ -84,8 +84,8 @@ def open_source(source: str, split: str, scores: str = "", names: Names = NAMES)
         return ListedRows(digest("pair-folders-1", *captions, *_states(rows)), key, len(rows), rows)
     found = list(_rows(path, key))
     columns = found[0][1] if found and isinstance(found[0][1], dict) else {}
-    # Of a list these three alone are read; names of others are for other data.
-    names = Names(names.caption, names.chosen, names.rejected).within(columns, key)
+    # The caption may be called so in other data alone; which picture is preferred is never guessed.
+    names = Names(Names(names.caption).within(columns, key).caption, names.chosen, names.rejected)
     rows = [_checked(row, f"{key}: {where}", path.parent, names) for where, row in found]
     if not rows:
         raise UserError(f"{key}: no row in it")
