@@ -106,10 +106,11 @@ def timed_run(config: Config, label: str, needed: Sequence[tuple[str, str]]) -> 
         def watched(owner: object, *names: str) -> dict[str, float]:
             return stack.enter_context(stopwatch(owner, *names))
 
-        moves, session = watched(Reference, "after_step"), watched(one_run._Session, "report_start", "report_end")
+        moves = watched(Reference, "after_step")
+        session = watched(one_run._Session, "report_start", "report", "report_end")
         grids, measuring = watched(Preview, "draw"), watched(BucketDiagnostics, "__call__")
         probes, training = watched(Probe, "__call__"), watched(single_run, "execute")
-        built, steps = watched(one_run, "build"), watched(one_run._Session, "report")
+        built = watched(one_run, "build")
         began = time.perf_counter()
         prepared = prepare(config)
         preparing = time.perf_counter() - began
@@ -123,7 +124,7 @@ def timed_run(config: Config, label: str, needed: Sequence[tuple[str, str]]) -> 
         whole = time.perf_counter() - began
     candidates = moves["after_step"]
     diagnostics = measuring["__call__"] + max(0.0, probes["__call__"] - candidates)
-    around = session["report_start"] + session["report_end"] + steps["report"] + built["build"]
+    around = sum(session.values()) + built["build"]
     seconds = {
         "imports": imports,
         "preparing": preparing,

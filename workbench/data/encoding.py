@@ -74,9 +74,7 @@ class Encoding:
     def additions(self) -> list[str]:
         """What is not among the fields that every digest has, where it is not the default."""
         later = {"scores": "", "resize": "bicubic", "crop": "center"}
-        found = [f"{name}={getattr(self, name)}" for name, default in later.items() if getattr(self, name) != default]
-        # Earlier versions drew a place for each image, where one is now drawn for both of a pair.
-        return ["crop=random of the pair" if addition == "crop=random" else addition for addition in found]
+        return [f"{name}={getattr(self, name)}" for name, default in later.items() if getattr(self, name) != default]
 
 
 def key_of(rows: Rows, backend: Backend, encoding: Encoding) -> str:
