@@ -186,7 +186,15 @@ def improper(ended: Ended) -> list[Found]:
     if BROKEN.search(ended.said) and signal.SIGKILL not in ended.sent:
         found.append(Found("traceback", ended.name))
     asked = ended.sent & {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    proper = {0: True, 1: "Error: " in ended.said, 130: bool(asked)}
+    # -SIGINT, which shells show as 130 too: where the interrupt fell into source that a library runs by `exec` (named
+    # tuples, data classes), `python -m` ends so even if the interrupt was caught and the command asked for 130.
+    told = bool(asked) and "Interrupted." in ended.said
+    proper = {
+        0: True,
+        1: "Error: " in ended.said,
+        130: bool(asked),
+        -signal.SIGINT: told or signal.SIGINT in ended.sent,
+    }
     if not proper.get(ended.code, -ended.code in ended.sent):
         found.append(Found("wrong end", f"{ended.name}: exit code {ended.code}, {' '.join(last)}"))
     return found

@@ -194,6 +194,8 @@ def test_what_was_doctored_is_found_out(doctor, kind, sound):
         (0, set(), "8 trials in 30 s.", []),
         (1, set(), "Error: study storage cannot be opened", []),
         (130, {signal.SIGTERM}, "Interrupted.", []),
+        (-2, {signal.SIGHUP}, "Interrupted.", []),
+        (-2, set(), "Interrupted.", ["wrong end"]),
         (-9, {signal.SIGKILL}, "Traceback (most recent call last):", []),
         (0, set(), "Traceback (most recent call last):", ["traceback"]),
         (130, {signal.SIGINT}, "Exception ignored in: <Finalize>", ["traceback"]),
