@@ -158,7 +158,7 @@ def rasterise(image: str) -> NDArray[np.uint8]:
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=image, width=SIZE, height=SIZE))
     rgba = np.array(Image.open(io.BytesIO(png)).convert("RGBA")).transpose(2, 0, 1).astype(np.float32)
-    # Premultiplied, so that to resample (`recipe.warp`) does not mix in the colour of transparent pixels.
+    # Premultiplied, so that to resample (`image_models.warp`) does not mix in the colour of transparent pixels.
     rgba[:3] *= rgba[3:] / 255
     return rgba.round().astype(np.uint8)
 
