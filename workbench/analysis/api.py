@@ -23,7 +23,7 @@ from workbench.studies.trials import label_of, state_of
 from workbench.tracking import study_runs, tags
 from workbench.tracking.store import missing
 from workbench.training.config import Config, known_names, merge, resolve
-from workbench.training.config import read as read_file
+from workbench.training.experiment_file import read as read_file
 from workbench.training.listener import NullListener
 
 Settings = str | Path | Mapping[str, Any]

@@ -18,7 +18,8 @@ from workbench.studies import lifecycle, tuning
 from workbench.studies.experiment import Experiment, without
 from workbench.tracking import ui
 from workbench.tracking.study_runs import StudyId
-from workbench.training.config import merge, parse_override, read
+from workbench.training.config import merge
+from workbench.training.experiment_file import parse_override, read
 
 DEFAULT = shipped("experiments/claims.toml")
 #: Settings of a check that takes minutes.
