@@ -19,8 +19,7 @@ from workbench.method import reward_scale
 from workbench.method.modifiers import modified
 from workbench.method.reference import Reference, Rule
 from workbench.models import Backend, adapt
-from workbench.models.backend import LORA_FILE
-from workbench.models.lora import load_adapter
+from workbench.models.lora import LORA_FILE, load_adapter
 from workbench.training.config import Config
 from workbench.training.diagnostics import Probe
 from workbench.training.loop import StepRecord, train

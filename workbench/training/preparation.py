@@ -17,7 +17,7 @@ from workbench.data.rows import Rows
 from workbench.data.streaming import StreamedPairs
 from workbench.data.subset import drawn
 from workbench.models import Backend
-from workbench.models.backend import LORA_FILE
+from workbench.models.lora import LORA_FILE
 from workbench.training.config import Config
 from workbench.training.diagnostics import BucketDiagnostics, Probe
 from workbench.training.samples import Sampling, prepare_sampling, read_captions
