@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench import tracking
-from workbench.analysis.claims import checks, regime, rules, table
+from workbench.analysis.claims import checks, regime, rules, table, verdicts
 from workbench.analysis.claims.evidence import Evidence
 from workbench.analysis.claims.forest import forest
 from workbench.common.command_line import default_workers
@@ -113,7 +113,7 @@ def judge(study: StudyId, beside: StudyId) -> list[dict[str, Any]]:
         beside: the study of the checks that need no arms.
 
     Returns:
-        As `rules.judge`, each with a `link` to the runs that it rests on; the runs are tagged with its number.
+        As `verdicts.judge`, each with a `link` to the runs that it rests on; the runs are tagged with its number.
     """
     runs, client = tracking.load_runs(study.address), tracking.connect()
     evidence = Evidence(
@@ -123,7 +123,7 @@ def judge(study: StudyId, beside: StudyId) -> list[dict[str, Any]]:
         tracking.load_runs(beside.address),
         tracking.load_lost(study.address),
     )
-    rows = rules.judge(rules.CLAIMS, evidence)
+    rows = verdicts.judge(rules.CLAIMS, evidence)
     links = ui.claim_links(client, study.address, {row["number"]: row["arms"] for row in rows if row["arms"]})
     for row in rows:
         row["link"] = links.get(row["number"]) or tracking.ui_link(client, beside.address)
