@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from workbench.analysis.figures import MARKERS
 from workbench.analysis.labels import label
 from workbench.analysis.search_marks import (
     draw,
@@ -28,6 +27,7 @@ from workbench.analysis.search_marks import (
     whiskers,
     without_end,
 )
+from workbench.analysis.style import MARKERS
 from workbench.common.errors import UserError
 from workbench.studies.search import Search
 
