@@ -247,7 +247,7 @@ def importance(shares: pl.DataFrame) -> Figure:
     """How much of the order of the trials by each metric a setting explains, as far as it can be predicted at all.
 
     Args:
-        shares: of `findings.importance`.
+        shares: of `results.importance`.
     Raises:
         UserError: nothing can be predicted.
     """

@@ -272,6 +272,7 @@ class _Supervisor:
         self.bar = Progress(total=total, desc=study.study_name, unit="step", smoothing=0.05)
 
     def run(self, workers: int) -> None:
+        """Start workers, and react to what they report until none is left."""
         try:
             for _ in range(workers):
                 self.pool.start()
@@ -300,6 +301,7 @@ class _Supervisor:
         return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
 
     def handle(self, event: Event) -> None:
+        """Note what a worker reports; the trial that it ended is shown, a worker that died is replaced."""
         if event.kind == "step":
             self.steps[event.worker], self.deaths = event.value, 0
             # After the last step the final samples are drawn, which takes a good part of a short trial.
@@ -318,6 +320,7 @@ class _Supervisor:
                 self.replace_worker(event.value)
 
     def show_ended(self) -> None:
+        """Print a line for each trial that has ended since the last call."""
         # Other commands' trials too, since they count for the study like this command's.
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in self.seen:
@@ -326,6 +329,7 @@ class _Supervisor:
                 tqdm.write(line_of(trial))
 
     def replace_worker(self, exit_code: int) -> None:
+        """Start another worker for one that died, if trials are left and not too many have died in a row."""
         self.deaths += 1
         if self.deaths > MOST_DEATHS:
             self.errors.append(Failure(f"worker after worker died (exit code {exit_code})"))

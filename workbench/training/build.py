@@ -129,7 +129,7 @@ class Training:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Take over the training state that `state` returned, so that the next step is the one after it."""
         distributed.load(self.policy, state["policy"])
         self.reference.load(state["reference"])
         distributed.load_optimizer(self.optimizer, state["optimizer"])

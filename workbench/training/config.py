@@ -182,6 +182,11 @@ def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted settings as nested tables.
+
+    Raises:
+        UserError: a name lies inside of another that is no table, or deeper than any setting does.
+    """
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *sections, key = name.split(".")
@@ -197,6 +202,7 @@ def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults() -> dict[str, Any]:
+    """What each choosing section chooses where nothing is said, by dotted name."""
     return {f"{section}.{selector}": default for section, (selector, _, default) in CHOICES.items()}
 
 
@@ -232,7 +238,7 @@ def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if usual.get(name) != str(value)}
 
 
-def telling(settings: Mapping[str, Any], *also: str) -> dict[str, Any]:
+def distinguishing(settings: Mapping[str, Any], *also: str) -> dict[str, Any]:
     """The settings that tell a run from others: its choices, its seed, what differs from the defaults, and others.
 
     Args:
@@ -240,8 +246,8 @@ def telling(settings: Mapping[str, Any], *also: str) -> dict[str, Any]:
         also: names of more settings, such as those in which a study's trials differ.
     """
     chosen = {f"{section}.{selector}" for section, (selector, _, _) in CHOICES.items()}
-    told = {"seed", *chosen, *changed(settings), *also}
-    return {name: value for name, value in settings.items() if name in told}
+    names = {"seed", *chosen, *changed(settings), *also}
+    return {name: value for name, value in settings.items() if name in names}
 
 
 def known_names() -> list[str]:

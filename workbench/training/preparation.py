@@ -177,7 +177,7 @@ def open_pairs(source: Data, split: str, backend: Backend) -> Pairs:
         UserError: no such pairs, or an encoding of them that is unfinished or of another kind.
     """
     pairs, edge = _pairs(source, split, backend), backend.resolution
-    return pairs.told(backend.pair_condition(edge, edge, 0, 0)) if source.sizes == "resolution" else pairs
+    return pairs.with_condition(backend.pair_condition(edge, edge, 0, 0)) if source.sizes == "resolution" else pairs
 
 
 def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
