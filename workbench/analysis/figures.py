@@ -21,6 +21,7 @@ from workbench.analysis.intervals import ENOUGH
 from workbench.analysis.labels import labels
 from workbench.analysis.style import MARKERS, name_buckets, points, say_few
 from workbench.analysis.tables import PROMPT_SETS
+from workbench.common.contact_sheet import evenly_spread
 from workbench.common.errors import UserError
 from workbench.common.outputs import output_file
 from workbench.models.small.prompts import parse
@@ -341,7 +342,7 @@ def sample_grid(
         columns.append((called[arm], sheets[run]))
         scores.append(own["reward"].to_list())
     captions = samples.filter(pl.col("run_id") == run)["caption"].unique(maintain_order=True).to_list()
-    shown = np.unique(np.linspace(0, len(captions) - 1, prompts).round().astype(int))
+    shown = evenly_spread(len(captions), prompts)
     figure, cells = plt.subplots(len(shown), len(columns), figsize=(1.2 * len(columns), 1.2 * len(shown)))
     cells = np.reshape(cells, (len(shown), len(columns)))
     for column, (title, sheet) in enumerate(columns):

@@ -21,7 +21,7 @@ from workbench.common.errors import UserError
 from workbench.common.locks import lock_beside, remove_lock
 from workbench.common.paths import state_path
 from workbench.common.processes import place_of
-from workbench.studies import lifecycle, ownership, recovery, tuning
+from workbench.studies import lifecycle, ownership, recovery, storage, tuning
 from workbench.studies.records import TrialRecord
 from workbench.studies.storage import find_study, locked, open_storage, require_study, unused
 from workbench.tracking import delivery, reconcile, study_runs
@@ -99,10 +99,7 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
                 snapshots.rename(state_path("studies", f"{changed}-{own.token}"))
             for folder in recovery.best_folders(old, own.token):
                 folder.rename(folder.with_name(changed + folder.name.removeprefix(old)))
-            with open_storage(url).engine.begin() as connection:
-                # Optuna has no call that renames a study.
-                query = text("UPDATE studies SET study_name = :new WHERE study_name = :old")
-                connection.execute(query, {"old": old, "new": changed})
+            storage.rename(open_storage(url), old, changed)
     return [*names.values()]
 
 

@@ -190,5 +190,5 @@ class Doctor:
                 continue
             what = f"trial {trial.number}: its run is not in the tracking store"
             if run_id in deleted:
-                what = f"trial {trial.number}: its run was deleted; restore it: {study_runs.how_to_restore(run_id)}"
+                what = f"trial {trial.number}: its run was deleted; restore it: {store.restore_command('runs', run_id)}"
             yield Finding(what, None)

@@ -191,8 +191,8 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
     if (Path(path) / INDEX).is_file():
         if split == "train" and not source.cache:
             raise UserError(f"data.cache = false: {path} is encoded already; give the images, or leave it at true")
-        # None = either: for validation a store is taken as it is.
-        flip = encoding.flip if split == "train" else None
+        # For validation a store is taken however it was flipped and cropped.
+        flip, crop = (encoding.flip, encoding.crop) if split == "train" else (None, "")
         pairs = open_store(
             Path(path),
             backend=backend,
@@ -200,8 +200,7 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
             limit=encoding.limit,
             scores=encoding.scores,
             resize=encoding.resize,
-            # For validation a store is taken as it is.
-            crop=encoding.crop if split == "train" else "",
+            crop=crop,
         )
         if split == "train" and source.limit_seed and 0 < encoding.limit < pairs.counts.get("used", 0):
             raise UserError(

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.common.errors import UserError
+from workbench.common.files import in_place
 from workbench.models.small.prompts import COLOURS, CONCEPTS, STYLES
 
 
@@ -215,8 +216,8 @@ def load(folder: Path, workers: int | None = None) -> Artwork:
     if not kept.exists():
         art = _render({style: fetch(style, folder) for style in STYLES}, workers)
         # Moved into place whole: that the file exists says that it is complete.
-        torch.save([art.clutter, *art.named, *art.others, *art.held_out], kept.with_suffix(".tmp"))
-        kept.with_suffix(".tmp").replace(kept)
+        with in_place(kept) as partial:
+            torch.save([art.clutter, *art.named, *art.others, *art.held_out], partial)
     clutters, *rest = torch.load(kept, weights_only=True, mmap=True)
     return Artwork(Drawings(*rest[:4]), Drawings(*rest[4:8]), Drawings(*rest[8:]), clutters)
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from workbench.common.files import in_place
 from workbench.models.small.muon import optimizers
 
 #: Draws a batch from a generator, on the generator's device, and returns the scalar loss of a network on it.
@@ -112,8 +112,8 @@ def fit(
 
 def write(state: Any, target: Path) -> None:
     """Save atomically: a killed process leaves the old file or the new one."""
-    torch.save(state, target.with_suffix(".tmp"))
-    os.replace(target.with_suffix(".tmp"), target)
+    with in_place(target) as partial:
+        torch.save(state, partial)
 
 
 def half_of(module: nn.Module) -> dict[str, Tensor]:

@@ -48,12 +48,9 @@ def verdict(
         "judge": float(reward.names_concept(seen, captions).mean()),
         "judge, style": float(reward.names_style(seen, captions).mean()),
         "background": float(np.mean(colours)),
-        "reward": float(np.sum(list(parts.values()), axis=0).mean()),
+        "reward": float(reward.total(parts).mean()),
     }
     return found | {name: float(values.mean()) for name, values in parts.items()}, images
-
-
-# --- how good the parts are ----------------------------------------------------------------------------------
 
 
 def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
