@@ -52,6 +52,14 @@ def save(figure: Figure, folder: Path | str, name: str, formats: str = "png,svg"
 
 
 def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, what: str, steps: bool = False) -> None:
+    """A line an arm over steps, with the band of its runs.
+
+    Args:
+        table: of `tables.curves`.
+        dashes: style of the lines.
+        what: is drawn, for the legend.
+        steps: whether a value holds until the next, in place of a straight line between the two.
+    """
     for i, arm in enumerate(arms):
         part = table.filter(pl.col("arm") == arm)
         if part.is_empty():
@@ -66,6 +74,12 @@ def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, wha
         if part["runs"].max() > 1:  # type: ignore[operator]
             axes.fill_between(x, part["low"].to_numpy(), part["high"].to_numpy(), color=colour, alpha=0.13, lw=0,
                               step="post" if steps else None)  # fmt: skip
+
+
+def _draw_divergences(axes: Axes, reference: pl.DataFrame, policy: pl.DataFrame, arms: Sequence[str]) -> None:
+    """The reference's divergence in the arms that move it, in steps, and the policy's in the others."""
+    _draw(axes, reference, arms, ":", "divergence of the reference", steps=True)
+    _draw(axes, policy, arms, ":", "divergence of the policy")
 
 
 #: Margins that Fig. 1b can show: metric -> of which pairs, and against which model.
@@ -99,12 +113,12 @@ def margin_and_divergence(
     moving = runs.filter(pl.col("reference.policy") != "frozen")["arm"].unique().to_list()
     reference = tables.curves(history, "divergence/reference").filter(pl.col("arm").is_in(moving))
     policy = tables.curves(history, "divergence/policy").filter(~pl.col("arm").is_in(moving))
+    deltas = deltas_of(runs)
     figure, left = plt.subplots(figsize=(8.6, 4.8))
     right = left.twinx()
     _draw(left, scaled, arms, "-", "margin")
-    _draw(right, reference, arms, ":", "divergence of the reference", steps=True)
-    _draw(right, policy, arms, ":", "divergence of the policy")
-    for delta in deltas_of(runs):
+    _draw_divergences(right, reference, policy, arms)
+    for delta in deltas:
         right.axhline(delta, color="0.45", lw=1)
         at_left = right.get_yaxis_transform()  # x as a fraction of the axes, y as data
         right.text(0.01, delta, f"delta = {delta:g}", transform=at_left, va="bottom", color="0.3", fontsize="small")
@@ -117,15 +131,14 @@ def margin_and_divergence(
     # Solid lines above dotted ones. The left axes, now on top, would hide the right ones by their background.
     left.set_zorder(right.get_zorder() + 1)
     left.patch.set_visible(False)
-    called, deltas = labels(runs), deltas_of(runs)
     if deltas and right.get_ylim()[1] > 4 * deltas[0]:
         near = figure.add_axes((1.06, 0.02, 0.3, 0.34))
-        _draw(near, reference, arms, ":", "divergence of the reference", steps=True)
-        _draw(near, policy, arms, ":", "divergence of the policy")
+        _draw_divergences(near, reference, policy, arms)
         near.axhline(deltas[0], color="0.45", lw=1)
         near.set_ylim(-0.25 * deltas[0], 2 * deltas[0])
         near.tick_params(labelsize="x-small")
         near.set_title("divergence near delta", fontsize="small")
+    called = labels(runs)
     marks = [
         Line2D([], [], color=f"C{i}", lw=2, marker=MARKERS[i % len(MARKERS)], ms=7, mec="white", label=called[arm])
         for i, arm in enumerate(arms)

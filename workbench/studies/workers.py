@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 from optuna import Study
@@ -31,6 +31,10 @@ from workbench.studies.storage import PATIENCE, locked, open_storage
 from workbench.studies.trials import counts, line_of
 from workbench.tracking import delivery
 from workbench.tracking.study_runs import StudyId
+
+if TYPE_CHECKING:
+    # Not at run time: it imports torch, which the command that only supervises does without.
+    from workbench.studies.attempt import Attempt
 
 #: Environment variables in which the tasks of a cluster's job, or commands on one machine's GPUs, differ.
 TASK_VARIABLES = ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES")
@@ -161,20 +165,31 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
                     on_evaluated=lambda share: send("evaluated", share),
                     stopping=stopping,
                 )
-                try:
-                    # Numbers that are not finite concern this trial alone: it has failed, the worker takes the next.
-                    study.optimize(attempt, n_trials=1, catch=(FloatingPointError,))
-                except Exception as error:
-                    if not attempt.was_taken(error):
-                        raise
-                finally:
-                    # Held until here only if the attempt ended before it had claimed its trial.
-                    lock.close()
-                    attempt.finish()
+                _run_one(study, attempt, lock)
             send("trial", None)
     finally:
         with locked(url, PATIENCE):
             recover(study)  # the trial that this worker has left, if any, goes back to the queue at once
+
+
+def _run_one(study: Study, attempt: "Attempt", lock: ExitStack) -> None:
+    """Take the next trial of a study and run an attempt at it.
+
+    Args:
+        lock: of the study's database, which the attempt releases once it has claimed its trial.
+    Raises:
+        Exception: whatever ended the attempt, unless its numbers were not finite or another worker took its trial.
+    """
+    try:
+        # Numbers that are not finite concern this trial alone: it has failed, the worker takes the next.
+        study.optimize(attempt, n_trials=1, catch=(FloatingPointError,))
+    except Exception as error:
+        if not attempt.was_taken(error):
+            raise
+    finally:
+        # Held until here only if the attempt ended before it had claimed its trial.
+        lock.close()
+        attempt.finish()
 
 
 def _task_number() -> int:

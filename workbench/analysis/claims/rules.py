@@ -61,7 +61,7 @@ def claim(number: int, title: str, where: str, *arms: str) -> Callable[[Callable
 
 
 def minus(a: float, b: float) -> float:
-    """The formula of most effects."""
+    """a - b, the formula of most effects."""
     return a - b
 
 

@@ -68,14 +68,12 @@ def fit(
         write(state | {"module": module.state_dict(), "average": average.state_dict()}, path)
 
     module.train()
-    saved, warmup, recent = time.monotonic(), min(300, steps // 10 + 1), []
+    saved, recent = time.monotonic(), []
     marks = {round(share * steps): work / f"{name}-{round(100 * share)}.pt" for share in keep}
     bar = tqdm(desc=name, initial=step, total=steps, mininterval=5, maxinterval=20)
     while step < steps:
-        # A linear warm-up, and a cosine that ends at a hundredth of the rate.
-        now = min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for stepper, most in zip(steppers, full, strict=True):
-            stepper.param_groups[0]["lr"] = most * now
+            stepper.param_groups[0]["lr"] = most * _rate(step, steps)
         value = loss(Generator(device).manual_seed(step))
         for p in fast:
             p.grad = None
@@ -108,6 +106,12 @@ def fit(
     # The checkpoint just saved is of the last step, so a finished stage that is called again comes straight here.
     module.load_state_dict(average.state_dict())
     module.eval().requires_grad_(False)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the full learning rate at a step: a linear warm-up, and a cosine that ends at a hundredth."""
+    warmup = min(300, steps // 10 + 1)
+    return min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def write(state: Any, target: Path) -> None:
