@@ -31,7 +31,7 @@ alembic.util.pyfiles.load_module_py = lambda name, path: (load_anew if name == "
 def tiny_model(tmp_path_factory) -> Path:
     """A random-weight checkpoint folder of the small model's format, far smaller."""
     from tests.support.families import autoencoder, unet
-    from workbench.models.small.build import save_model
+    from workbench.models.small.denoiser import save_model
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)

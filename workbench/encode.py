@@ -57,7 +57,7 @@ def main(
     """
     from workbench.data.encoding import encode
     from workbench.data.rows import report
-    from workbench.training.config import load, parse_override
+    from workbench.training.experiment_file import load, parse_override
     from workbench.training.preparation import encoding_of, open_backend, rows_of
 
     config = load(experiment, dict(parse_override(text) for text in overrides))

@@ -40,7 +40,7 @@ def main(experiment: Path | None, study: str | None, output: Path | None, overri
     path = experiment or DEFAULT
     name = study_name(path.stem if study is None else study)
     one_process()
-    from workbench.training.config import load, parse_override
+    from workbench.training.experiment_file import load, parse_override
 
     # Settings are checked before diffusers and transformers are imported, which takes seconds.
     config = load(path, dict(parse_override(text) for text in overrides))

@@ -1,11 +1,9 @@
 """`python -m workbench.study`: how a study stands, going on with it, its best model, putting it right."""
 
 import json
-import time
 from collections.abc import Mapping
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +11,6 @@ from workbench.common.command_line import command, default_workers, one_process,
 from workbench.common.validation import study_name, writable_folder
 
 if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.trial import FrozenTrial
-
     from workbench.training.config import Config
 
 
@@ -40,116 +35,19 @@ def status(name: str | None, as_json: bool) -> None:
     from workbench.common.paths import storage_url
     from workbench.common.secrets import hide_passwords
     from workbench.studies import storage
+    from workbench.studies.status import in_words, status_of
 
     url = storage_url()
     wanted = [study_name(name)] if name else storage.names(url)
-    standings = [_standing(storage.require_study(each, url)) for each in wanted]
+    statuses = [status_of(storage.require_study(each, url)) for each in wanted]
     if as_json:
-        click.echo(json.dumps(standings, indent=2))
+        click.echo(json.dumps(statuses, indent=2))
         return
-    if not standings:
+    if not statuses:
         none = storage.missing(url) or f"no study yet in {hide_passwords(url)}; run python -m workbench.sweep"
         click.echo(f"{none[0].upper()}{none[1:]}.")
-    for each in standings:
-        click.echo(_in_words(each))
-
-
-def _standing(study: "Study") -> dict[str, Any]:
-    """The state of a study as plain values: its trials by state, the best, its workers, the seconds left."""
-    from workbench.studies.records import StudyRecord
-    from workbench.studies.trials import counts, state_of
-
-    objectives = StudyRecord.of(study).sweep.objectives
-    # Not copied: nothing is changed here, and a study may have very many trials.
-    trials, several = study.get_trials(deepcopy=False), len(study.directions) > 1
-    states = [state_of(trial) for trial in trials]
-    asked = StudyRecord.of(study).trials or len(trials)
-    running = [_at_work(trial) for trial in trials if state_of(trial) == "running"]
-    alive = [worker for worker in running if worker["alive"]]
-    done = sum(map(counts, trials))
-    seconds = [t.duration.total_seconds() for t in trials if state_of(t) == "complete" and t.duration]
-    left = None
-    if seconds and alive and done < asked:
-        # Trials at work count by the share of their steps that is done.
-        under_way = sum(worker["share"] for worker in alive)
-        left = max(0.0, asked - done - under_way) * sum(seconds) / len(seconds) / len(alive)
-    return {
-        "study": study.study_name,
-        "asked": asked,
-        "done": done,
-        "trials": {state: states.count(state) for state in sorted(set(states))},
-        "objectives": [*objectives],
-        "best": [_best(trial, objectives) for trial in study.best_trials[: None if several else 1]],
-        "workers": running,
-        "seconds_left": left,
-    }
-
-
-def _at_work(trial: "FrozenTrial") -> dict[str, Any]:
-    """Who runs a trial, and how far it is; `alive` is False where the process is gone or silent for too long."""
-    from workbench.common.processes import is_gone, place_of
-    from workbench.studies.records import TrialRecord
-    from workbench.studies.storage import grace
-
-    record = TrialRecord.of(trial)
-    process, progress = record.process or "", record.progress
-    host, pid = place_of(process)
-    # Of another machine's process nothing is known (None): there only the heartbeat tells.
-    gone = is_gone(process) if process else True
-    silent = progress is not None and time.time() - progress.time > max(120, 2 * grace())
-    return {
-        "trial": trial.number,
-        "host": host,
-        "pid": pid,
-        "step": progress.step if progress else 0,
-        "share": progress.step / progress.of if progress else 0.0,
-        "seen_seconds_ago": round(time.time() - progress.time) if progress else None,
-        "alive": not gone if gone is not None else not silent,
-    }
-
-
-def _best(trial: "FrozenTrial", objectives: Mapping[str, str]) -> dict[str, Any]:
-    from workbench.studies.records import TrialRecord
-    from workbench.studies.trials import INTERVAL, label_of
-
-    ends = [TrialRecord.of(trial).metrics.get(name) for name in INTERVAL] if "eval/win_rate" in objectives else []
-    interval = None if None in ends or not ends else ends
-    return {"trial": trial.number, "values": trial.values, "settings": label_of(trial), "win_rate_interval": interval}
-
-
-def _in_words(standing: dict[str, Any]) -> str:
-    """What `_standing` returns, as text for a terminal."""
-    from workbench.common.markdown import markdown_table
-
-    counted = ", ".join(f"{count} {state}" for state, count in standing["trials"].items()) or "none yet"
-    alive = [worker for worker in standing["workers"] if worker["alive"]]
-    done = f"{standing['done']} of {standing['asked']} trials done"
-    lines = [f"Study {standing['study']}: {done} ({counted}), {_left(standing)}."]
-    for best in standing["best"][:5]:
-        named = zip_longest(standing["objectives"], best["values"], fillvalue="")
-        values = ", ".join(f"{name} {value:.4f}".strip() for name, value in named)
-        if best["win_rate_interval"]:
-            low, high = best["win_rate_interval"]
-            values += f" (95 % interval over prompts: {low:.3f} to {high:.3f})"
-        lines.append(f"Best: trial {best['trial']} ({best['settings']}): {values}")
-    if standing["workers"]:
-        rows = [
-            (w["trial"], w["host"], w["pid"], w["step"], w["seen_seconds_ago"], "yes" if w["alive"] else "no")
-            for w in standing["workers"]
-        ]
-        lines.append(markdown_table(("trial", "host", "process", "step", "seconds since a sign", "alive"), rows))
-    if len(alive) < len(standing["workers"]):
-        lines.append(f"Some workers are gone: python -m workbench.study resume {standing['study']}")
-    return "\n".join(lines) + "\n"
-
-
-def _left(standing: dict[str, Any]) -> str:
-    if standing["done"] >= standing["asked"]:
-        return "complete"
-    if standing["seconds_left"] is None:
-        alive = sum(worker["alive"] for worker in standing["workers"])
-        return f"{alive} workers alive, time left unknown" if alive else "nobody works on it"
-    return f"about {max(1, round(standing['seconds_left'] / 60))} min left"
+    for each in statuses:
+        click.echo(in_words(each))
 
 
 @name_argument
@@ -291,36 +189,14 @@ def export(name: str, out: Path | None) -> None:
     `trials.csv` and `trials.parquet` hold every attempt as Optuna has it, `runs.parquet` the parameters and last
     metrics of ended runs, `history.parquet` every metric at every step, `settings.json` what the study was made with.
     """
-    from workbench import tracking
-    from workbench.common.outputs import output_file, require_own
     from workbench.common.paths import storage_url
     from workbench.studies import storage
-    from workbench.studies.records import StudyRecord
+    from workbench.studies.export import export_study
 
     study = storage.require_study(study_name(name), storage_url())
     folder = writable_folder("--out", out or Path("reports") / name / "export")
-    frame = study.trials_dataframe(multi_index=False)
-    # The columns of studies whose metrics have names in Optuna, as those of others: value, or values_0, values_1.
-    names = [*StudyRecord.of(study).sweep.objectives]
-    plain = ["value"] if len(names) == 1 else [f"values_{place}" for place in range(len(names))]
-    frame = frame.rename(columns={f"values_{name}": column for name, column in zip(names, plain, strict=True)})
-    for column in frame.columns:  # nested attributes, which a table has no place for
-        if frame[column].map(lambda value: isinstance(value, dict | list)).any():
-            frame[column] = frame[column].map(lambda v: json.dumps(v) if isinstance(v, dict | list) else v)
-    runs = tracking.load_runs(name)
-    settings = json.dumps(StudyRecord.of(study).settings, indent=2)
-    parts = {
-        "trials.csv": lambda path: frame.to_csv(path, index=False, encoding="utf-8"),
-        "trials.parquet": lambda path: frame.to_parquet(path, index=False),
-        "runs.parquet": lambda path: runs.write_parquet(path),
-        "history.parquet": lambda path: tracking.load_history(runs).sort("run_id", "step").write_parquet(path),
-        "settings.json": lambda path: path.write_text(settings, encoding="utf-8"),
-    }
-    require_own(folder, *parts)
-    for file, write in parts.items():
-        with output_file(folder / file) as partial:
-            write(partial)
-        click.echo(f"Written: {folder / file}")
+    for file in export_study(study, folder):
+        click.echo(f"Written: {file}")
 
 
 yes_option = click.option("--yes", is_flag=True, help="Do it without a question.")

@@ -54,7 +54,8 @@ def main(
     path = experiment or DEFAULT
     name = study_name(path.stem if study is None else study)
     one_process()
-    from workbench.training.config import merge, parse_override, read
+    from workbench.training.config import merge
+    from workbench.training.experiment_file import parse_override, read
 
     extra = dict(parse_override(text) for text in overrides)
     if trials is not None:

@@ -92,7 +92,7 @@ def main(
       python -m workbench.throughput --measure --shape tiny --device cpu --steps 20
       python -m workbench.throughput --plan --shape sdxl --variant full --gpus 64
     """
-    from workbench.training.config import parse_override
+    from workbench.training.experiment_file import parse_override
 
     silence_transformers()
     changed = dict(parse_override(text) for text in overrides)
@@ -118,7 +118,7 @@ def main(
 
 def _settings(shape: str, variant: str, changed: Mapping[str, Any]) -> dict[str, Any]:
     """The resolved settings of a shape's experiment file; the tiny shape trains with the defaults, in bf16."""
-    from workbench.training.config import load
+    from workbench.training.experiment_file import load
 
     if shape == "tiny":
         lora = {"lora.rank": 4} if variant == "lora" else {}

@@ -60,7 +60,7 @@ def main(
       torchrun --nproc-per-node 2 -m workbench.train        (or: accelerate launch -m workbench.train)
     """
     from workbench.common.errors import UserError
-    from workbench.training.config import load, parse_override
+    from workbench.training.experiment_file import load, parse_override
 
     config = load(experiment, dict(parse_override(text) for text in overrides))
     if resume and not name:

@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from workbench.analysis import figures
+from workbench.analysis import figures, style
 from workbench.common.errors import UserError
 
 
@@ -91,7 +91,7 @@ def test_final_gains_have_a_point_an_arm_above_the_pretrained_models_line_in_eve
     assert [axes.get_title() for axes in figure.axes] == ["all prompts", "noto style", "fluent style", "twemoji style"]
     noto = figure.axes[1]
     assert noto.lines[0].get_ydata() == [0, 0] and noto.lines[0].get_label() == "pretrained model"
-    points = [line.get_ydata()[0] for line in noto.lines if line.get_marker() in figures.MARKERS]
+    points = [line.get_ydata()[0] for line in noto.lines if line.get_marker() in style.MARKERS]
     assert points == pytest.approx([1.5, 1.5])  # the mean of two seeds, 1 and 2 above the pretrained model's -3
     assert len({axes.get_ylim() for axes in figure.axes}) == 1
     assert [text.get_text() for text in figure.texts] == ["2 training seeds: too few for an interval"]
@@ -134,7 +134,7 @@ def test_gains_against_intervals_have_a_band_of_the_frozen_reference():
 
 def test_divergence_by_timestep_is_in_per_cent_of_the_base():
     figure = figures.divergence_by_timestep(runs(), arms="threshold", base="frozen")
-    (line,) = (line for line in figure.axes[0].lines if line.get_marker() == figures.MARKERS[0])
+    (line,) = (line for line in figure.axes[0].lines if line.get_marker() == style.MARKERS[0])
     assert line.get_ydata().tolist() == pytest.approx([100.0] * 10)
 
 

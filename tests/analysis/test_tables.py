@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from workbench.analysis import paper, tables
+from workbench.analysis import paired, paper, tables
 from workbench.common.errors import UserError
 
 CAPTIONS = ["a fox on a red background, noto style", "a fox on a blue background, fluent style"]
@@ -35,7 +35,7 @@ def samples(scores: dict[str, list[float]]) -> pl.DataFrame:
 
 def test_relative_divergence_is_a_ratio_of_means_over_seeds():
     study = runs(base=[0.01, 0.03, 0.02], ours=[0.02, 0.04, 0.03])
-    table = tables.relative_divergence(study, "ours", "base")
+    table = paired.relative_divergence(study, "ours", "base")
     assert table["bucket"].to_list() == ["0-499", "500-999"]
     assert table["mean"].to_list() == pytest.approx([1.5, 1.5])  # 0.03 / 0.02; a mean of ratios would be 1.67
     assert table["low"].to_list() == pytest.approx([4 / 3] * 2)  # the seeds' own ratios, 2, 4/3 and 3/2, bound it
@@ -43,14 +43,14 @@ def test_relative_divergence_is_a_ratio_of_means_over_seeds():
 
 
 def test_a_ratio_of_two_seeds_has_no_interval():
-    table = tables.relative_divergence(runs(base=[0.01, 0.03], ours=[0.02, 0.04]), "ours", "base")
+    table = paired.relative_divergence(runs(base=[0.01, 0.03], ours=[0.02, 0.04]), "ours", "base")
     assert table.row(0)[2:] == (pytest.approx(1.5), pytest.approx(1.5), pytest.approx(1.5), 2)
 
 
 def test_no_ratio_to_what_is_not_positive_and_no_interval_where_a_draw_may_not_be():
     study = runs(base=[-0.01, 0.03, 0.01], worse=[0.02, 0.04, 0.03], nothing=[-0.01, 0.0, 0.0])
-    assert tables.relative_divergence(study, "worse", "base").row(0)[2:5] == (pytest.approx(3.0), None, None)
-    assert tables.relative_divergence(study, "worse", "nothing").row(0)[2:5] == (None, None, None)
+    assert paired.relative_divergence(study, "worse", "base").row(0)[2:5] == (pytest.approx(3.0), None, None)
+    assert paired.relative_divergence(study, "worse", "nothing").row(0)[2:5] == (None, None, None)
 
 
 def test_win_rates_pair_images_by_training_seed_prompt_and_image_seed():
@@ -61,30 +61,30 @@ def test_win_rates_pair_images_by_training_seed_prompt_and_image_seed():
             "ours1": [5, 5, 5, 5], "theirs1": [4, 6, 4, 6],  # seed 1: noto two wins, fluent two losses
         }
     )  # fmt: skip
-    table = tables.win_rates(study, scores, "ours", "theirs")
+    table = paired.win_rates(study, scores, "ours", "theirs")
     found = {row["prompts"]: row for row in table.to_dicts()}
     assert found["noto"]["mean"] == pytest.approx((0.5 + 1) / 2)
     assert found["fluent"]["mean"] == pytest.approx((0.5 + 0) / 2)
     assert found["all"]["mean"] == pytest.approx(0.5) and found["all"]["seeds"] == 2
     for order in range(3):
         mixed = scores.sample(fraction=1.0, shuffle=True, seed=order)
-        again = tables.win_rates(study.sample(fraction=1.0, shuffle=True, seed=order), mixed, "ours", "theirs")
+        again = paired.win_rates(study.sample(fraction=1.0, shuffle=True, seed=order), mixed, "ours", "theirs")
         assert again.sort("prompts").equals(table.sort("prompts"))
 
 
 def test_win_rates_against_pretrained_need_no_second_run():
     study = runs(ours=[0])
-    table = tables.win_rates(study, samples({"ours0": [-1, -3, -2, -2]}), "ours", "pretrained")
+    table = paired.win_rates(study, samples({"ours0": [-1, -3, -2, -2]}), "ours", "pretrained")
     assert dict(table.select("prompts", "mean").rows()) == {"noto": 0.75, "fluent": 0.25, "all": 0.5}
 
 
 def test_only_training_seeds_of_both_arms_count():
     study = runs(ours=[0, 0], theirs=[0])
     scores = samples({"ours0": [1] * 4, "ours1": [1] * 4, "theirs0": [0] * 4})
-    assert tables.win_rates(study, scores, "ours", "theirs")["seeds"].to_list() == [1] * 3
+    assert paired.win_rates(study, scores, "ours", "theirs")["seeds"].to_list() == [1] * 3
     apart = study.with_columns(seed=pl.when(pl.col("arm") == "theirs").then(pl.lit("7")).otherwise("seed"))
     with pytest.raises(UserError, match="arm 'theirs': no image of the same training seed"):
-        tables.win_rates(apart, scores, "ours", "theirs")
+        paired.win_rates(apart, scores, "ours", "theirs")
 
 
 def test_a_missing_arm_is_named_with_those_there_are():

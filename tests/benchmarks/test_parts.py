@@ -9,7 +9,7 @@ import torch
 
 from workbench.benchmarks import parts, sandbox
 from workbench.benchmarks.figure import Options
-from workbench.training.config import load
+from workbench.training.experiment_file import load
 
 IMPORTS = 1000.0  # what the stand-in says; a real run takes seconds
 

@@ -7,7 +7,7 @@ import sys
 from workbench.benchmarks.sandbox import EXPERIMENTS
 from workbench.studies.experiment import Experiment
 from workbench.studies.synthetic import finished_study
-from workbench.training.config import read
+from workbench.training.experiment_file import read
 
 STATUS = """
 import json, sys

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from workbench import throughput
 from workbench.benchmarks import costs, measurement
 from workbench.models import SHAPES, Shape, random_backend
-from workbench.training.config import load, resolve
+from workbench.training.config import resolve
+from workbench.training.experiment_file import load
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 

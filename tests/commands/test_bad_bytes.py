@@ -17,7 +17,7 @@ from workbench.evaluation import prompt_sets
 from workbench.models import load
 from workbench.studies.experiment import Experiment
 from workbench.studies.tuning import candidates
-from workbench.training import config
+from workbench.training import config, experiment_file
 
 CPU = torch.device("cpu")
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
@@ -65,7 +65,7 @@ def damaged(draw, whole: bytes) -> bytes:
 @given(st.lists(st.tuples(names, st.sampled_from(["=", " = ", "", "=="]), any_text | values.map(str)), max_size=3))
 def test_any_override_is_taken_or_a_mistake(given_texts):
     try:
-        config.load(None, dict(config.parse_override("".join(parts)) for parts in given_texts))
+        experiment_file.load(None, dict(experiment_file.parse_override("".join(parts)) for parts in given_texts))
     except UserError as error:
         assert mistake(error)
 
@@ -99,7 +99,7 @@ def test_a_damaged_experiment_is_taken_or_a_mistake(tmp_path, data):
     path = tmp_path / "e.toml"
     path.write_bytes(damaged(data.draw, data.draw(st.sampled_from(EXPERIMENTS)).read_bytes()))
     try:
-        all_of(config.read(path))
+        all_of(experiment_file.read(path))
     except UserError as error:
         assert mistake(error)
 

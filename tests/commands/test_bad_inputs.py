@@ -23,7 +23,7 @@ from workbench.data.encoding import encode
 from workbench.data.rows import decode, open_rows
 from workbench.evaluation import scorers
 from workbench.models import fetch, load
-from workbench.training.config import load as load_settings
+from workbench.training.experiment_file import load as load_settings
 
 CASES = [*bad_settings.cases(), *bad_data.cases(), *bad_checkpoints.cases(), *bad_stores.cases(), *bad_places.cases()]
 

@@ -21,7 +21,8 @@ from workbench.models import FAMILIES
 from workbench.models.checkpoints import ASSETS
 from workbench.studies.experiment import Experiment
 from workbench.training.catalogue import catalogue
-from workbench.training.config import CHOICES, known_names, read
+from workbench.training.config import CHOICES, known_names
+from workbench.training.experiment_file import read
 from workbench.training.measurements import metric_names
 
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))

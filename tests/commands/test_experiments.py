@@ -14,7 +14,8 @@ from tests.support.helpers import ROOT
 from tests.support.runs import run
 from workbench import models
 from workbench.studies.experiment import Experiment
-from workbench.training.config import known_names, load, merge, read
+from workbench.training.config import known_names, merge
+from workbench.training.experiment_file import load, read
 from workbench.training.preparation import Preparations
 
 EXPERIMENTS = ROOT / "experiments"

@@ -56,7 +56,7 @@ from workbench import sweep, throughput
 from workbench.analysis.claims import run as claims
 from workbench.analysis.report import NOTEBOOKS
 from workbench.benchmarks import scale
-from workbench.training.config import read
+from workbench.training.experiment_file import read
 from workbench.training.provenance import provenance
 for path in (claims.DEFAULT, scale.EXPERIMENT, sweep.DEFAULT, throughput.EXPERIMENTS / "sd15.toml"):
     read(path)

@@ -9,7 +9,8 @@ from workbench.common.errors import UserError
 from workbench.common.reading import near
 from workbench.data.rows import read_prompts
 from workbench.studies.experiment import Experiment
-from workbench.training.config import dotted, read
+from workbench.training.config import dotted
+from workbench.training.experiment_file import read
 
 
 def test_a_missing_file_is_named_with_the_one_that_may_be_meant(tmp_path, monkeypatch):

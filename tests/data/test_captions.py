@@ -46,8 +46,8 @@ def test_the_empty_caption_is_encoded_once(tiny_model, workplace, monkeypatch):
 
 def test_what_a_pair_is_told_takes_the_place_of_what_is_stored(tiny_model, tiny_pairs, workplace):
     pairs = encode(open_rows(str(tiny_pairs), "train"), load(str(tiny_model), CPU))
-    told = pairs.told({"time_ids": torch.tensor([64.0, 64, 0, 0])})
+    told = pairs.with_condition({"time_ids": torch.tensor([64.0, 64, 0, 0])})
     batch = told.gather(torch.tensor([3, 1]), CPU)
     assert batch.condition["time_ids"].tolist() == [[64.0, 64, 0, 0]] * 2
     assert torch.equal(batch.condition["text"], pairs.gather(torch.tensor([3, 1]), CPU).condition["text"])
-    assert told.digest != pairs.digest and pairs.told({}) is pairs
+    assert told.digest != pairs.digest and pairs.with_condition({}) is pairs

@@ -13,7 +13,7 @@ from workbench.common.errors import UserError
 from workbench.evaluation import sample_store, scorers
 from workbench.models.small.prompts import split
 from workbench.training import plugins
-from workbench.training.config import parse_override, read
+from workbench.training.experiment_file import parse_override, read
 
 PROMPTS = [str(p) for p in split()["test"][:3]]
 MINE = """

@@ -17,7 +17,8 @@ from tests.support.runs import run
 from workbench import tracking
 from workbench.models.small.prompts import split
 from workbench.studies.experiment import Experiment
-from workbench.training.config import merge, read
+from workbench.training.config import merge
+from workbench.training.experiment_file import read
 
 EXPERIMENT = """
 model.path = "{place}/model"

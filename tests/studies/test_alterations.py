@@ -139,7 +139,7 @@ def test_a_renaming_that_was_cut_short_gives_no_third_name(workplace, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(alterations, "text", killed)
+        patch.setattr(alterations.storage, "rename", killed)
         alterations.rename(client, "s", "s-2", storage_url())
     assert alterations.rename(client, "s", "s-2", storage_url()) == ["s-2"]
     renamed = [client.get_run(run).data.tags[tags.STUDY] for run in (parent, *beside)]

@@ -1,4 +1,4 @@
-"""Whose a study, and whose a run is: nothing that another study made is changed, and lost halves are recognised."""
+"""Whose a study, and whose a run is: nothing that another study made is changed, and lost ones are recognised."""
 
 import shutil
 import sqlite3
@@ -16,7 +16,7 @@ from workbench.common.processes import this_process
 from workbench.studies import lifecycle, records, recovery, results
 from workbench.studies.doctor import Doctor
 from workbench.studies.experiment import Experiment
-from workbench.studies.halves import statuses
+from workbench.studies.ownership import statuses
 from workbench.studies.storage import create_whole, locked, names, open_storage, own_studies, require_study
 from workbench.tracking import reconcile, study_runs, tags
 

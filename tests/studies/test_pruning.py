@@ -83,7 +83,7 @@ def test_the_reward_while_it_trains_ends_as_the_evaluation_has_it(tiny, workplac
 
 def test_the_default_sweep_prunes_by_what_its_runs_log():
     from workbench.sweep import DEFAULT
-    from workbench.training.config import read
+    from workbench.training.experiment_file import read
     from workbench.training.measurements import metric_names
 
     default = Experiment.resolve(read(DEFAULT))

@@ -18,7 +18,7 @@ from tests.support.killed import MOMENTS, killed
 from tests.support.postgres import postgres  # noqa: F401
 from tests.support.studies import Events, made, steps_of
 from workbench.common import paths, processes
-from workbench.studies import halves, lifecycle, recovery, trials, workers
+from workbench.studies import lifecycle, ownership, recovery, trials, workers
 from workbench.studies.attempt import Attempt
 from workbench.studies.storage import locked, open_storage
 from workbench.tracking import delivery, reconcile, store, study_runs, tags
@@ -39,7 +39,7 @@ def declared(tiny, workplace):
 
 def ended(study, client, assignment):
     """How trials and runs stand, after checking that they say the same."""
-    assert reconcile.reconcile_runs(client, assignment.parent, halves.statuses(study), dry_run=True) == []
+    assert reconcile.reconcile_runs(client, assignment.parent, ownership.statuses(study), dry_run=True) == []
     runs = study_runs.children(client, client.get_run(assignment.parent))
     numbers = [run.data.tags[tags.TRIAL] for run in runs]
     assert len(set(numbers)) == len(numbers)
@@ -103,7 +103,7 @@ def test_a_worker_killed_at_any_moment_of_a_trial(declared, moment):
     killed(assignment, moment)
     workers.run_trials(assignment, Events(), lambda: False)
     delivery.deliver(client)
-    reconcile.reconcile_runs(client, assignment.parent, halves.statuses(study))
+    reconcile.reconcile_runs(client, assignment.parent, ownership.statuses(study))
     again = ["interrupted"] if moment not in ("stored", "ended") else []
     assert ended(study, client, assignment) == [*again, "complete", "complete"]
     for trial in study.get_trials():

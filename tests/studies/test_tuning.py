@@ -6,7 +6,8 @@ import pytest
 from workbench.common.errors import UserError
 from workbench.studies.experiment import Experiment
 from workbench.studies.tuning import accepted, candidates, read, search
-from workbench.training.config import merge, parse_override
+from workbench.training.config import merge
+from workbench.training.experiment_file import parse_override
 
 SETTINGS = {
     "sweep.objective": "eval/reward",

@@ -9,7 +9,7 @@ from workbench.studies import workers
 from workbench.tracking import tags
 from workbench.tracking.run_settings import FILE, settings_of
 from workbench.tracking.study_runs import open_group
-from workbench.training.config import resolve, telling
+from workbench.training.config import distinguishing, resolve
 
 
 def tracked(settings, params, **about):
@@ -23,7 +23,7 @@ def tracked(settings, params, **about):
 
 
 def test_parameters_are_choices_the_seed_and_what_is_no_default():
-    told = telling(resolve({"timesteps.density": "discounted", "train.lr": 1e-4}).flat(), "reference.delta")
+    told = distinguishing(resolve({"timesteps.density": "discounted", "train.lr": 1e-4}).flat(), "reference.delta")
     assert told == {
         "seed": 0,
         "train.lr": 1e-4,
@@ -37,7 +37,7 @@ def test_parameters_are_choices_the_seed_and_what_is_no_default():
 
 def test_all_settings_come_back_where_few_are_parameters(workplace, tmp_path):
     settings = resolve({"train.lr": 1e-4}).flat()
-    client, run = tracked(settings, telling(settings))
+    client, run = tracked(settings, distinguishing(settings))
     assert len(run.data.params) == 6 < len(settings)
     assert settings_of(run) == {name: str(value) for name, value in settings.items()}
     (row,) = tracking.load_runs("s").to_dicts()

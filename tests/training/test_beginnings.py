@@ -6,7 +6,8 @@ import torch
 from tests.support.runs import run
 from workbench.common.errors import UserError
 from workbench.training.build import build
-from workbench.training.config import read, resolve
+from workbench.training.config import resolve
+from workbench.training.experiment_file import read
 from workbench.training.preparation import prepare
 
 KINDS = {"full": {}, "lora": {"lora.rank": 2}}

@@ -6,7 +6,8 @@ from workbench.common.errors import UserError
 from workbench.common.paths import shipped
 from workbench.studies.experiment import Experiment
 from workbench.studies.space import read_space
-from workbench.training.config import completed, load, merge, parse_override, read, resolve
+from workbench.training.config import completed, merge, resolve
+from workbench.training.experiment_file import load, parse_override, read
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
 

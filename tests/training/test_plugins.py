@@ -11,7 +11,8 @@ from tests.support.runs import run
 from workbench.common.errors import UserError
 from workbench.studies.experiment import Experiment
 from workbench.training import plugins
-from workbench.training.config import load, parse_override, read, resolve
+from workbench.training.config import resolve
+from workbench.training.experiment_file import load, parse_override, read
 from workbench.training.snapshots import require_same
 
 MINE = '''

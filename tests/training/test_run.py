@@ -11,7 +11,8 @@ from workbench.method.objectives import OBJECTIVES
 from workbench.method.reference import RULES
 from workbench.studies.experiment import Experiment
 from workbench.training.build import build
-from workbench.training.config import merge, read, resolve
+from workbench.training.config import merge, resolve
+from workbench.training.experiment_file import read
 from workbench.training.measurements import metric_names
 from workbench.training.preparation import Preparations, prepare
 from workbench.training.run import check

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from workbench import tracking
-from workbench.analysis import tables
+from workbench.analysis import paired
 from workbench.analysis.intervals import seed_interval
 from workbench.common.paths import shipped_where_missing, storage_url
 from workbench.studies import best, lifecycle, storage
@@ -23,7 +23,7 @@ from workbench.studies.trials import label_of, state_of
 from workbench.tracking import study_runs, tags
 from workbench.tracking.store import missing
 from workbench.training.config import Config, known_names, merge, resolve
-from workbench.training.config import read as read_file
+from workbench.training.experiment_file import read as read_file
 from workbench.training.listener import NullListener
 
 Settings = str | Path | Mapping[str, Any]
@@ -171,7 +171,7 @@ def win_rate(study: str, arm: str, other: str = "pretrained") -> Difference:
         other: another arm, or "pretrained" for the pretrained model.
     """
     frame = tracking.load_runs(study)
-    won = tables.won(frame, tracking.load_samples(frame), arm, other).filter(pl.col("prompts") == "all")["value"]
+    won = paired.won(frame, tracking.load_samples(frame), arm, other).filter(pl.col("prompts") == "all")["value"]
     return Difference(float(won.to_numpy().mean()), *seed_interval(won.to_numpy()), len(won))
 
 

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.analysis import tables
-from workbench.analysis.figures import MARKERS, deltas_of, say_few
+from workbench.analysis.figures import deltas_of
 from workbench.analysis.labels import labels
+from workbench.analysis.style import MARKERS, say_few
 from workbench.common.errors import UserError
 from workbench.models.small.reward import PARTS
 from workbench.studies.search import pretrained

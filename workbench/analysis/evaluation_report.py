@@ -11,6 +11,7 @@ import polars as pl
 from workbench import tracking
 from workbench.analysis import paper, sample_sheet, tables, win_rates
 from workbench.common.cache import digest
+from workbench.common.contact_sheet import evenly_spread
 from workbench.common.errors import UserError
 from workbench.common.files import in_place
 from workbench.evaluation import Job, PromptSet, Request, complete, prepare, read_images, read_scores, scorers
@@ -88,7 +89,7 @@ def write(job: Job, printed: str | None = None, grid: int = 0) -> tuple[dict[str
 
 def _write_sheet(job: Job, prompts: PromptSet, wanted: int) -> None:
     """Write the sheet of samples of a prompt set: each prompt's first image by every model."""
-    rows = sample_sheet.rows_shown(len(prompts.prompts), wanted)
+    rows = evenly_spread(len(prompts.prompts), wanted)
     if not rows:
         return
     chosen = pl.col("row").is_in(rows) & (pl.col("seed") == 0)

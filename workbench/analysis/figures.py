@@ -1,6 +1,6 @@
 """Figures: data frames in, matplotlib figures out.
 
-Colours are safe for the colour-blind, marks and dashes tell in grey. Intervals are over training seeds, as in `tables`.
+Intervals are over training seeds, as in `tables`; `style` has what all figures share.
 """
 
 import textwrap
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
@@ -17,19 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from workbench.analysis import fonts, tables
+from workbench.analysis import fonts, paired, tables
 from workbench.analysis.intervals import ENOUGH
 from workbench.analysis.labels import labels
+from workbench.analysis.style import MARKERS, name_buckets, points, say_few
 from workbench.analysis.tables import PROMPT_SETS
+from workbench.common.contact_sheet import evenly_spread
 from workbench.common.errors import UserError
 from workbench.common.outputs import output_file
 from workbench.models.small.prompts import parse
-
-mpl.rcParams["svg.hashsalt"] = "workbench"  # the same figure gives the same file
-sns.set_theme(context="notebook", style="ticks", palette="colorblind")
-fonts.use()
-
-MARKERS = "osD^vPX<>*"
 
 
 def save(figure: Figure, folder: Path | str, name: str, formats: str = "png,svg") -> list[Path]:
@@ -57,6 +52,14 @@ def save(figure: Figure, folder: Path | str, name: str, formats: str = "png,svg"
 
 
 def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, what: str, steps: bool = False) -> None:
+    """A line an arm over steps, with the band of its runs.
+
+    Args:
+        table: of `tables.curves`.
+        dashes: style of the lines.
+        what: is drawn, for the legend.
+        steps: whether a value holds until the next, in place of a straight line between the two.
+    """
     for i, arm in enumerate(arms):
         part = table.filter(pl.col("arm") == arm)
         if part.is_empty():
@@ -71,6 +74,12 @@ def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, wha
         if part["runs"].max() > 1:  # type: ignore[operator]
             axes.fill_between(x, part["low"].to_numpy(), part["high"].to_numpy(), color=colour, alpha=0.13, lw=0,
                               step="post" if steps else None)  # fmt: skip
+
+
+def _draw_divergences(axes: Axes, reference: pl.DataFrame, policy: pl.DataFrame, arms: Sequence[str]) -> None:
+    """The reference's divergence in the arms that move it, in steps, and the policy's in the others."""
+    _draw(axes, reference, arms, ":", "divergence of the reference", steps=True)
+    _draw(axes, policy, arms, ":", "divergence of the policy")
 
 
 #: Margins that Fig. 1b can show: metric -> of which pairs, and against which model.
@@ -104,12 +113,12 @@ def margin_and_divergence(
     moving = runs.filter(pl.col("reference.policy") != "frozen")["arm"].unique().to_list()
     reference = tables.curves(history, "divergence/reference").filter(pl.col("arm").is_in(moving))
     policy = tables.curves(history, "divergence/policy").filter(~pl.col("arm").is_in(moving))
+    deltas = deltas_of(runs)
     figure, left = plt.subplots(figsize=(8.6, 4.8))
     right = left.twinx()
     _draw(left, scaled, arms, "-", "margin")
-    _draw(right, reference, arms, ":", "divergence of the reference", steps=True)
-    _draw(right, policy, arms, ":", "divergence of the policy")
-    for delta in deltas_of(runs):
+    _draw_divergences(right, reference, policy, arms)
+    for delta in deltas:
         right.axhline(delta, color="0.45", lw=1)
         at_left = right.get_yaxis_transform()  # x as a fraction of the axes, y as data
         right.text(0.01, delta, f"delta = {delta:g}", transform=at_left, va="bottom", color="0.3", fontsize="small")
@@ -122,15 +131,14 @@ def margin_and_divergence(
     # Solid lines above dotted ones. The left axes, now on top, would hide the right ones by their background.
     left.set_zorder(right.get_zorder() + 1)
     left.patch.set_visible(False)
-    called, deltas = labels(runs), deltas_of(runs)
     if deltas and right.get_ylim()[1] > 4 * deltas[0]:
         near = figure.add_axes((1.06, 0.02, 0.3, 0.34))
-        _draw(near, reference, arms, ":", "divergence of the reference", steps=True)
-        _draw(near, policy, arms, ":", "divergence of the policy")
+        _draw_divergences(near, reference, policy, arms)
         near.axhline(deltas[0], color="0.45", lw=1)
         near.set_ylim(-0.25 * deltas[0], 2 * deltas[0])
         near.tick_params(labelsize="x-small")
         near.set_title("divergence near delta", fontsize="small")
+    called = labels(runs)
     marks = [
         Line2D([], [], color=f"C{i}", lw=2, marker=MARKERS[i % len(MARKERS)], ms=7, mec="white", label=called[arm])
         for i, arm in enumerate(arms)
@@ -193,7 +201,7 @@ def imbalance(runs: pl.DataFrame, scales: pl.DataFrame) -> Figure:
         base, whiskers = 0.5 if quantity == "accuracy" else 0.0, spread if spread.any() else None
         axes.bar(x, mean - base, bottom=base, yerr=whiskers, color="C0", ecolor="0.25", capsize=2.5, width=0.75)
         axes.set(title=title)
-        _name_buckets(axes, table["bucket"])
+        name_buckets(axes, table["bucket"])
     panels[0].set_ylabel("mean squared error")
     panels[1].set_ylabel("mean |implicit reward|")
     panels[2].axhline(0.5, color="0.3", ls="--", lw=1)
@@ -204,7 +212,7 @@ def imbalance(runs: pl.DataFrame, scales: pl.DataFrame) -> Figure:
         figure.text(0.5, -0.02, few, ha="center", va="top", color="0.3", fontsize="small")
     for i, (name, table) in enumerate(tables.distinct_scales(scales).items()):
         panels[3].plot(np.arange(len(table)), table["mean"], f"-{MARKERS[i % len(MARKERS)]}", label=name)
-        _name_buckets(panels[3], table["bucket"])
+        name_buckets(panels[3], table["bucket"])
     panels[3].set(title="(d) reward scale lambda(t)")
     panels[3].legend(frameon=False, fontsize="small")
     for axes in panels:
@@ -214,62 +222,26 @@ def imbalance(runs: pl.DataFrame, scales: pl.DataFrame) -> Figure:
     return figure
 
 
-def _name_buckets(axes: Axes, buckets: pl.Series) -> None:
-    """The edges of buckets as ticks between them."""
-    edges = [bucket.split("-")[0] for bucket in buckets] + [str(int(buckets[-1].split("-")[-1]) + 1)]
-    axes.set_xticks(np.arange(len(edges)) - 0.5, edges, fontsize="x-small")
-
-
 def divergence_by_timestep(runs: pl.DataFrame, *, arms: str = "gamma-9,ours", base: str = "threshold") -> Figure:
     """The paper's Fig. 5: the policy's divergence by timestep interval, in per cent of the reference update's alone.
 
     Points are ratios of means over training seeds, whiskers 95 % bootstrap intervals over seeds; none below three.
     """
-    table, called = tables.relative_divergence(runs, arms, base), labels(runs)
+    table, called = paired.relative_divergence(runs, arms, base), labels(runs)
     figure, axes = plt.subplots(figsize=(7.6, 4.2))
     axes.axhline(100, color="0.35", ls="--", lw=1.2, label=f"reference update alone ({base})")
     shown = tables.names(arms)
     for i, arm in enumerate(shown):
         part = table.filter(pl.col("arm") == arm)
         at = np.arange(len(part)) + 0.14 * (i - (len(shown) - 1) / 2)
-        _points(axes, at, part, factor=100, colour=f"C{i}", marker=MARKERS[i], fmt="-", label=called[arm])
-    _name_buckets(axes, table["bucket"].unique(maintain_order=True))
+        points(axes, at, part, factor=100, colour=f"C{i}", marker=MARKERS[i], fmt="-", label=called[arm])
+    name_buckets(axes, table["bucket"].unique(maintain_order=True))
     axes.set(xlabel="timestep (right: more noise, earlier)", ylabel="divergence of the policy, %")
     axes.set_title("the paper: lambda(t) lowers it where noise is high", fontsize="small", loc="right", pad=28)
     axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     say_few(figure, table["seeds"])
     sns.despine(figure)
     return figure
-
-
-def _points(
-    axes: Axes, x: np.ndarray, table: pl.DataFrame, *, colour: str, marker: str, fmt: str = "", factor: float = 1,
-    label: str | None = None,
-) -> None:  # fmt: skip
-    """Means with whiskers from low to high; none where there is no interval."""
-    mean, low, high = (table[column].cast(pl.Float64).to_numpy() * factor for column in ("mean", "low", "high"))
-    axes.errorbar(
-        # errorbar refuses NaN, and lengths below 0, which rounding can make.
-        x, mean, yerr=np.nan_to_num(np.stack([mean - low, high - mean])).clip(0), fmt=f"{fmt}{marker}", color=colour,
-        ms=8, mec="white", mew=0.8, capsize=3, lw=1.6, label=label, zorder=3,
-    )  # fmt: skip
-
-
-def say_few(figure: Figure, seeds: pl.Series, y: float = -0.02) -> None:
-    """Say below a figure where training seeds are too few for whiskers; nothing where there are enough everywhere.
-
-    Args:
-        seeds: how many each point has; 0 is of a point that is not drawn.
-        y: height of the text, as a fraction of the figure.
-    """
-    counts = {int(count) for count in seeds if count}
-    few = sorted(count for count in counts if count < ENOUGH)
-    if not few:
-        return
-    number = f"fewer than {ENOUGH} training seeds" if len(few) > 1 else f"{few[0]} training seeds"
-    said = "one training seed" if few == [1] else number
-    every = "" if len(few) == len(counts) else "where no whiskers are, "
-    figure.text(0.5, y, f"{every}{said}: too few for an interval", ha="center", va="top", color="0.3", fontsize="small")
 
 
 # --- Fig. 1a, 3, 4: methods -----------------------------------------------------------------------------------
@@ -310,7 +282,7 @@ def final_gain(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
     for prompts, axes in panels.items():
         for i, arm in enumerate(arms):
             part = table.filter((pl.col("arm") == arm) & (pl.col("prompts") == prompts))
-            _points(axes, np.full(len(part), i), part, colour=f"C{i}", marker=MARKERS[i % len(MARKERS)])
+            points(axes, np.full(len(part), i), part, colour=f"C{i}", marker=MARKERS[i % len(MARKERS)])
         axes.set_xticks(range(len(arms)), [called[arm] for arm in arms], rotation=35, ha="right", fontsize="small")
         axes.set_xlim(-0.6, len(arms) - 0.4)
     _legend_below(figure, panels["all"], table)
@@ -338,7 +310,7 @@ def gain_against_interval(runs: pl.DataFrame, samples: pl.DataFrame) -> Figure:
         for i, (policy, name) in enumerate((("update", "without threshold"), ("threshold", "with threshold"))):
             part = lines.filter((pl.col("policy") == policy) & (pl.col("prompts") == prompts))
             at = np.array([intervals.index(value) for value in part["interval"]]) + 0.1 * (2 * i - 1)
-            _points(axes, at, part, colour=f"C{1 - i}", marker="^s"[i], fmt=("--", "-")[i], label=name)
+            points(axes, at, part, colour=f"C{1 - i}", marker="^s"[i], fmt=("--", "-")[i], label=name)
         axes.set_xticks(range(len(intervals)), [str(value) for value in intervals])
         axes.set(xlim=(-0.5, len(intervals) - 0.5), xlabel="interval, steps")
     _legend_below(figure, panels["all"], table)
@@ -383,7 +355,7 @@ def sample_grid(
         columns.append((called[arm], sheets[run]))
         scores.append(own["reward"].to_list())
     captions = samples.filter(pl.col("run_id") == run)["caption"].unique(maintain_order=True).to_list()
-    shown = np.unique(np.linspace(0, len(captions) - 1, prompts).round().astype(int))
+    shown = evenly_spread(len(captions), prompts)
     figure, cells = plt.subplots(len(shown), len(columns), figsize=(1.2 * len(columns), 1.2 * len(shown)))
     cells = np.reshape(cells, (len(shown), len(columns)))
     for column, (title, sheet) in enumerate(columns):

@@ -12,6 +12,7 @@ import polars as pl
 from workbench import tracking
 from workbench.analysis import sample_sheet, story
 from workbench.analysis.claims import regime
+from workbench.common.contact_sheet import evenly_spread
 from workbench.common.errors import UserError
 from workbench.common.outputs import output_file
 from workbench.studies import results
@@ -63,7 +64,7 @@ def _pictures(runs: pl.DataFrame, best: Mapping[str, Any], folder: Path) -> str:
     if run not in after or run not in before or samples is None:
         return ""
     captions = samples["caption"].unique(maintain_order=True).to_list()
-    shown = sample_sheet.rows_shown(len(captions), COLUMNS)
+    shown = evenly_spread(len(captions), COLUMNS)
     size = after[run].shape[1] // len(captions)
     # A sheet has a column a prompt and a row an image seed: the first row is shown.
     cut = [slice(place * size, (place + 1) * size) for place in shown]

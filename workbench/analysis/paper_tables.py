@@ -8,8 +8,9 @@ import polars as pl
 
 from workbench.analysis.intervals import ENOUGH, seed_interval
 from workbench.analysis.labels import labels
+from workbench.analysis.paired import gained, win_rates
 from workbench.analysis.paper import SCORERS, SOURCE, TABLE_1, TUNED, Scores
-from workbench.analysis.tables import PROMPT_SETS, gained, names, of_arms, win_rates
+from workbench.analysis.tables import PROMPT_SETS, names, of_arms
 
 
 def estimate(mean: float, low: float, high: float, seeds: int, digits: int, signed: bool = False) -> str:

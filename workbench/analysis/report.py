@@ -31,7 +31,7 @@ from workbench.studies import tuning
 from workbench.tracking import study_runs
 from workbench.tracking.overview import overview
 from workbench.tracking.store import missing
-from workbench.training.config import parse_override
+from workbench.training.experiment_file import parse_override
 
 NOTEBOOKS = shipped("notebooks")
 

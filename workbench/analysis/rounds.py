@@ -102,15 +102,15 @@ def in_words(table: pl.DataFrame) -> pl.DataFrame:
     """`by_round` as people read it: a column a score, with its interval; without columns that were not measured."""
     rows = []
     for row in table.to_dicts():
-        told: dict[str, Any] = {"round": row["round"]}
+        cells: dict[str, Any] = {"round": row["round"]}
         for score, heading in SCORES.items():
             if table[score].null_count() < len(table):
                 span = row[score], row[f"{score}_low"], row[f"{score}_high"]
-                told[f"gain in {heading}"] = "" if None in span else cell(*span)
+                cells[f"gain in {heading}"] = "" if None in span else cell(*span)
         for name, heading in (("divergence", "divergence from round 0"), ("margin", "validation margin")):
             if table[name].null_count() < len(table):
-                told[heading] = "" if row[name] is None else f"{row[name]:.4g}"
-        rows.append(told)
+                cells[heading] = "" if row[name] is None else f"{row[name]:.4g}"
+        rows.append(cells)
     return pl.DataFrame(rows, infer_schema_length=None)
 
 

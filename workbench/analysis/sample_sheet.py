@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -13,12 +14,6 @@ from workbench.analysis import fonts
 from workbench.common.files import in_place
 
 CELL, CAPTION = 1.6, 2.3  # inches
-
-
-def rows_shown(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of `count` rows, evenly spread: nobody chose them."""
-    # unique: where more are wanted than there are, places repeat.
-    return np.unique(np.linspace(0, count - 1, wanted).round().astype(int)).tolist() if wanted else []
 
 
 def sheet(images: Mapping[str, Sequence[NDArray[np.uint8]]], prompts: Sequence[str]) -> Figure:
@@ -34,10 +29,7 @@ def sheet(images: Mapping[str, Sequence[NDArray[np.uint8]]], prompts: Sequence[s
     for column, (model, samples) in enumerate(images.items()):
         cells[0, column].set_title(textwrap.shorten(model, 24, placeholder="..."), fontsize="small", pad=4)
         for row, image in enumerate(samples):
-            axes = cells[row, column]
-            axes.imshow(image, interpolation="nearest" if len(image) < 128 else "antialiased")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+            _show(cells[row, column], image)
     for row, prompt in enumerate(prompts):
         words = textwrap.fill(textwrap.shorten(prompt, 230, placeholder=" ..."), 30)
         cells[row, 0].annotate(
@@ -62,9 +54,7 @@ def before_after(
     figure, cells = plt.subplots(len(images), len(prompts), figsize=size, squeeze=False)
     for row, (model, samples) in enumerate(images.items()):
         for axes, image in zip(cells[row], samples, strict=True):
-            axes.imshow(image, interpolation="nearest" if len(image) < 128 else "antialiased")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+            _show(axes, image)
         cells[row, 0].set_ylabel(model, rotation=0, ha="right", va="center", fontsize="small")
     for axes, prompt in zip(cells[0], prompts, strict=True):
         words = textwrap.fill(textwrap.shorten(prompt, 60, placeholder=" ..."), 17)
@@ -73,6 +63,13 @@ def before_after(
         axes.set_xlabel(f"{gain:+.2f}", fontsize="x-small", labelpad=3)
     figure.subplots_adjust(0.9 / size[0], 0.22 / size[1], 1, 1 - 0.5 / size[1], wspace=0.05, hspace=0.05)
     return figure
+
+
+def _show(axes: Axes, image: NDArray[np.uint8]) -> None:
+    """One image, (H, W, 3), without axes; the pixels of a small one are seen as they are."""
+    axes.imshow(image, interpolation="nearest" if len(image) < 128 else "antialiased")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from workbench.analysis.figures import MARKERS
 from workbench.analysis.labels import label
 from workbench.analysis.search_marks import (
     draw,
@@ -28,6 +27,7 @@ from workbench.analysis.search_marks import (
     whiskers,
     without_end,
 )
+from workbench.analysis.style import MARKERS
 from workbench.common.errors import UserError
 from workbench.studies.search import Search
 
@@ -247,7 +247,7 @@ def importance(shares: pl.DataFrame) -> Figure:
     """How much of the order of the trials by each metric a setting explains, as far as it can be predicted at all.
 
     Args:
-        shares: of `findings.importance`.
+        shares: of `results.importance`.
     Raises:
         UserError: nothing can be predicted.
     """

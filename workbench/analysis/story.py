@@ -68,14 +68,14 @@ def headline(runs: pl.DataFrame, objectives: Objectives, best: Mapping[str, Any]
     done = _complete(runs, metric)
     if done.is_empty():
         return f"No trial has come to its end with {_words(metric)} yet."
-    told = [_arms(runs, done.filter(pl.col("arm") != "sampled"), metric, direction)]
+    sentences = [_arms(runs, done.filter(pl.col("arm") != "sampled"), metric, direction)]
     if best is None:
-        told.append("No trial is within the constraints.")
+        sentences.append("No trial is within the constraints.")
     elif done["arm"].n_unique() < len(done) or "sampled" in done["arm"]:
         interval = _over_prompts(best, metric)
         luck = "" if len(done) == 1 else f" It is the best of {len(done)}, so its own number is optimistic."
-        told.append(f"The best single trial is {name_of(best)}, with {_number(best[metric])}{interval}.{luck}")
-    return " ".join(part for part in told if part)
+        sentences.append(f"The best single trial is {name_of(best)}, with {_number(best[metric])}{interval}.{luck}")
+    return " ".join(part for part in sentences if part)
 
 
 def _arms(runs: pl.DataFrame, arms: pl.DataFrame, metric: str, direction: str) -> str:

@@ -21,7 +21,7 @@ from workbench.benchmarks.timing import in_turn
 from workbench.models import SHAPES, random_backend
 from workbench.studies.experiment import Experiment
 from workbench.studies.synthetic import LongStudy
-from workbench.training.config import read
+from workbench.training.experiment_file import read
 
 BATCHES, LATENTS, TRIALS = (1, 2, 4, 8, 16, 32), (8, 16, 32, 64), (5, 50, 200, 500)
 BUCKETS, PAIRS = (5, 10, 20, 50), (50, 100, 200)

@@ -10,7 +10,8 @@ from workbench.data.rows import read_prompts
 from workbench.studies.experiment import Experiment
 from workbench.studies.synthetic import invented_trials
 from workbench.tracking import study_runs, tags
-from workbench.training.config import Config, read
+from workbench.training.config import Config
+from workbench.training.experiment_file import read
 from workbench.training.measurements import metric_names
 
 

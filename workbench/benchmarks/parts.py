@@ -21,8 +21,9 @@ from workbench.method.reference import Reference
 from workbench.models import fetch
 from workbench.studies import single_run
 from workbench.training import run as one_run
-from workbench.training.config import Config, load
+from workbench.training.config import Config
 from workbench.training.diagnostics import BucketDiagnostics, Probe
+from workbench.training.experiment_file import load
 from workbench.training.preparation import prepare
 from workbench.training.preview import Preview
 

@@ -9,7 +9,7 @@ from workbench.benchmarks.sandbox import EXPERIMENTS, databases, run_command, sa
 from workbench.benchmarks.timing import in_turn
 from workbench.studies.experiment import Experiment
 from workbench.studies.synthetic import finished_study
-from workbench.training.config import read
+from workbench.training.experiment_file import read
 
 
 def start(options: Options, runs: int = 10, trials: int = 500) -> Iterator[Figure]:

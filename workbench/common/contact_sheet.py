@@ -13,9 +13,15 @@ def beside(before: NDArray[np.uint8], after: NDArray[np.uint8], columns: int = 1
         most: pairs that are shown, evenly spread over all.
     """
     count = len(after)
-    places = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+    places = evenly_spread(count, most)
     pairs = np.stack([before[places], after[places]], axis=1)  # (pairs, 2, H, W, 3)
     return contact_sheet(pairs.reshape(-1, *after.shape[1:]), columns, zoom=1)
+
+
+def evenly_spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the places 0..count-1, evenly spread: nobody chose them."""
+    # unique: where more are wanted than there are, places repeat.
+    return np.unique(np.linspace(0, count - 1, wanted).round().astype(int)).tolist() if wanted else []
 
 
 def contact_sheet(images: NDArray[np.uint8], columns: int, zoom: int = 3) -> NDArray[np.uint8]:

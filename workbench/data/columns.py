@@ -41,7 +41,7 @@ class Names(NamedTuple):
         """The names in data that have some columns: each as it is given, else the usual one where that is there.
 
         So one set of names does for training and validation pairs that come from different places. A given name that is
-        not there is told, since it may be a mistake.
+        not there gets a warning, since it may be a mistake.
 
         Args:
             key: what the data are.
@@ -51,7 +51,7 @@ class Names(NamedTuple):
             given, usual = getattr(self, column), getattr(NAMES, column)
             if given not in there:
                 instead = f"; {usual!r} is read" if usual in there else ""
-                _tell(f"{key}: no column {given!r} (data.columns.{column}){instead}")
+                _warn_once(f"{key}: no column {given!r} (data.columns.{column}){instead}")
                 kept |= {column: usual} if usual in there else {}
         return self._replace(**kept)
 
@@ -65,7 +65,7 @@ NAMES = Names()
 
 
 @cache
-def _tell(line: str) -> None:
+def _warn_once(line: str) -> None:
     """Warn, once in a process: of a data set's every file the same would be said."""
     log.warning("%s", line)
 

@@ -1,9 +1,9 @@
 """Preference pairs as the trainer reads them: latents and embeddings, encoded once and mapped from disk.
 
 A store is a folder of safetensors shards and an index.json, which is written last. A shard holds x_w and x_l (latents),
-`pair.NAME` (what the denoiser is told of a pair), `gap` (by how much the winner's score is higher, where scores are
-read), `caption` (which caption, counted over all shards) and, for the captions that are new in it, `text.NAME`; its
-header says what a continued encoding has to know.
+`pair.NAME` (what the denoiser is given of a pair beside its caption), `gap` (by how much the winner's score is higher,
+where scores are read), `caption` (which caption, counted over all shards) and, for the captions that are new in it,
+`text.NAME`; its header says what a continued encoding has to know.
 """
 
 import json
@@ -290,17 +290,17 @@ def encoders(backend: Backend) -> int:
 
 
 def _encoded(chunks: Iterable[Chunk], backend: Backend, flip: Flip) -> Iterator[tuple[Chunk, list[dict[str, Tensor]]]]:
-    """Chunks in their order, each with `_ways` of its pairs."""
+    """Chunks in their order, each with the latents of its pairs, and of their mirror images as `flip` says."""
     threads = encoders(backend)
     if threads == 1:
         # In this thread, which Ctrl-C interrupts between two operations: on a CPU a large chunk takes a minute.
         for chunk in chunks:
-            yield chunk, _ways(chunk.pairs, backend, flip)
+            yield chunk, _with_mirrored(chunk.pairs, backend, flip)
         return
     # Before there are threads: from Python 3.12 on, cached_property has no lock, and each would load it.
     _ = backend.pipeline
     with ThreadPoolExecutor(threads) as pool:
-        begun = ((chunk, pool.submit(_ways, chunk.pairs, backend, flip)) for chunk in chunks)
+        begun = ((chunk, pool.submit(_with_mirrored, chunk.pairs, backend, flip)) for chunk in chunks)
         for chunk, ways in lagging(begun, threads):
             yield chunk, ways.result()
 
@@ -331,14 +331,15 @@ def _stored(tensors: Mapping[str, Tensor], encoding: Encoding, key: str) -> dict
 
 
 def latents_of(pairs: Sequence[Pair], backend: Backend) -> dict[str, Tensor]:
-    """Latents of both images of each pair, in one call, and what the denoiser is told of the pair."""
+    """Latents of both images of each pair, in one call, and what the denoiser is given of it beside its caption."""
     x_w, x_l = backend.encode_images(np.stack([p.w for p in pairs] + [p.l for p in pairs])).chunk(2)
-    told = [backend.pair_condition(*p.size, *p.corner) for p in pairs]
-    return {"x_w": x_w, "x_l": x_l} | {f"pair.{name}": torch.stack([t[name] for t in told]) for name in told[0]}
+    conditions = [backend.pair_condition(*p.size, *p.corner) for p in pairs]
+    stacked = {f"pair.{name}": torch.stack([each[name] for each in conditions]) for name in conditions[0]}
+    return {"x_w": x_w, "x_l": x_l} | stacked
 
 
-def _ways(pairs: Sequence[Pair], backend: Backend, flip: Flip) -> list[dict[str, Tensor]]:
-    """`latents_of` of pairs as they are, then mirrored in the ways that are asked for. Each image is encoded once."""
+def _with_mirrored(pairs: Sequence[Pair], backend: Backend, flip: Flip) -> list[dict[str, Tensor]]:
+    """Latents of pairs as they are, then of their mirror images as `flip` says; each image is encoded once."""
     if not pairs:
         return []
     plain = latents_of(pairs, backend)

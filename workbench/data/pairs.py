@@ -17,7 +17,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x_w, x_l: latents, (B, C, H, W), float32.
-        condition: what the denoiser is told of each pair, (B, ...) by name.
+        condition: what the denoiser is given of each pair beside its latents, (B, ...) by name.
         gap: the winner's score minus the loser's, (B,); None where the data's scores are not read.
     """
 
@@ -65,9 +65,9 @@ class EncodedPairs:
                 raise UserError(
                     f"encoded pairs {self.digest[:12]}: {name} has values that are not finite; encode again"
                 )
-        x_w, x_l, *told = (x.to(device, non_blocking=True).float() for x in found.values())
+        x_w, x_l, *rest = (x.to(device, non_blocking=True).float() for x in found.values())
         gap = self._rows("gap", index, self._pairs).to(device) if "gap" in self.shards[0] else None
-        return Batch(x_w, x_l, dict(zip(condition, told, strict=True)), gap)
+        return Batch(x_w, x_l, dict(zip(condition, rest, strict=True)), gap)
 
     def _rows(self, name: str, index: Tensor, starts: Tensor) -> Tensor:
         """Rows of one tensor, counted over all shards, which begin at `starts`."""
@@ -110,8 +110,12 @@ class EncodedPairs:
         part._count, part.digest = count, f"{self.digest}-{count}"
         return part
 
-    def told(self, fixed: Mapping[str, Tensor]) -> "EncodedPairs":
-        """The same pairs, of each of which the denoiser is told this, (...) by name, in place of what is stored."""
+    def with_condition(self, fixed: Mapping[str, Tensor]) -> "EncodedPairs":
+        """The same pairs, with parts of the condition that are alike for all of them in place of what is stored.
+
+        Args:
+            fixed: by name, each (...), without a batch dimension.
+        """
         if not fixed:
             return self
         other = copy.copy(self)

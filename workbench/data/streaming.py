@@ -47,10 +47,16 @@ class StreamedPairs:
 
     def sample(self, count: int) -> EncodedPairs:
         """The first `count` pairs, encoded in memory."""
-        return in_memory(self.rows, self.backend, replace(self.encoding, limit=count, flip=False)).told(self.fixed)
+        return in_memory(self.rows, self.backend, replace(self.encoding, limit=count, flip=False)).with_condition(
+            self.fixed
+        )
 
-    def told(self, fixed: Mapping[str, Tensor]) -> "StreamedPairs":
-        """The same pairs, of each of which the denoiser is told this, (...) by name, in place of what they say."""
+    def with_condition(self, fixed: Mapping[str, Tensor]) -> "StreamedPairs":
+        """The same pairs, with parts of the condition that are alike for all of them in place of what each has.
+
+        Args:
+            fixed: by name, each (...), without a batch dimension.
+        """
         return replace(self, fixed=fixed)
 
     def batches(self, size: int, generator: Generator, device: torch.device, skip: int = 0) -> Iterator[Batch]:
@@ -99,6 +105,7 @@ class StreamedPairs:
                 log.warning("%s: %s", self.rows.key, report(self.counts))
 
     def _batch(self, pairs: Sequence[Pair], device: torch.device) -> Batch:
+        """Pairs encoded now, as a batch on the device."""
         tensors = latents_of(pairs, self.backend)
         text = self.backend.encode_text([p.caption for p in pairs])
         condition = {name.partition(".")[2]: x for name, x in tensors.items() if "." in name} | text

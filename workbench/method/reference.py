@@ -221,13 +221,14 @@ class Reference:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state` was taken."""
+        """Take over weights and history that `state` returned."""
         load(self.model, state["weights"])
         self.divergence, self.updates, self.frozen = Divergence(*state["divergence"]), state["updates"], state["frozen"]
         self.audit = [Decision(*decision) for decision in state["audit"]]
 
     @torch.no_grad()
     def _move(self, policy: nn.Module) -> None:
+        """Move the reference towards the policy, as far as the rule's rate says."""
         # Both models are sharded alike, so each process moves its own shards and nothing is gathered.
         ours, theirs = ([local(p) for p in model.parameters()] for model in (self.model, policy))
         if self.rule.rate == 1:

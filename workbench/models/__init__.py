@@ -34,7 +34,9 @@ def load(
 
     Args:
         source: a diffusers folder, a hub id, or "embedded" for the small model that comes with the workbench.
-        device, dtype, resolution: see Backend.
+        device: where everything runs.
+        dtype: precision of forward passes; trained weights, errors and the autoencoder stay float32.
+        resolution: edge of the square images in pixels; 0 = the model's own.
         family: a name in FAMILIES that the checkpoint must be of, or "auto" for any.
         revision: branch, tag or commit of a hub id.
         variant: which of the checkpoint's weight files to read, such as "fp16".

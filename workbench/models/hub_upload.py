@@ -10,7 +10,7 @@ from workbench.common.errors import Failure, UserError, one_line, shown
 from workbench.common.markdown import markdown_table
 from workbench.common.version import __version__
 from workbench.models import FAMILIES, HUB_ID
-from workbench.models.backend import LORA_FILE
+from workbench.models.lora import LORA_FILE
 from workbench.models.safe_loading import read_json
 
 CARD, INDEX = "README.md", "model_index.json"

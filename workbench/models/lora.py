@@ -21,6 +21,9 @@ from workbench.models.safe_loading import explained, require_finite
 
 POLICY, REFERENCE = "policy", "reference"
 
+#: The file that `save_lora_weights` of diffusers writes and `load_lora_weights` reads.
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
 
 class Adapter(nn.Module):
     """A denoiser with one of its sets of adapters switched on, or none; its parameters are that set's alone.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workbench.common.errors import UserError, shown
 from workbench.common.files import in_place
-from workbench.models.backend import LORA_FILE
+from workbench.models.lora import LORA_FILE
 from workbench.models.safe_loading import explained, read_shapes
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"

@@ -21,7 +21,7 @@ from workbench.common.errors import UserError
 from workbench.common.locks import lock_beside, remove_lock
 from workbench.common.paths import state_path
 from workbench.common.processes import place_of
-from workbench.studies import halves, lifecycle, recovery, tuning
+from workbench.studies import lifecycle, ownership, recovery, storage, tuning
 from workbench.studies.records import TrialRecord
 from workbench.studies.storage import find_study, locked, open_storage, require_study, unused
 from workbench.tracking import delivery, reconcile, study_runs
@@ -99,10 +99,7 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
                 snapshots.rename(state_path("studies", f"{changed}-{own.token}"))
             for folder in recovery.best_folders(old, own.token):
                 folder.rename(folder.with_name(changed + folder.name.removeprefix(old)))
-            with open_storage(url).engine.begin() as connection:
-                # Optuna has no call that renames a study.
-                query = text("UPDATE studies SET study_name = :new WHERE study_name = :old")
-                connection.execute(query, {"old": old, "new": changed})
+            storage.rename(open_storage(url), old, changed)
     return [*names.values()]
 
 
@@ -206,13 +203,13 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
             raise UserError(
                 f"study {name!r}: process {pid or '?'} on {host} runs trial {running[0].number}; stop it first"
             )
-        own = halves.study_id(study, url)
+        own = ownership.study_id(study, url)
         # Asked second, since a running trial says more: which process it is. This one prepares, or is between trials.
         if not until_end.enter_context(unused(url, own.token)):
             raise UserError(f"study {name!r}: another command works on it; stop it first, or wait for its end")
         if not study_runs.own_parents(client, own, deleted=True):
-            reconcile.adopt(client, own, halves.statuses(study))  # of a study made before there were tokens
+            reconcile.adopt(client, own, ownership.statuses(study))  # of a study made before there were tokens
         # Those in the trash too: a deletion that was cut short has put them there already.
         for parent in study_runs.own_parents(client, own, deleted=True):
-            halves.require_original(parent, own)
+            ownership.require_original(parent, own)
         yield study, own

@@ -26,7 +26,7 @@ from workbench.studies.space import constrain, outcome
 from workbench.studies.trials import INTERVAL, SHOWN, counts, state_of
 from workbench.tracking import tags
 from workbench.tracking.study_runs import StudyId
-from workbench.training.config import Config, telling
+from workbench.training.config import Config, distinguishing
 from workbench.training.preparation import Prepared
 from workbench.training.provenance import datasets, describe, provenance
 from workbench.training.run import execute
@@ -42,8 +42,8 @@ def _so_far(sweep: Sweep, measured: Mapping[str, float]) -> dict[str, float]:
     The pruner goes by a metric of its own, which says little beside the values of complete trials. What an objective
     `eval/NAME` would come to, `samples/NAME` has been estimating on the few prompts that are drawn during training.
     """
-    told = [*SHOWN, *sweep.objectives, *(f"samples/{name.removeprefix('eval/')}" for name in sweep.objectives)]
-    return {metric: measured[metric] for metric in told if math.isfinite(measured.get(metric, math.nan))}
+    names = [*SHOWN, *sweep.objectives, *(f"samples/{name.removeprefix('eval/')}" for name in sweep.objectives)]
+    return {metric: measured[metric] for metric in names if math.isfinite(measured.get(metric, math.nan))}
 
 
 class TrialTakenError(RuntimeError):
@@ -216,7 +216,7 @@ class Attempt:
         return tracking.Tracker(
             self.client,
             name,
-            params=telling(settings, *varied),
+            params=distinguishing(settings, *varied),
             settings=settings,
             tags=about,
             datasets=inputs,

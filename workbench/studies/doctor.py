@@ -15,7 +15,7 @@ from optuna import Study
 from workbench import tracking
 from workbench.common.errors import Failure
 from workbench.common.paths import storage_place
-from workbench.studies import halves, lifecycle, recovery, storage
+from workbench.studies import lifecycle, ownership, recovery, storage
 from workbench.studies.records import StudyRecord, TrialRecord
 from workbench.studies.storage import locked, missing, open_storage, own_studies
 from workbench.studies.trials import counts
@@ -144,7 +144,7 @@ class Doctor:
         Raises:
             Failure: the parent run is in the trash.
         """
-        own, trials = halves.study_id(study, self.url), halves.statuses(study)
+        own, trials = ownership.study_id(study, self.url), ownership.statuses(study)
         found = None
         if self.client:
             with locked(self.url):
@@ -160,13 +160,13 @@ class Doctor:
         for what in reconcile.reconcile_runs(self.client, number, trials, dry_run=self.dry_run):
             yield Finding(what, not self.dry_run)
         yield from self._children(study, self.client, found)
-        if found.info.status == "RUNNING" and all(t.state != "running" for t in halves.statuses(study).values()):
+        if found.info.status == "RUNNING" and all(t.state != "running" for t in ownership.statuses(study).values()):
             yield Finding("the study's run: is RUNNING, nobody works on it", not self.dry_run)
         return number
 
     def _children(self, study: Study, client: tracking.Client, parent: tracking.Run) -> Iterator[Finding]:
         """Trials whose run is missing, runs without a trial, and runs without a history."""
-        trials, runs = halves.statuses(study), study_runs.children(client, parent)
+        trials, runs = ownership.statuses(study), study_runs.children(client, parent)
         deleted = {run.info.run_id for run in study_runs.deleted_children(client, parent)}
         yield from self._lost_runs(study, {run.info.run_id for run in runs}, deleted)
         extra = [run for run in runs if reconcile.is_extra(run, trials)]
@@ -190,5 +190,5 @@ class Doctor:
                 continue
             what = f"trial {trial.number}: its run is not in the tracking store"
             if run_id in deleted:
-                what = f"trial {trial.number}: its run was deleted; restore it: {study_runs.how_to_restore(run_id)}"
+                what = f"trial {trial.number}: its run was deleted; restore it: {store.restore_command('runs', run_id)}"
             yield Finding(what, None)

@@ -26,7 +26,7 @@ from workbench.common.paths import require_places, storage_url
 from workbench.common.signals import held
 from workbench.studies import extension, tuning
 from workbench.studies.experiment import Experiment
-from workbench.studies.halves import open_parent, require_both_halves, statuses, study_id
+from workbench.studies.ownership import open_parent, require_no_orphans, statuses, study_id
 from workbench.studies.records import StudyRecord, trial_attributes, write_study
 from workbench.studies.recovery import recover, remove_unused_snapshots, snapshot_folder
 from workbench.studies.storage import (
@@ -266,10 +266,10 @@ def start(
     Returns:
         The study, what identifies it, and the id of its run.
     Raises:
-        UserError: one half is there and the other is not, or a study of that name is not the same.
+        UserError: its trials are there without its runs, or the other way round, or it was made with other settings.
     """
     with locked(url), delivery.require_reachable():
-        require_both_halves(client, name, url)
+        require_no_orphans(client, name, url)
         # Optuna comes first: the token that the run gets is stored there. A kill in between leaves a study without a
         # run and without trials that have run, which gets its run the next time.
         study = open_study(experiment, name, url)

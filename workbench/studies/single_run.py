@@ -10,7 +10,7 @@ import click
 from workbench.common import distributed
 from workbench.common.errors import Failure
 from workbench.common.progress import Progress
-from workbench.training.config import Config, telling
+from workbench.training.config import Config, distinguishing
 from workbench.training.listener import Listener
 from workbench.training.preparation import Prepared
 from workbench.training.provenance import datasets, describe, provenance
@@ -90,7 +90,7 @@ def tracked(
         about |= study_runs.membership(group)
     data, settings, more = datasets(run.prepared), run.config.flat(), dict(params or {})
     tracker = tracking.Tracker(
-        client, run.label, params=telling(settings) | more, settings=settings | more, tags=about, datasets=data
+        client, run.label, params=distinguishing(settings) | more, settings=settings | more, tags=about, datasets=data
     )
     if not train(run, tracker, tracker.close, run.save_to):
         raise Failure(f"run {run.label} is trained, but the tracking store is away: python -m workbench.study doctor")

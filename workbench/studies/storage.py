@@ -179,12 +179,16 @@ def create_whole(
             optuna.delete_study(study_name=leftover, storage=storage)
     draft = f"{name}.{token}.draft"
     fill(optuna.create_study(study_name=draft, storage=storage, directions=directions))
-    with storage.engine.begin() as connection:
-        # Optuna has no call that renames a study.
-        rename = text("UPDATE studies SET study_name = :name WHERE study_name = :draft")
-        connection.execute(rename, {"name": name, "draft": draft})
+    rename(storage, draft, name)
     # Loaded anew, since the object that was filled keeps the draft's name.
     return optuna.load_study(study_name=name, storage=storage)
+
+
+def rename(storage: RDBStorage, old: str, new: str) -> None:
+    """Give a study another name in the database; Optuna has no call for that."""
+    with storage.engine.begin() as connection:
+        query = text("UPDATE studies SET study_name = :new WHERE study_name = :old")
+        connection.execute(query, {"old": old, "new": new})
 
 
 def has_study(path: Path, token: str) -> bool:

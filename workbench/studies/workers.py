@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 from optuna import Study
@@ -31,6 +31,10 @@ from workbench.studies.storage import PATIENCE, locked, open_storage
 from workbench.studies.trials import counts, line_of
 from workbench.tracking import delivery
 from workbench.tracking.study_runs import StudyId
+
+if TYPE_CHECKING:
+    # Not at run time: it imports torch, which the command that only supervises does without.
+    from workbench.studies.attempt import Attempt
 
 #: Environment variables in which the tasks of a cluster's job, or commands on one machine's GPUs, differ.
 TASK_VARIABLES = ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES")
@@ -161,20 +165,31 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
                     on_evaluated=lambda share: send("evaluated", share),
                     stopping=stopping,
                 )
-                try:
-                    # Numbers that are not finite concern this trial alone: it has failed, the worker takes the next.
-                    study.optimize(attempt, n_trials=1, catch=(FloatingPointError,))
-                except Exception as error:
-                    if not attempt.was_taken(error):
-                        raise
-                finally:
-                    # Held until here only if the attempt ended before it had claimed its trial.
-                    lock.close()
-                    attempt.finish()
+                _run_one(study, attempt, lock)
             send("trial", None)
     finally:
         with locked(url, PATIENCE):
             recover(study)  # the trial that this worker has left, if any, goes back to the queue at once
+
+
+def _run_one(study: Study, attempt: "Attempt", lock: ExitStack) -> None:
+    """Take the next trial of a study and run an attempt at it.
+
+    Args:
+        lock: of the study's database, which the attempt releases once it has claimed its trial.
+    Raises:
+        Exception: whatever ended the attempt, unless its numbers were not finite or another worker took its trial.
+    """
+    try:
+        # Numbers that are not finite concern this trial alone: it has failed, the worker takes the next.
+        study.optimize(attempt, n_trials=1, catch=(FloatingPointError,))
+    except Exception as error:
+        if not attempt.was_taken(error):
+            raise
+    finally:
+        # Held until here only if the attempt ended before it had claimed its trial.
+        lock.close()
+        attempt.finish()
 
 
 def _task_number() -> int:
@@ -272,6 +287,7 @@ class _Supervisor:
         self.bar = Progress(total=total, desc=study.study_name, unit="step", smoothing=0.05)
 
     def run(self, workers: int) -> None:
+        """Start workers, and react to what they report until none is left."""
         try:
             for _ in range(workers):
                 self.pool.start()
@@ -300,6 +316,7 @@ class _Supervisor:
         return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
 
     def handle(self, event: Event) -> None:
+        """Note what a worker reports; the trial that it ended is shown, a worker that died is replaced."""
         if event.kind == "step":
             self.steps[event.worker], self.deaths = event.value, 0
             # After the last step the final samples are drawn, which takes a good part of a short trial.
@@ -318,6 +335,7 @@ class _Supervisor:
                 self.replace_worker(event.value)
 
     def show_ended(self) -> None:
+        """Print a line for each trial that has ended since the last call."""
         # Other commands' trials too, since they count for the study like this command's.
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in self.seen:
@@ -326,6 +344,7 @@ class _Supervisor:
                 tqdm.write(line_of(trial))
 
     def replace_worker(self, exit_code: int) -> None:
+        """Start another worker for one that died, if trials are left and not too many have died in a row."""
         self.deaths += 1
         if self.deaths > MOST_DEATHS:
             self.errors.append(Failure(f"worker after worker died (exit code {exit_code})"))

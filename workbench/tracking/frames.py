@@ -16,8 +16,8 @@ from workbench.common.errors import UserError
 from workbench.tracking import tags
 from workbench.tracking.artifacts import local_path
 from workbench.tracking.run_settings import settings_of
-from workbench.tracking.store import connect_to_read
-from workbench.tracking.study_runs import children, deleted_children, how_to_restore, require_study
+from workbench.tracking.store import connect_to_read, restore_command
+from workbench.tracking.study_runs import children, deleted_children, require_study
 from workbench.tracking.tracker import HISTORY
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def load_runs(study: str, runs: str = "") -> pl.DataFrame:
     client = connect_to_read()
     parent = require_study(client, study)
     if deleted := deleted_children(client, parent):
-        command = how_to_restore(deleted[0].info.run_id)
+        command = restore_command("runs", deleted[0].info.run_id)
         log.warning("study %r: %d deleted runs are left out; to restore one: %s", study, len(deleted), command)
     rows = []
     for run in children(client, parent):

@@ -71,8 +71,8 @@ def overview(client: MlflowClient, study: str) -> Overview:
 def objective_of(parent: Run) -> tuple[dict[str, str], dict[str, float]]:
     """A study's objectives with their directions, and its constraints; empty where its parent run does not say."""
     with suppress(ValueError, AttributeError):  # no such tag, or one that somebody has edited
-        told = json.loads(parent.data.tags.get(tags.OBJECTIVE, ""))
-        return dict(told.get("objectives", {})), dict(told.get("constraints", {}))
+        stored = json.loads(parent.data.tags.get(tags.OBJECTIVE, ""))
+        return dict(stored.get("objectives", {})), dict(stored.get("constraints", {}))
     return {}, {}
 
 

@@ -14,7 +14,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from workbench.common.command_line import this_python
-from workbench.common.errors import Failure, UserError
+from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.locks import exclusive
 from workbench.common.paths import database_url
 from workbench.common.secrets import hide_passwords
@@ -125,7 +125,7 @@ def _require_server(uri: str) -> None:
 
 def in_short(error: BaseException) -> str:
     """What an exception says, on one line and without passwords."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    line = one_line(error).strip()
     # A client that has retried puts the cause behind an account of every attempt.
     cause = re.search(r"\[Errno -?\d+\] [\w ]+|too many \d+ error responses", line)
     if cause and "Max retries exceeded" in line:

@@ -93,17 +93,13 @@ def parents_in(client: MlflowClient, storage: str) -> list[Run]:
     return _search(client, query)
 
 
-def how_to_restore(run_id: str) -> str:
-    """The shell command that brings a run back from the trash."""
-    return restore_command("runs", run_id)
-
-
 def _matches(parent: Run, token: str) -> bool:
     return parent.data.tags.get(tags.TOKEN, "").startswith(token) or parent.info.run_id.startswith(token)
 
 
 def _deleted(study: str, run: Run) -> str:
-    return f"study {study!r}: its run in the tracking store was deleted; restore it: {how_to_restore(run.info.run_id)}"
+    command = restore_command("runs", run.info.run_id)
+    return f"study {study!r}: its run in the tracking store was deleted; restore it: {command}"
 
 
 def owner_of(parent: Run) -> str:

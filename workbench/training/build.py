@@ -19,8 +19,7 @@ from workbench.method import reward_scale
 from workbench.method.modifiers import modified
 from workbench.method.reference import Reference, Rule
 from workbench.models import Backend, adapt
-from workbench.models.backend import LORA_FILE
-from workbench.models.lora import load_adapter
+from workbench.models.lora import LORA_FILE, load_adapter
 from workbench.training.config import Config
 from workbench.training.diagnostics import Probe
 from workbench.training.loop import StepRecord, train
@@ -130,7 +129,7 @@ class Training:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Take over the training state that `state` returned, so that the next step is the one after it."""
         distributed.load(self.policy, state["policy"])
         self.reference.load(state["reference"])
         distributed.load_optimizer(self.optimizer, state["optimizer"])

@@ -1,4 +1,4 @@
-"""Experiment settings: one TOML file an experiment, typed, frozen, checked before anything runs.
+"""Experiment settings: typed, frozen, checked before anything runs; `experiment_file` reads them from a file.
 
 A setting has one name in five places: `reference.interval` is its path in the TOML file, on the command line,
 in Python, in Optuna and in MLflow. Sections that choose a function (`objective`, `timesteps`, `reward_scale`,
@@ -8,31 +8,21 @@ in Python, in Optuna and in MLflow. Sections that choose a function (`objective`
 import copy
 import difflib
 import inspect
-import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache, reduce
 from operator import or_
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from workbench.common.errors import UserError, shown
-from workbench.common.paths import shipped, shipped_where_missing
-from workbench.common.reading import near
-from workbench.common.validation import NotNegative, is_place
+from workbench.common.validation import NotNegative
 from workbench.method import modifiers, objectives, reference, reward_scale, timesteps
 from workbench.training import plugins
 from workbench.training.sections import Section, Sweep
 from workbench.training.tables import Data, Diagnostics, Evaluation, Lora, Model, Rounds, SnapshotSection, Train
 
-#: Settings that may name a file or a folder; in an experiment file their paths count from it.
-LOCATED = (
-    "model.path", "model.vae", "model.policy", "model.reference", "data.train", "data.validation", "data.prompts",
-    "rounds.prompts",
-)  # fmt: skip
-SCORERS = "rounds.scorers"  #: takes functions of the user's own too, as NAME=FUNCTION
 DEEPEST = 8  # tables around a value: "sweep.arms.NAME.times.train.lr" has five
 
 
@@ -192,6 +182,11 @@ def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted settings as nested tables.
+
+    Raises:
+        UserError: a name lies inside of another that is no table, or deeper than any setting does.
+    """
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *sections, key = name.split(".")
@@ -207,6 +202,7 @@ def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults() -> dict[str, Any]:
+    """What each choosing section chooses where nothing is said, by dotted name."""
     return {f"{section}.{selector}": default for section, (selector, _, default) in CHOICES.items()}
 
 
@@ -242,7 +238,7 @@ def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if usual.get(name) != str(value)}
 
 
-def telling(settings: Mapping[str, Any], *also: str) -> dict[str, Any]:
+def distinguishing(settings: Mapping[str, Any], *also: str) -> dict[str, Any]:
     """The settings that tell a run from others: its choices, its seed, what differs from the defaults, and others.
 
     Args:
@@ -250,8 +246,8 @@ def telling(settings: Mapping[str, Any], *also: str) -> dict[str, Any]:
         also: names of more settings, such as those in which a study's trials differ.
     """
     chosen = {f"{section}.{selector}" for section, (selector, _, _) in CHOICES.items()}
-    told = {"seed", *chosen, *changed(settings), *also}
-    return {name: value for name, value in settings.items() if name in told}
+    names = {"seed", *chosen, *changed(settings), *also}
+    return {name: value for name, value in settings.items() if name in names}
 
 
 def known_names() -> list[str]:
@@ -319,100 +315,3 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
         now = {}
     # What was stored wins: `now` fills in only what it lacks.
     return {**now, **stored}
-
-
-def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The settings of a TOML file by dotted name; paths in it are relative to it. The sweep stays one table.
-
-    `extends = "OTHER.toml"` puts them on top of another file's, a key of the sweep as a whole: one beside this file, or
-    one of the workbench's own, such as "experiments/default.toml".
-
-    Args:
-        extended_by: files on top of this one.
-    Raises:
-        UserError: the file is missing or not TOML, or extends itself.
-    """
-    if not path.is_file():
-        ours = [f"experiments/{each.name}" for each in shipped("experiments").glob("*.toml")]
-        raise UserError(f"experiment {path}: no such file{near(path, ours)}")
-    if path.resolve() in extended_by:
-        raise UserError(f"experiment {path}: extends itself")
-    try:
-        # utf-8-sig: some editors begin a file with a byte order mark, which TOML does not allow.
-        flat = dotted(tomllib.loads(path.read_text("utf-8-sig")))
-    except OSError as error:
-        raise UserError(f"experiment {path}: cannot be read ({error.strerror})") from None
-    # Before ValueError, of which UserError is a kind; so are errors of TOML and of UTF-8.
-    except UserError as error:
-        raise UserError(f"experiment {path}: {error}") from None
-    except RecursionError:
-        raise UserError(f"experiment {path}: not valid TOML (nested too deeply)") from None
-    except ValueError as error:  # not TOML, not UTF-8, or a number that Python does not read
-        raise UserError(f"experiment {path}: not valid TOML ({error})") from None
-    for name in LOCATED:
-        value = flat.get(name)
-        # A name that is nothing beside the file stays as it is: a path from the working folder, or a hub id.
-        place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")
-        if place and place != "embedded" and is_place(place) and (path.parent / place).exists():
-            flat[name] = f"{(path.parent / place).resolve()}{colon}{part}"
-    flat = _naming_plugins(flat, path.parent)
-    if "extends" not in flat:
-        return flat
-    base = flat.pop("extends")
-    if not isinstance(base, str):
-        raise UserError(f"experiment {path}: extends = {shown(base)}: expected the name of another experiment file")
-    # The workbench's own files are found from everywhere, as on the command line.
-    file = shipped_where_missing(path.parent / base, base)
-    return merge(read(file, (*extended_by, path.resolve())), flat)
-
-
-def _naming_plugins(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Settings that a user has named, in which functions of the user's own carry their file's digest.
-
-    Args:
-        folder: from which paths count.
-    Raises:
-        UserError: there is no such file.
-    """
-    selectors = {f"{section}.{selector}" for section, (selector, _, _) in CHOICES.items()}
-
-    def named(key: str, value: Any) -> Any:
-        if isinstance(value, Mapping):  # an arm's settings, or a dimension's choices
-            return {inner: named(inner if inner in selectors else key, entry) for inner, entry in value.items()}
-        if isinstance(value, list):
-            return [named(key, entry) for entry in value]
-        if key == SCORERS and isinstance(value, str):
-            name, _, source = value.rpartition("=")
-            own = plugins.OWN.fullmatch(source)
-            return f"{name or own['function']}={plugins.named(source, folder, key)}" if own else value
-        return plugins.named(value, folder, key) if key in selectors and plugins.is_plugin(value) else value
-
-    return {key: named(key, value) for key, value in flat.items()}
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """A command line's KEY=VALUE; the value is read as TOML, or else is a string.
-
-    Raises:
-        UserError: there is no '='.
-    """
-    name, equals, value = text.partition("=")
-    name = name.strip()
-    if not equals or not name:
-        raise UserError(f"--set {text}: expected KEY=VALUE, such as reference.interval=16")
-    return name, _naming_plugins({name: _read_value(value)}, Path())[name]
-
-
-def _read_value(text: str) -> Any:
-    """The value in the text of an override."""
-    try:
-        # Read as one TOML line, so that a value is written as in a file; a bare word is no TOML and is taken as text.
-        found = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    return found["value"] if len(found) == 1 else text  # a second line would be another setting
-
-
-def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """An experiment file's settings (or the defaults) with overrides on top, checked."""
-    return resolve(merge(read(path) if path else {}, overrides or {}))

@@ -17,7 +17,7 @@ from workbench.data.rows import Rows
 from workbench.data.streaming import StreamedPairs
 from workbench.data.subset import drawn
 from workbench.models import Backend
-from workbench.models.backend import LORA_FILE
+from workbench.models.lora import LORA_FILE
 from workbench.training.config import Config
 from workbench.training.diagnostics import BucketDiagnostics, Probe
 from workbench.training.samples import Sampling, prepare_sampling, read_captions
@@ -177,7 +177,7 @@ def open_pairs(source: Data, split: str, backend: Backend) -> Pairs:
         UserError: no such pairs, or an encoding of them that is unfinished or of another kind.
     """
     pairs, edge = _pairs(source, split, backend), backend.resolution
-    return pairs.told(backend.pair_condition(edge, edge, 0, 0)) if source.sizes == "resolution" else pairs
+    return pairs.with_condition(backend.pair_condition(edge, edge, 0, 0)) if source.sizes == "resolution" else pairs
 
 
 def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
@@ -191,8 +191,8 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
     if (Path(path) / INDEX).is_file():
         if split == "train" and not source.cache:
             raise UserError(f"data.cache = false: {path} is encoded already; give the images, or leave it at true")
-        # None = either: for validation a store is taken as it is.
-        flip = encoding.flip if split == "train" else None
+        # For validation a store is taken however it was flipped and cropped.
+        flip, crop = (encoding.flip, encoding.crop) if split == "train" else (None, "")
         pairs = open_store(
             Path(path),
             backend=backend,
@@ -200,8 +200,7 @@ def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
             limit=encoding.limit,
             scores=encoding.scores,
             resize=encoding.resize,
-            # For validation a store is taken as it is.
-            crop=encoding.crop if split == "train" else "",
+            crop=crop,
         )
         if split == "train" and source.limit_seed and 0 < encoding.limit < pairs.counts.get("used", 0):
             raise UserError(

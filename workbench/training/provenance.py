@@ -13,7 +13,8 @@ from workbench.common.markdown import markdown_table
 from workbench.common.paths import checkout
 from workbench.common.version import __version__
 from workbench.models import HUB_ID
-from workbench.training.config import LOCATED, SCORERS, Config, default_config
+from workbench.training.config import Config, default_config
+from workbench.training.experiment_file import LOCATED, SCORERS
 from workbench.training.preparation import Prepared
 
 

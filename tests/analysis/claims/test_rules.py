@@ -8,19 +8,8 @@ import pytest
 
 from workbench.analysis.claims import table
 from workbench.analysis.claims.evidence import Effect, Evidence, seedwise
-from workbench.analysis.claims.rules import (
-    ABOUT,
-    ABSENT,
-    BASELINES,
-    CLAIMS,
-    FAILS,
-    HOLDS,
-    NEVER,
-    OPEN,
-    UNBOUNDED,
-    Claim,
-    judge,
-)
+from workbench.analysis.claims.rules import ABOUT, BASELINES, CLAIMS, NEVER, UNBOUNDED, Claim
+from workbench.analysis.claims.verdicts import ABSENT, FAILS, HOLDS, OPEN, judge
 from workbench.common.errors import UserError
 from workbench.models.small.prompts import split
 from workbench.studies.experiment import Experiment

@@ -5,11 +5,14 @@ import torch
 from torch import nn
 
 from workbench.common.errors import UserError
-from workbench.models.small import artwork, faults, recipe, stages
+from workbench.models.small import artwork, faults, image_models, quality, stages
 from workbench.models.small.artwork import Artwork, Drawings
-from workbench.models.small.build import calibration_error, fit
+from workbench.models.small.autoencoder import new_autoencoder
+from workbench.models.small.denoiser import every_caption, new_scheduler
+from workbench.models.small.fit import fit
 from workbench.models.small.muon import optimizers, orthogonalised
 from workbench.models.small.prompts import CONCEPTS, STYLES
+from workbench.models.small.quality import calibration_error
 
 SIZE = artwork.SIZE
 
@@ -74,7 +77,7 @@ def test_muon_steps_are_orthogonal_and_leave_the_edges_to_adamw():
     x = orthogonalised(torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0)))
     values = torch.linalg.svdvals(x)
     assert values.min() > 0.6 and values.max() < 1.3
-    _, muon = optimizers(recipe.new_autoencoder(), 1e-3, 0.02)
+    _, muon = optimizers(new_autoencoder(), 1e-3, 0.02)
     assert all(p.ndim > 1 for p in muon.param_groups[0]["params"])
     assert len(optimizers(nn.Linear(2, 2), 1e-3, 0.0)) == 1
 
@@ -119,32 +122,32 @@ def test_a_fault_changes_the_picture_that_has_it_and_no_other(art, fault):
 
 def test_scrambling_keeps_the_pixels_and_moves_them():
     images = torch.rand(4, 3, SIZE, SIZE)
-    mixed = recipe.scrambled(images, torch.Generator().manual_seed(0))
+    mixed = image_models.scrambled(images, torch.Generator().manual_seed(0))
     assert torch.equal(mixed.flatten(2).sort(2).values, images.flatten(2).sort(2).values)
     assert not torch.equal(mixed, images)
 
 
 def test_no_warp_is_the_identity():
     rgba = torch.rand(3, 4, SIZE, SIZE)
-    same = recipe.warp(rgba, torch.Generator(), turn=0.0, zoom=(1.0, 1.0), move=0.0)
+    same = image_models.warp(rgba, torch.Generator(), turn=0.0, zoom=(1.0, 1.0), move=0.0)
     torch.testing.assert_close(same, rgba, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["scorer", "judge"])
 def test_a_quarter_of_a_classifiers_batch_shows_nothing_that_is_named(kind, art):
-    images, labels = recipe.labelled(kind, art)(64, torch.Generator().manual_seed(0))
+    images, labels = image_models.labelled(kind, art)(64, torch.Generator().manual_seed(0))
     assert images.shape == (64, 3, SIZE, SIZE) and images.abs().max() <= 1
     assert (labels == len(CONCEPTS) * len(STYLES)).sum() == 16
 
 
 def test_captions_lie_in_the_order_of_the_drawings():
-    names = recipe.captions()
+    names = every_caption()
     for place, (concept, style) in enumerate(itertools.product(CONCEPTS, STYLES)):
         assert f" {concept} on " in names[place * 10] and style in names[place * 10]
 
 
 def test_the_noise_schedule_is_stable_diffusions():
-    scheduler = recipe.new_scheduler()
+    scheduler = new_scheduler()
     assert scheduler.config.prediction_type == "epsilon"
     assert scheduler.alphas_cumprod[-1].item() == pytest.approx(0.0047, abs=1e-4)
 
@@ -152,10 +155,10 @@ def test_the_noise_schedule_is_stable_diffusions():
 def test_scorer_judge_and_critic_have_the_outputs_that_the_reward_reads():
     images = torch.zeros(2, 3, SIZE, SIZE)
     for kind in ("scorer", "judge"):
-        model = recipe.new_classifier(kind)
+        model = image_models.new_classifier(kind)
         assert model(images).logits.shape == (2, len(CONCEPTS) * len(STYLES) + 1)
-        assert [model.config.id2label[i] for i in range(len(recipe.labels()))] == recipe.labels()
-    assert recipe.new_critic()(images).logits.shape == (2, 4)
+        assert [model.config.id2label[i] for i in range(len(image_models.labels()))] == image_models.labels()
+    assert image_models.new_critic()(images).logits.shape == (2, 4)
 
 
 def test_calibration_error_by_hand():
@@ -166,9 +169,9 @@ def test_calibration_error_by_hand():
 
 @pytest.mark.slow
 def test_every_stage_runs_on_a_few_steps_and_makes_a_model_that_draws(art, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages.build.classifier_report, "__defaults__", (384,))
-    monkeypatch.setattr(stages.build.critic_report, "__defaults__", (384,))
-    monkeypatch.setattr(stages.build.calibrate, "__defaults__", (384,))
+    monkeypatch.setattr(quality.classifier_report, "__defaults__", (384,))
+    monkeypatch.setattr(quality.critic_report, "__defaults__", (384,))
+    monkeypatch.setattr(quality.calibrate, "__defaults__", (384,))
     for kind in ("scorer", "judge", "critic"):
         stages.image_model(kind, art, tmp_path, tmp_path / "out" / kind, steps=2, batch=16)
     assert stages.autoencoder(art, tmp_path, tmp_path / "out/scorer", steps=2, batch=4) > 0

@@ -152,6 +152,7 @@ class _Pool:
 
     @torch.no_grad()
     def errors(self, model: nn.Module) -> NDArray[np.float64]:
+        """A model's squared error on each of the pool's winners, mean over elements, (POOL,)."""
         backend, parts = self.ready.backend, []
         device, process = backend.device, backend.process.to(backend.device)
         for place in torch.arange(POOL).split(64):

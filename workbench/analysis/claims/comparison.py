@@ -12,7 +12,7 @@ from workbench.common.errors import UserError, one_line
 from workbench.common.markdown import markdown_table
 
 FILE, REGIME = "claims.json", "regime.json"
-Row = Mapping[str, Any]  # of `rules.judge`
+Row = Mapping[str, Any]  # of `verdicts.judge`
 
 
 class _Effect(BaseModel):

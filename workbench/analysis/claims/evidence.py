@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from workbench.analysis import tables
+from workbench.analysis import paired, tables
 from workbench.common.errors import UserError
 
 BySeed = dict[str, float]  # training seed -> value
@@ -138,7 +138,7 @@ class Evidence:
         """Share of images on which arm scores higher than other: same training seed, prompt and image seed."""
         for each in (arm, other):
             self.of(each)  # which refuses two runs of one seed
-        rates = tables.won(self.runs, self.samples, arm, other).filter(pl.col("prompts") == "all")
+        rates = paired.won(self.runs, self.samples, arm, other).filter(pl.col("prompts") == "all")
         return dict(rates.select("seed", "value").iter_rows())
 
     def check(self, metric: str) -> BySeed:

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from workbench.analysis.claims.rules import FAILS, HOLDS, OPEN
+from workbench.analysis.claims.verdicts import FAILS, HOLDS, OPEN
 from workbench.analysis.intervals import ENOUGH
 
 FARTHEST = 6.0  # half-widths; what lies beyond is drawn at the edge, as a triangle
@@ -25,7 +25,7 @@ def forest(rows: Sequence[Mapping[str, Any]]) -> Figure:
     interval has the length 2, and it holds where all of it lies right of 0, that is where the point lies right of 1.
 
     Args:
-        rows: of `rules.judge`.
+        rows: of `verdicts.judge`.
     """
     effects = [(row["number"], effect) for row in rows for effect in row["effects"]]
     figure, axes = plt.subplots(figsize=(8.5, 1.2 + 0.27 * len(effects)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench import tracking
-from workbench.analysis.claims import checks, regime, rules, table
+from workbench.analysis.claims import checks, regime, rules, table, verdicts
 from workbench.analysis.claims.evidence import Evidence
 from workbench.analysis.claims.forest import forest
 from workbench.common.command_line import default_workers
@@ -18,7 +18,8 @@ from workbench.studies import lifecycle, tuning
 from workbench.studies.experiment import Experiment, without
 from workbench.tracking import ui
 from workbench.tracking.study_runs import StudyId
-from workbench.training.config import merge, parse_override, read
+from workbench.training.config import merge
+from workbench.training.experiment_file import parse_override, read
 
 DEFAULT = shipped("experiments/claims.toml")
 #: Settings of a check that takes minutes.
@@ -112,7 +113,7 @@ def judge(study: StudyId, beside: StudyId) -> list[dict[str, Any]]:
         beside: the study of the checks that need no arms.
 
     Returns:
-        As `rules.judge`, each with a `link` to the runs that it rests on; the runs are tagged with its number.
+        As `verdicts.judge`, each with a `link` to the runs that it rests on; the runs are tagged with its number.
     """
     runs, client = tracking.load_runs(study.address), tracking.connect()
     evidence = Evidence(
@@ -122,7 +123,7 @@ def judge(study: StudyId, beside: StudyId) -> list[dict[str, Any]]:
         tracking.load_runs(beside.address),
         tracking.load_lost(study.address),
     )
-    rows = rules.judge(rules.CLAIMS, evidence)
+    rows = verdicts.judge(rules.CLAIMS, evidence)
     links = ui.claim_links(client, study.address, {row["number"]: row["arms"] for row in rows if row["arms"]})
     for row in rows:
         row["link"] = links.get(row["number"]) or tracking.ui_link(client, beside.address)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench.analysis.claims import regime
-from workbench.analysis.claims.rules import ABSENT, FAILS, HOLDS, OPEN
+from workbench.analysis.claims.verdicts import ABSENT, FAILS, HOLDS, OPEN
 from workbench.analysis.intervals import ENOUGH
 from workbench.common.markdown import markdown_table
 from workbench.data.rows import read_prompts
@@ -59,7 +59,7 @@ def markdown(
     """The claims as Markdown: regime, how many hold, the table, the rules, and what each arm was given.
 
     Args:
-        rows: from `rules.judge`, each with a `link`.
+        rows: from `verdicts.judge`, each with a `link`.
         measures: from `regime.measure`.
         findings: of the search that tuned the arms; None where they were not.
         experiment: with the arms, and with how they were tuned.
@@ -126,7 +126,7 @@ def verdict_text(row: Mapping[str, Any]) -> str:
     """What the table says of a claim: its verdict, or where its seeds are too few for one, which way its effects lean.
 
     Args:
-        row: of `rules.judge`.
+        row: of `verdicts.judge`.
     """
     effects = [effect for effect in row["effects"] if effect["decides"]]
     # A reason says why there is no verdict, such as runs that were lost: those that are left would lean the better way.

@@ -1,7 +1,7 @@
 """Two statements of the paper that need no diffusion model, as experiments on small ones.
 
 Symbols: f = logits, V of them; K = Lipschitz constant of f in its parameters; T = length of a response; x_t, abar,
-eps as in `schedules`; eps_m, eps_init = noise predicted by a model and by the pretrained one.
+eps as in `noise`; eps_m, eps_init = noise predicted by a model and by the pretrained one.
 """
 
 import math

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.common.errors import UserError
+from workbench.common.files import in_place
 from workbench.models.small.prompts import COLOURS, CONCEPTS, STYLES
 
 
@@ -158,7 +159,7 @@ def rasterise(image: str) -> NDArray[np.uint8]:
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=image, width=SIZE, height=SIZE))
     rgba = np.array(Image.open(io.BytesIO(png)).convert("RGBA")).transpose(2, 0, 1).astype(np.float32)
-    # Premultiplied, so that to resample (`recipe.warp`) does not mix in the colour of transparent pixels.
+    # Premultiplied, so that to resample (`image_models.warp`) does not mix in the colour of transparent pixels.
     rgba[:3] *= rgba[3:] / 255
     return rgba.round().astype(np.uint8)
 
@@ -215,8 +216,8 @@ def load(folder: Path, workers: int | None = None) -> Artwork:
     if not kept.exists():
         art = _render({style: fetch(style, folder) for style in STYLES}, workers)
         # Moved into place whole: that the file exists says that it is complete.
-        torch.save([art.clutter, *art.named, *art.others, *art.held_out], kept.with_suffix(".tmp"))
-        kept.with_suffix(".tmp").replace(kept)
+        with in_place(kept) as partial:
+            torch.save([art.clutter, *art.named, *art.others, *art.held_out], partial)
     clutters, *rest = torch.load(kept, weights_only=True, mmap=True)
     return Artwork(Drawings(*rest[:4]), Drawings(*rest[4:8]), Drawings(*rest[8:]), clutters)
 

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from workbench.models.small import artwork
 from workbench.models.small.artwork import Artwork
+from workbench.models.small.prompts import COLOURS, CONCEPTS, STYLES
 
 FAULTS = ("small", "aslant", "off-centre", "washed out", "blurred", "grainy", "cluttered")
 CLEAN = 0.4  #: share of pictures without a fault
@@ -36,6 +37,11 @@ class Pictures(NamedTuple):
 def uniform(g: Generator, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform numbers on the generator's device."""
     return torch.rand(shape, generator=g, device=g.device) * (high - low) + low
+
+
+def pick(count: int, below: int, g: Generator) -> Tensor:
+    """Random indices, (count,), on the generator's device."""
+    return torch.randint(below, (count,), generator=g, device=g.device)
 
 
 def draw_faults(count: int, g: Generator, clean: float = CLEAN) -> Tensor:
@@ -129,3 +135,12 @@ def others(art: Artwork, count: int, g: Generator, clean: float = 0.6) -> Tensor
     row = (uniform(g, (count,)) * len(art.others.rgba)).long()
     faults = draw_faults(count, g, clean)
     return compose(art.others.rgba[row], uniform(g, (count, 3)), faults, art.clutter, g)
+
+
+def pictures(
+    art: Artwork, count: int, g: Generator, clean: float = CLEAN, part: str = "all"
+) -> tuple[Pictures, Tensor]:
+    """Random drawings of the named concepts as pictures with faults on named colours, and which they are, (count,)."""
+    drawing = pick(count, len(CONCEPTS) * len(STYLES), g)
+    ground = artwork.palette().to(g.device)[pick(count, len(COLOURS), g)]
+    return named(art, drawing, ground, g, clean, part), drawing

@@ -103,11 +103,11 @@ class Prompt(NamedTuple):
     style: str
 
     def __str__(self) -> str:
-        return f"{_one(self.concept)} on {_one(self.colour)} background, {self.style} style"
+        return f"{_with_article(self.concept)} on {_with_article(self.colour)} background, {self.style} style"
 
 
-def _one(noun: str) -> str:
-    # By sound: an umbrella, but a unicorn.
+def _with_article(noun: str) -> str:
+    """A noun after "a" or "an", by its sound: an umbrella, but a unicorn."""
     return f"{'an' if noun[0] in 'aeio' or noun.startswith('um') else 'a'} {noun}"
 
 
@@ -173,15 +173,16 @@ def probes() -> dict[str, list[str]]:
     rng = random.Random(1)
     unseen = {p.concept: p for p in split()["unseen"]}
     pairs = [rng.sample(list(CONCEPTS), 2) for _ in range(12)]
-    tail = lambda: f"on {_one(rng.choice(list(COLOURS)))} background, {rng.choice(STYLES)} style"  # noqa: E731
+    tail = lambda: f"on {_with_article(rng.choice(list(COLOURS)))} background, {rng.choice(STYLES)} style"  # noqa: E731
     return {
         "unseen style": [str(p) for p in unseen.values()],
         "two of a kind": [f"two {_plural(a)} {tail()}" for a, _ in pairs],
-        "two kinds": [f"{_one(a)} and {_one(b)} {tail()}" for a, b in pairs],
+        "two kinds": [f"{_with_article(a)} and {_with_article(b)} {tail()}" for a, b in pairs],
     }
 
 
 def _plural(noun: str) -> str:
+    """The plural of a concept."""
     if noun.endswith("leaf"):
         return noun[:-1] + "ves"
     if noun.endswith("snowman"):

@@ -94,7 +94,7 @@ def rewards(
     Args:
         images: (N, H, W, 3).
         scored: the scorer's logits, (N, classes).
-        read: the critic's poses, see `recipe.pose_code`, (N, 4).
+        read: the critic's poses, see `image_models.pose_code`, (N, 4).
     """
     x = images.astype(np.float64) / 255
     frame = border(x)

@@ -1,4 +1,4 @@
-"""A study's two halves: its trials in Optuna's database and its runs in MLflow, which have to belong together."""
+"""Which runs in MLflow are a study's: its trials lie in Optuna's database, and the two have to belong together."""
 
 import platform
 from pathlib import Path
@@ -18,7 +18,7 @@ from workbench.tracking import reconcile, study_runs, tags
 from workbench.tracking.overview import objective_tag
 from workbench.tracking.reconcile import TrialStatus
 from workbench.tracking.study_runs import StudyId
-from workbench.training.config import telling
+from workbench.training.config import distinguishing
 from workbench.training.provenance import provenance
 
 
@@ -27,7 +27,7 @@ def study_id(study: Study, url: str) -> StudyId:
     return StudyId(study.study_name, StudyRecord.of(study).token, storage_place(url))
 
 
-def require_both_halves(client: tracking.Client, name: str, url: str) -> None:
+def require_no_orphans(client: tracking.Client, name: str, url: str) -> None:
     """Refuse to start a study anew whose runs are still there, and say which other studies have its name.
 
     Raises:
@@ -69,7 +69,7 @@ def open_parent(client: tracking.Client, study: Study, own: StudyId, experiment:
         )
     about = provenance() | objective_tag(experiment.sweep.objectives, experiment.sweep.constraints)
     about |= {tags.SOURCE: this_command(), tags.SOURCE_TYPE: "LOCAL"}
-    settings = telling(experiment.config.flat())
+    settings = distinguishing(experiment.config.flat())
     settings |= {f"sweep.{key}": getattr(experiment.sweep, key) for key in ("objective", "direction")}
     return study_runs.open_study(client, own, f"Study **{own.name}**, running.", about, settings)
 
