@@ -27,7 +27,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 
 test-all: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 -m 'not campaign'
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 -m 'not campaign' --hypothesis-profile new
 
 check: install
 	$(BIN)/ruff check .

@@ -18,8 +18,10 @@ from tests.support.helpers import ROOT, pair_rows, random_text_encoder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = str(ROOT)  # processes that tests start import this tree
-hypothesis.settings.register_profile("busy machine", deadline=None)
-hypothesis.settings.load_profile("busy machine")
+# The same examples each time, so that a change is judged by what it changed; `make test-all` looks for new ones.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("new", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("same")
 torch.set_num_threads(1)
 load_anew, load_once = alembic.util.pyfiles.load_module_py, functools.cache(alembic.util.pyfiles.load_module_py)
 # MLflow and Optuna ask for the newest of their migrations, each a file, whenever a database is opened. The env.py

@@ -113,6 +113,14 @@ def test_truncated_weights_are_one_line(tiny_model, tmp_path, part):
         backend.denoiser(), backend.pipeline
 
 
+def test_a_text_encoder_that_loads_and_takes_no_caption_is_one_line(tiny_model, tmp_path):
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    file = copy / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": None}))
+    with pytest.raises(UserError, match="its text encoders do not take a caption"):
+        load(str(copy), CPU).encode_text(["a fox"])
+
+
 def test_an_unknown_device_is_named():
     with pytest.raises(UserError, match=r"model\.device = 'quantum'"):
         pick_device("quantum")

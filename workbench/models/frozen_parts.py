@@ -266,7 +266,9 @@ class FrozenParts(ABC):
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Text embeddings by name, each (N, ...), as the family's pipeline makes and pads them."""
         self._loaded_pipeline()
-        return self._embed(list(captions))
+        # Some configs are first found wrong here: a text encoder loads without the number of its last token, say.
+        with explained(f"{self.checkpoint.name}: its text encoders", "do not take a caption"):
+            return self._embed(list(captions))
 
     # Files
 

@@ -23,11 +23,12 @@ LONGEST_JSON = 2**20
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: str, failing: str = "cannot be loaded") -> Iterator[None]:
     """Turn whatever a library raises over files that it cannot read into a UserError of one line.
 
     Args:
         what: the thing being read, with which the line begins.
+        failing: what the line says of it.
     """
     try:
         yield
@@ -36,7 +37,7 @@ def explained(what: str) -> Iterator[None]:
     except Exception as error:  # diffusers, transformers, tokenizers and peft raise all kinds, and plain Exception
         if "out of memory" in str(error):  # no fault of the files; `memory_explained` says what to change
             raise
-        raise UserError(f"{what} cannot be loaded ({one_line(error)})") from None
+        raise UserError(f"{what} {failing} ({one_line(error)})") from None
 
 
 def read_json(path: Path, what: str, longest: int = LONGEST_JSON) -> dict[str, Any]:
