@@ -53,8 +53,8 @@ def main(
       workers      the default sweep by two workers against one
       pruning      steps that pruning saves the default sweep
 
-    The last three take more than an hour on two cores, parts as many whole runs as --sweeps says and one more; --quick
-    leaves out all four. Leave the machine alone meanwhile.
+    The last three take more than an hour on two cores, parts twice as many whole runs as --sweeps says and one more;
+    --quick leaves out all four. Leave the machine alone meanwhile.
 
     \b
     Examples:
