@@ -42,7 +42,7 @@ def main(
       reference    the moving reference's share of training time
       diagnostics  diagnostics against the forwards they need
       encode       the share of encoding not spent in the networks
-      start        the time until --help is there
+      start        the time until --help is there, a large study's status, a study's first training step
       parts        where a whole run's time goes, from its imports to its tracking (parts.png)
       memory       peak memory against the weights that must be there
       report       all figures of a study of 50 runs
@@ -53,8 +53,8 @@ def main(
       workers      the default sweep by two workers against one
       pruning      steps that pruning saves the default sweep
 
-    The last three take more than an hour on two cores, parts as many whole runs as --sweeps says and one more; --quick
-    leaves out all four. Leave the machine alone meanwhile.
+    The last three take more than an hour on two cores, parts twice as many whole runs as --sweeps says and one more;
+    --quick leaves out all four. Leave the machine alone meanwhile.
 
     \b
     Examples:

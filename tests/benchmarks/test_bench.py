@@ -2,8 +2,9 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import optuna
 import polars as pl
@@ -99,3 +100,12 @@ def test_pruning_counts_steps_and_compares_the_best(tmp_path, monkeypatch):
     saved, better = pruning.pruning(options(tmp_path, sweeps=2))
     assert saved.median == pytest.approx(20) and saved.met is False
     assert better.median == pytest.approx(-0.05) and better.met is False
+
+
+def test_pruning_is_as_good_where_the_interval_of_its_seeds_reaches_zero(tmp_path, monkeypatch):
+    best = {"whole-0": 0.7, "pruned-0": 0.65, "whole-1": 0.7, "pruned-1": 0.72}
+    monkeypatch.setattr(sandbox, "sweep", lambda *told: None)
+    trial = partial(SimpleNamespace, steps=100)
+    monkeypatch.setattr(pruning, "trial_times", lambda study, url: [trial(value=best[study]), trial(value=None)])
+    _, better = pruning.pruning(options(tmp_path, sweeps=2))
+    assert better.median < 0 < better.high and better.met is True

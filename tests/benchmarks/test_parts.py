@@ -15,7 +15,7 @@ IMPORTS = 1000.0  # what the stand-in says; a real run takes seconds
 
 
 def test_the_parts_add_up_to_what_the_clock_says_and_nothing_is_printed(tiny, workplace, monkeypatch, capsys):
-    """One run first, one later, on the options' device; imports in a fresh process take long and have a stand-in."""
+    """A run first, one later, one of the study's, on the options' device; slow imports have a stand-in."""
     clocks, devices, real = [], [], parts.timed_run
 
     def timed_run(config, *told):
@@ -29,17 +29,18 @@ def test_the_parts_add_up_to_what_the_clock_says_and_nothing_is_printed(tiny, wo
     monkeypatch.setattr(parts, "import_seconds", lambda needed: IMPORTS)
     options = Options(5, torch.device("cpu"), workplace / "out" / "work", sweeps=1)
     figures = {one.name: one for one in parts.parts(options, tiny | {"model.device": "elsewhere"})}
-    assert devices == ["cpu", "cpu"] and capsys.readouterr().out == ""
+    assert devices == ["cpu"] * 3 and capsys.readouterr().out == ""
     for whole, found in clocks:
         assert list(found) == list(parts.PARTS) and min(found.values()) >= 0
         # What is between the clocks takes no time: the stopwatches are wound up and taken off.
         assert sum(found.values()) == pytest.approx(whole, abs=0.5)
         assert found["imports"] == IMPORTS and found["training steps"] > 0 and found["final samples"] > 0
-    (_, first), _ = clocks
+    (_, first), *_ = clocks
     of_training = sum(first[part] for part in parts.OF_TRAINING)
     outside = figures["the first run, time outside of training"]
     assert outside.median == pytest.approx(100 * (1 - of_training / sum(first.values()))) and outside.goal is None
     assert figures["a later run, time outside of training"].goal == 15
+    assert figures["a trial of the default study, time outside of training"].goal is None
     assert (workplace / "out" / "parts.png").stat().st_size > 1000
 
 

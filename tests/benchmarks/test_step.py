@@ -65,11 +65,13 @@ def test_each_ratio_has_its_goal_and_a_control_in_the_same_rounds(tiny):
 
 
 def test_the_reference_s_moves_are_shares_of_the_steps_between_them(tiny):
-    found = list(step.machinery(OPTIONS))
+    *found, of_study, _ = step.machinery(OPTIONS)
     for probe, (rarely, often, update) in ((32, found[:3]), (256, found[3:])):
-        assert (rarely.goal, often.goal, update.goal) == (2.0, 6.0, None)
+        assert (rarely.goal, often.goal, update.goal) == (1.0, 4.0, None)
         assert often.median == pytest.approx(4 * rarely.median)
         assert all(f.name.endswith(f"tiny, 8 pairs, probe of {probe}") for f in (rarely, often, update))
+    assert of_study.name == "reference moved every 4 steps: the default study's tiny, 4 pairs, probe of 128"
+    assert of_study.goal == 16.0
 
 
 def test_limits_are_rates_and_shares_of_them(tiny, monkeypatch):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from workbench.benchmarks.figure import Figure, Options, figure
-from workbench.benchmarks.sandbox import databases, of_checkout, sandbox, temporary_folder
+from workbench.benchmarks.sandbox import EXPERIMENTS, databases, of_checkout, sandbox, temporary_folder
 from workbench.benchmarks.stopwatch import stopwatch
 from workbench.common.outputs import output_file
 from workbench.method.reference import Reference
@@ -41,18 +41,20 @@ PARTS = (
 OF_TRAINING = ("training steps", "candidates of the reference")  # what a run is for
 #: What every tracked run imports, as module and name in it; the classes of the model's parts come on top.
 NEEDED = (("workbench.studies", "single_run"), ("workbench", "tracking"))
-FIRST, LATER = "the first run", "a later run"
+FIRST, LATER, TRIAL = "the first run", "a later run", "a trial of the default study"
 
 
 def parts(options: Options, settings: Mapping[str, Any] | None = None) -> Iterator[Figure]:
     """The share of the default run that is not spent in training, and each part's seconds.
 
-    The first run encodes the pairs and draws the pretrained model's samples; later ones find both in the cache.
+    The first run encodes the pairs and draws the pretrained model's samples; later ones find both in the cache. So does
+    a run with the default study's settings, which has fewer pairs a step and other diagnostics.
 
     Args:
-        settings: dotted, of the run, on top of the defaults; the device is the options'.
+        settings: dotted, of the runs, on top of their own; the device is the options'.
     """
-    config = load(None, {**(settings or {}), "model.device": str(options.device)})
+    own_settings = {**(settings or {}), "model.device": str(options.device)}
+    config, of_study = (load(file, own_settings) for file in (None, EXPERIMENTS / "default.toml"))
     needed = imports_of(config)
     # All runs are made in this process: what it imports while the first prepares would be missing from the later ones.
     for module, name in needed:
@@ -64,7 +66,9 @@ def parts(options: Options, settings: Mapping[str, Any] | None = None) -> Iterat
         with sandbox(folder, **own):
             first = [timed_run(config, "run-0", needed)]
             later = [timed_run(config, f"run-{number}", needed) for number in range(1, options.sweeps + 1)]
-    for name, runs in ((FIRST, first), (LATER, later)):
+            prepare(of_study)  # not timed: fills the cache with the samples of its own grid
+            trials = [timed_run(of_study, f"trial-{number}", needed) for number in range(options.sweeps)]
+    for name, runs in ((FIRST, first), (LATER, later), (TRIAL, trials)):
         outside = [100 * (1 - sum(run[part] for part in OF_TRAINING) / sum(run.values())) for run in runs]
         goal = 15.0 if name == LATER else None
         yield figure("parts", f"{name}, time outside of training", outside, goal, unit="%")

@@ -92,7 +92,7 @@ def _figures(chunks: Mapping[str, list[Chunk]], steps: int) -> Iterator[Figure]:
     for name in names:
         wall, logging, delivering, around = values[name]
         share, most = 100 * (wall / untracked - 1), 100 * (logging + delivering) / untracked
-        yield figure(GROUP, f"tracking to {name}, share of training time", share, 1.0, unit="%", note=f"{steps} steps")
+        yield figure(GROUP, f"tracking to {name}, share of training time", share, 0.5, unit="%", note=f"{steps} steps")
         at_most = "were nothing of it done beside the training"
         yield figure(GROUP, f"tracking to {name}, its own processor time", most, None, unit="%", note=at_most)
         yield figure(GROUP, f"tracking to {name}, telling of a step", 1e6 * logging / steps, None, unit="us")
