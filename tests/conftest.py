@@ -95,18 +95,24 @@ def no_plugins(monkeypatch):
         table.update(known)
 
 
-@pytest.fixture
-def tiny(tiny_model, tiny_pairs, tmp_path) -> dict:
-    """Dotted settings of a run that takes a second."""
+@pytest.fixture(scope="session")
+def tiny_prompts(tmp_path_factory) -> Path:
+    """A file of four of the small model's test prompts."""
     from workbench.models.small.prompts import split
 
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(str(p) for p in random.Random(0).sample(split()["test"], 4)))
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(str(p) for p in random.Random(0).sample(split()["test"], 4)))
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_model, tiny_pairs, tiny_prompts) -> dict:
+    """Dotted settings of a run that takes a second; the same in every test, so that tests may share what runs share."""
     return {
         "model.path": str(tiny_model),
         "data.train": str(tiny_pairs),
         "data.validation": str(tiny_pairs),
-        "data.prompts": str(prompts),
+        "data.prompts": str(tiny_prompts),
         "train.steps": 4,
         "train.batch_size": 4,
         "train.lr": 1e-3,
