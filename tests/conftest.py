@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny random Stable Diffusion folder and tiny preference pairs, made here, no network."""
 
 import functools
+import gc
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ import torch
 from tests.support.forked import forked_workers  # noqa: F401
 from tests.support.helpers import ROOT, pair_rows, random_text_encoder
 
+gc.disable()  # until all tests are collected
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = str(ROOT)  # processes that tests start import this tree
 # The same examples each time, so that a change is judged by what it changed; `make test-all` looks for new ones.
@@ -27,6 +29,27 @@ load_anew, load_once = alembic.util.pyfiles.load_module_py, functools.cache(alem
 # MLflow and Optuna ask for the newest of their migrations, each a file, whenever a database is opened. The env.py
 # beside them must run each time: it is what migrates.
 alembic.util.pyfiles.load_module_py = lambda name, path: (load_anew if name == "env_py" else load_once)(name, path)
+#: Files with tests of five seconds of CPU and more. They come first: a long test that is begun last keeps one of two
+#: workers waiting for the other.
+LONG = (
+    "commands/test_bad_bytes.py", "commands/test_commands.py", "models/small/test_shipped.py",
+    "benchmarks/test_invented_study.py", "benchmarks/test_throughput.py", "benchmarks/test_plan.py",
+    "analysis/claims/test_claims.py", "evaluation/test_evaluate.py", "studies/test_rounds.py",
+    "benchmarks/test_step.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))  # stable: all others stay in their order
+
+
+def pytest_collection_finish() -> None:
+    """Leave the million objects of imported libraries out of garbage collection, which took an eighth of all time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -74,18 +97,24 @@ def no_plugins(monkeypatch):
         table.update(known)
 
 
-@pytest.fixture
-def tiny(tiny_model, tiny_pairs, tmp_path) -> dict:
-    """Dotted settings of a run that takes a second."""
+@pytest.fixture(scope="session")
+def tiny_prompts(tmp_path_factory) -> Path:
+    """A file of four of the small model's test prompts."""
     from workbench.models.small.prompts import split
 
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(str(p) for p in random.Random(0).sample(split()["test"], 4)))
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(str(p) for p in random.Random(0).sample(split()["test"], 4)))
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_model, tiny_pairs, tiny_prompts) -> dict:
+    """Dotted settings of a run that takes a second; the same in every test, so that tests may share what runs share."""
     return {
         "model.path": str(tiny_model),
         "data.train": str(tiny_pairs),
         "data.validation": str(tiny_pairs),
-        "data.prompts": str(prompts),
+        "data.prompts": str(tiny_prompts),
         "train.steps": 4,
         "train.batch_size": 4,
         "train.lr": 1e-3,

@@ -136,13 +136,23 @@ def test_the_limit_that_is_nearest_comes_first_and_is_reached_with_more_gpus():
     assert STORE_ROWS < 10**12 / (40_000 * 5.16)
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_bytes_are_those_that_two_processes_hand_to_gloo(tmp_path, how, accumulation):
+CASES = [("ddp", 1), ("ddp", 2), ("fsdp", 1), ("fsdp", 2)]
+
+
+@pytest.fixture(scope="module")
+def handed(tmp_path_factory):
+    """What two processes hand to collectives in a step, by case: one list of both processes' each."""
+    found = collectives(tmp_path_factory.mktemp("ranks"), CASES)
+    return dict(zip(CASES, zip(*found, strict=True), strict=True))
+
+
+@pytest.mark.parametrize(("how", "accumulation"), CASES)
+def test_bytes_are_those_that_two_processes_hand_to_gloo(handed, how, accumulation):
     """One step of the real loop, tiny denoiser; what hooks see is what `payload` says."""
     weights = sum(p.numel() for p in random_backend(SHAPES["tiny"], torch.device("meta")).denoiser().parameters())
     expected = payload(costs.Cost(0, 0, 0, weights, weights), how == "fsdp", accumulation)
-    for found in collectives(tmp_path, how, accumulation):
+    assert len(handed[how, accumulation]) == 2
+    for found in handed[how, accumulation]:
         assert found["reduced"] == expected.reduced
         # fsdp fills tensors up to a multiple of the processes.
         assert found["gathered"] == pytest.approx(expected.gathered, rel=0.01)

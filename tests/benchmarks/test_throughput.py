@@ -15,6 +15,20 @@ from workbench.training.experiment_file import load
 META, CPU = torch.device("meta"), torch.device("cpu")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def counted_once():
+    """A shape is counted once for all tests: torch's counter takes seconds for each."""
+    real, known = costs.count, {}
+
+    def count(shape: Shape, lora: int = 0) -> costs.Cost:
+        key = json.dumps([shape.family, shape.denoiser, lora], sort_keys=True)
+        return known[key] if key in known else known.setdefault(key, real(shape, lora))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "count", count)
+        yield
+
+
 @pytest.mark.parametrize(
     ("name", "weights", "resolution"),
     [

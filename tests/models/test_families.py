@@ -145,7 +145,7 @@ def test_the_logit_is_exactly_zero_after_a_hard_copy(family, dtype):
     assert (errors().margin == 0).all() and (errors().distance_w == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_adapters_policy_reference_and_pretrained_share_one_denoiser(family, dtype):
     from workbench.method.reference import Divergence, Reference, Rule
 

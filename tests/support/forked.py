@@ -5,6 +5,7 @@ threads, so that what is forked from it is as it would be after its imports. It 
 that needs it.
 """
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -35,6 +36,7 @@ IMPORTS = [
 
 def _run_in(environment: dict[str, str], target: Callable, arguments: tuple) -> None:
     """The body of a forked process: with this environment instead of the server's."""
+    gc.freeze()  # what the server has imported is never garbage
     os.environ.clear()
     os.environ.update(environment)
     target(*arguments)

@@ -100,8 +100,12 @@ def run_command(folder: Path, *command: str, count: int = 2) -> list[subprocess.
     return [subprocess.CompletedProcess(command, *result) for result in results]
 
 
-def _counted(folder: Path, how: str, accumulation: int) -> None:
-    """The body of one process: steps of the tiny shape; FOLDER/RANK.json gets what the second gave to collectives."""
+def _counted(folder: Path, cases: list[tuple[str, int]]) -> None:
+    """The body of one process: steps of the tiny shape; FOLDER/RANK.json gets what the second gave to collectives.
+
+    Args:
+        cases: "ddp" or "fsdp", and passes of the step.
+    """
     found = dict.fromkeys(("reduced", "gathered", "scattered"), 0)
     wrap = distributed.wrap
 
@@ -126,26 +130,27 @@ def _counted(folder: Path, how: str, accumulation: int) -> None:
         setattr(torch.distributed, name, watched)
 
     torch.set_num_threads(1)
-    shape, cpu = SHAPES["tiny"], torch.device("cpu")
+    shape, cpu, all_found = SHAPES["tiny"], torch.device("cpu"), []
     distributed.wrap = wrapped
     watch("all_gather_single", "gathered")
     watch("reduce_scatter_single", "scattered")
-    settings = {"train.batch_size": 1, "train.accumulation": accumulation, "train.steps": 2, "train.warmup": 0}
-    settings |= {"train.parallel": how, "reference.policy": "frozen", "diagnostics.probe": 4}
     backend = random_backend(shape, cpu)
-    training = build_on(resolve(settings), backend, random_pairs(shape, backend, 8))
-    next(training.records)
-    found |= dict.fromkeys(found, 0)
-    next(training.records)
-    (folder / f"{distributed.rank()}.json").write_text(json.dumps(found))
+    for how, accumulation in cases:
+        settings = {"train.batch_size": 1, "train.accumulation": accumulation, "train.steps": 2, "train.warmup": 0}
+        settings |= {"train.parallel": how, "reference.policy": "frozen", "diagnostics.probe": 4}
+        training = build_on(resolve(settings), backend, random_pairs(shape, backend, 8))
+        next(training.records)
+        found |= dict.fromkeys(found, 0)
+        next(training.records)
+        all_found.append(dict(found))
+    (folder / f"{distributed.rank()}.json").write_text(json.dumps(all_found))
 
 
-def collectives(folder: Path, how: str, accumulation: int) -> list[dict[str, int]]:
-    """Bytes that each of two processes hands to all-reduces, all-gathers and reduce-scatters in a training step.
+def collectives(folder: Path, cases: list[tuple[str, int]]) -> list[list[dict[str, int]]]:
+    """Bytes that each of two processes hands to all-reduces, all-gathers and reduce-scatters in a step of each case.
 
     Args:
-        how: "ddp" or "fsdp".
-        accumulation: passes of the step.
+        cases: "ddp" or "fsdp", and passes of the step.
     """
-    assert _start(_counted, folder, how, accumulation, count=2) == [0, 0]
+    assert _start(_counted, folder, cases, count=2) == [0, 0]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]

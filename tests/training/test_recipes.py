@@ -9,20 +9,28 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.support import runs
 from tests.support.ended import Ended
-from tests.support.runs import run
 from tests.training.test_loop import PROCESS, batch
 from workbench.common.errors import UserError
 from workbench.models import load
 from workbench.training.config import resolve
 from workbench.training.loop import noised
 from workbench.training.optimizers import schedule_of
-from workbench.training.preparation import open_pairs
+from workbench.training.preparation import Preparations, open_pairs
 from workbench.training.snapshots import Snapshots, require_same
 from workbench.training.tables import Schedule
 
 CPU = torch.device("cpu")
 CHEAP = {"evaluation.seeds": 0, "evaluation.grid": 0, "diagnostics.draws": 1}
+
+#: What runs of the same model and data share, which none of them changes: it is made once for all tests.
+PREPARATIONS = Preparations(keep=4)
+
+
+def run(settings, listener=None, **how):
+    config = resolve(settings)
+    return runs.run(config, listener, PREPARATIONS(config), **how)
 
 
 def ended(settings, **how):

@@ -1,5 +1,7 @@
 """Whatever kills a run, going on with it ends in the same bits."""
 
+import functools
+import json
 import os
 import shutil
 import subprocess
@@ -11,13 +13,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support import runs
 from tests.support.ended import Ended
 from tests.support.killed import killed_run
-from tests.support.runs import run
 from workbench.common.errors import Failure, UserError
 from workbench.training.config import merge, resolve
 from workbench.training.listener import Recorder
-from workbench.training.preparation import prepare
+from workbench.training.preparation import Preparations
 from workbench.training.snapshots import SUFFIX, Snapshot, Snapshots
 
 STEPS, INTERVAL = 11, 3
@@ -37,13 +39,28 @@ def long(tiny, workplace):
     }
 
 
-def whole(changes):
+#: What runs of the same model and data share, which none of them changes: it is made once for all tests.
+PREPARATIONS = Preparations()
+
+
+def run(changes, listener, **how):
+    config = resolve(changes)
+    return runs.run(config, listener, PREPARATIONS(config), **how)
+
+
+@functools.cache
+def _whole(changes):
     ended = Ended()
-    run(changes, ended)
+    run(json.loads(changes), ended)
     return ended
 
 
-def killed_after(step, snapshots, changes, prepared=None):
+def whole(changes):
+    """What a run that nothing ends leaves; the same for all tests that ask for the same run."""
+    return _whole(json.dumps(changes, sort_keys=True))
+
+
+def killed_after(step, snapshots, changes):
     """A part of a run that ends without a word after a step."""
 
     def on_step(now, news):
@@ -51,7 +68,7 @@ def killed_after(step, snapshots, changes, prepared=None):
             raise SystemExit("killed")
 
     with pytest.raises(SystemExit):
-        run(changes, Ended(), prepared, snapshots=snapshots, on_step=on_step)
+        run(changes, Ended(), snapshots=snapshots, on_step=on_step)
 
 
 VARIANTS = [
@@ -86,12 +103,12 @@ def test_a_run_killed_twice_ends_in_the_same_bits(changes, long):
 
 @pytest.mark.slow
 def test_killed_after_any_step(long):
-    expected, prepared = whole(long), prepare(resolve(long))
+    expected = whole(long)
     for step in range(1, STEPS):
         snapshots, ended = Snapshots(Path(f"s{step}"), INTERVAL), Ended()
-        killed_after(step, snapshots, long, prepared)
+        killed_after(step, snapshots, long)
         assert snapshots.steps() == [s for s in range(step, 0, -1) if s % INTERVAL == 0][:2]
-        run(long, ended, prepared, snapshots=snapshots)
+        run(long, ended, snapshots=snapshots)
         assert ended == expected, step
 
 
@@ -219,11 +236,11 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_good_snapshot(small_disk, 
 
 
 def test_a_process_killed_outright(long, workplace):
-    """Not only the loop: nothing of the process is left, and the rest is done by another one."""
+    """Not only the loop: nothing of the process is left, and the rest is done by another one, on pairs of the cache."""
     expected = whole(long)
     killed_run(long, Snapshots(Path("s"), INTERVAL), 8)
     ended = Ended()
-    run(long, ended, snapshots=Snapshots(Path("s"), INTERVAL))
+    runs.run(long, ended, snapshots=Snapshots(Path("s"), INTERVAL))
     assert ended == expected
 
 
