@@ -23,11 +23,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 sweep: install
 	$(BIN)/python -m workbench.sweep --study $(STUDY)
 
+# Byte code is kept even where the environment says no: each of the processes that tests start would compile anew.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 
 test-all: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 -m 'not campaign' --hypothesis-profile new
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 -m 'not campaign' --hypothesis-profile new
 
 check: install
 	$(BIN)/ruff check .
