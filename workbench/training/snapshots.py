@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 SUFFIX = ".snapshot"
 PATTERN = "[0-9]" * 8 + f"-*{SUFFIX}"
 FINISHED = "finished.json"
+PLACED = "model.json"  #: which folder the trained model has been moved to (`model_folder`)
 #: Settings that decide nothing about the weights, so that a resumed run may have others.
 FREE = frozenset({"train.max_hours", "train.checkpoint_every", "train.checkpoints_kept"})
 #: Schedules of the learning rate that know no end: with these a run may be resumed to more steps than it had.
@@ -175,8 +176,8 @@ def remove_snapshots(folder: Path) -> None:
 
 
 def snapshot_files(folder: Path) -> list[Path]:
-    """The files in a folder that `Snapshots` has written, unfinished ones too."""
-    return [p for p in folder.glob("*") if p.match(PATTERN) or p.name == FINISHED or is_partial(p)]
+    """The files that the workbench has written into a folder of snapshots, unfinished ones too."""
+    return [p for p in folder.glob("*") if p.match(PATTERN) or p.name in (FINISHED, PLACED) or is_partial(p)]
 
 
 def step_of(path: Path) -> int:
