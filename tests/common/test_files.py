@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 import workbench
-from workbench.common import cache
+from workbench import tracking
+from workbench.common import cache, locks
 from workbench.common.errors import Failure
 from workbench.common.files import in_place, require_readable
-from workbench.common.paths import places_explained, require_places
+from workbench.common.paths import places_explained, require_places, sqlite_url
+from workbench.studies.storage import open_storage
 from workbench.training.snapshots import Snapshot, Snapshots
 
 PACKAGE = Path(workbench.__file__).parent
@@ -38,6 +40,20 @@ def test_files_follow_the_umask(mask, mode, umask, tmp_path, monkeypatch):
         (partial / "config.json").write_text("{}")
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == 3 and {path.stat().st_mode & 0o777 for path in written} == {mode}
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o002, 0o664), (0o077, 0o600)])
+def test_databases_and_locks_follow_the_umask(mask, mode, umask, tmp_path, monkeypatch):
+    """Colleagues who share a folder work on the same studies."""
+    umask(mask)
+    url = sqlite_url(tmp_path / "optuna.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_url(tmp_path / "mlflow.db"))
+    with locks.exclusive(url), locks.try_use(url, "token", alone=False), locks.try_lock(tmp_path / "runs"):
+        open_storage(url)
+    tracking.connect()
+    written = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()}
+    assert {"optuna.db", "optuna.db.lock", "optuna.db.token.lock", "runs.lock", "mlflow.db"} <= written.keys()
+    assert set(written.values()) == {mode}, written
 
 
 @pytest.fixture

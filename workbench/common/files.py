@@ -62,6 +62,16 @@ def _follow_umask(path: Path) -> None:
         file.chmod(mode)
 
 
+def create_as_umask_says(path: Path) -> None:
+    """Make an empty file where there is none, for libraries that would make it for fewer people.
+
+    sqlite lets nobody else write its files, filelock nobody else read its locks, whatever the umask says; colleagues
+    who share a database need both. Empty files are what both begin with.
+    """
+    if not path.exists():
+        path.touch()
+
+
 def require_readable(path: Path, remedy: str) -> None:
     """Make sure that a file which is there can be opened, so that nobody takes it for a damaged one.
 

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from workbench.common.command_line import this_python
 from workbench.common.errors import Failure, UserError
+from workbench.common.files import create_as_umask_says
 from workbench.common.locks import exclusive
 from workbench.common.paths import database_url
 from workbench.common.secrets import hide_passwords
@@ -219,6 +220,10 @@ def _require_database(uri: str) -> bool:
     """
     import sqlalchemy
 
+    file = database_path()
+    if file and file.name != ":memory:":
+        with suppress(OSError):  # said by whoever opens it
+            create_as_umask_says(file)
     try:
         with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect() as connection:
             try:  # a row that MLflow adds after everything else
