@@ -86,6 +86,35 @@ def require_readable(path: Path, remedy: str) -> None:
         raise Failure(f"{path}: cannot be read ({error.strerror}); let this user read it, or {remedy}") from None
 
 
+def require_writable(path: Path, what: str, remedy: str) -> None:
+    """Make sure that a database's file can be changed, where it is there; libraries say so late, and as a bug.
+
+    Args:
+        what: what it is, with which the line begins.
+        remedy: what to do where the file's mode cannot be changed.
+    Raises:
+        Failure: it cannot; says why.
+    """
+    if not path.is_file():
+        return
+    try:
+        path.open("r+b").close()
+    except OSError as error:
+        raise Failure(f"{what} {path}: cannot be written ({error.strerror}); let this user, or {remedy}") from None
+
+
+def noted(path: Path) -> str | None:
+    """What the workbench has noted in a small file; None where there is none, or something else is in its place."""
+    # Asked first: whoever opens a named pipe waits for somebody who writes into it.
+    if not path.is_file():
+        return None
+    require_readable(path, "work with another folder")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+
+
 def replace_folder(new: Path, path: Path) -> None:
     """Move a folder to where another may be, which is removed."""
     with partial_file(path) as old:

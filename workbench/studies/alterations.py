@@ -23,7 +23,7 @@ from workbench.common.paths import state_path
 from workbench.common.processes import place_of
 from workbench.studies import halves, lifecycle, recovery, tuning
 from workbench.studies.records import TrialRecord
-from workbench.studies.storage import find_study, locked, open_storage, require_study, unused
+from workbench.studies.storage import find_study, locked, open_storage, require_study, require_writable, unused
 from workbench.tracking import delivery, reconcile, study_runs
 from workbench.tracking.study_runs import StudyId
 
@@ -192,6 +192,7 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
         UserError: there is no such study, a command works on it, or its runs belong to another database.
     """
     require_study(name, url)
+    require_writable(url)
     with ExitStack() as until_end:
         until_end.enter_context(locked(url))
         until_end.enter_context(delivery.require_reachable())

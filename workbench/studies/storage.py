@@ -16,8 +16,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from workbench.common import files
 from workbench.common.errors import Failure, UserError, one_line
-from workbench.common.files import create_as_umask_says
 from workbench.common.locks import exclusive, retry_connections, try_use
 from workbench.common.paths import storage_place
 from workbench.common.secrets import hide_passwords
@@ -108,12 +108,22 @@ def open_storage(url: str) -> RDBStorage:
     return storage
 
 
+def require_writable(url: str) -> None:
+    """Make sure that a study database can be changed, before anything relies on it.
+
+    Raises:
+        Failure: it is an sqlite file that this user may not write.
+    """
+    if url.startswith("sqlite") and (file := make_url(url).database):
+        files.require_writable(Path(file), "study storage", "name another with WORKBENCH_STORAGE")
+
+
 def _create_file(url: str) -> None:
     """Make the file of an sqlite database that is not there."""
     file = make_url(url).database if url.startswith("sqlite") else None
     if file and file != ":memory:":
         with suppress(OSError):  # said by whoever opens it
-            create_as_umask_says(Path(file))
+            files.create_as_umask_says(Path(file))
 
 
 def missing(url: str) -> str | None:

@@ -126,7 +126,10 @@ def _require_server(uri: str) -> None:
 
 def in_short(error: BaseException) -> str:
     """What an exception says, on one line and without passwords."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = (line.strip() for line in str(error).splitlines())
+    # SQLAlchemy begins with a line about when it asked the database, where the next one has what that said.
+    told = (line for line in lines if line and not line.startswith("(raised as a result of"))
+    line = next(told, type(error).__name__)
     # A client that has retried puts the cause behind an account of every attempt.
     cause = re.search(r"\[Errno -?\d+\] [\w ]+|too many \d+ error responses", line)
     if cause and "Max retries exceeded" in line:

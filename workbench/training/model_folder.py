@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workbench.common.cache import digest
 from workbench.common.errors import Failure, UserError
-from workbench.common.files import in_place
+from workbench.common.files import in_place, noted
 from workbench.common.validation import writable_folder
 from workbench.training.config import Config
 from workbench.training.snapshots import PLACED, is_definite
@@ -46,8 +46,8 @@ class ModelFolder:
 
     def _noted(self) -> object:
         try:
-            return json.loads(self._note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return json.loads(noted(self._note) or "null")
+        except ValueError:
             return None
 
     def require_free(self, option: str) -> None:

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import torch
 
 from workbench.common.errors import Failure, UserError, one_line, pass_on_interrupt
-from workbench.common.files import in_place, is_partial, partial_file, require_readable, sync, sync_folder
+from workbench.common.files import in_place, is_partial, noted, partial_file, require_readable, sync, sync_folder
 
 log = logging.getLogger(__name__)
 SUFFIX = ".snapshot"
@@ -152,8 +152,8 @@ class Snapshots:
     def finished(self) -> Finished | None:
         """What `finish` has noted; None if the run has not come to its end, or has gone on since to a later one."""
         try:
-            finished = Finished(**json.loads((self.folder / FINISHED).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            finished = Finished(**json.loads(noted(self.folder / FINISHED) or "null"))
+        except (ValueError, TypeError):
             return None
         steps = self.steps()
         # No snapshot is taken after a run's last step: one at that step or beyond is of a run to a later end.
@@ -161,7 +161,7 @@ class Snapshots:
 
     def _paths(self, *others: Path) -> list[Path]:
         """The snapshot files of this folder and others, newest first."""
-        paths = [path for folder in (self.folder, *others) for path in folder.glob(PATTERN)]
+        paths = [path for folder in (self.folder, *others) for path in folder.glob(PATTERN) if path.is_file()]
         # Names begin with the step in eight digits, so their order is that of the steps, whichever folder they are in.
         return sorted(paths, key=lambda path: path.name, reverse=True)
 
