@@ -200,9 +200,10 @@ def require_same(stored: Mapping[str, Any], settings: Mapping[str, Any], where: 
     differing = [name for name in names if stored.get(name) != settings.get(name)]
     if differing:
         key = differing[0]
+        ends = "; with this train.schedule every step's rate depends on their number" if key == "train.steps" else ""
         raise UserError(
             f"{key} = {settings.get(key)!r}: the snapshot of {where} was made with {stored.get(key)!r} "
-            f"({len(differing)} differ); restore it, or begin anew under another name"
+            f"({len(differing)} differ){ends}; restore it, or begin anew under another name"
         )
 
 
