@@ -102,7 +102,7 @@ def main(
                 _require_own(output, label if resume else None)
         elif output is not None:
             # Only a run that goes on has put a model there before.
-            model = ModelFolder(output, paths.state_path("runs", label), config, known=resume)
+            model = ModelFolder(output, snapshots.folder if snapshots else None, config, known=resume)
             if distributed.is_main():
                 model.require_free("--output")
                 model.clear()

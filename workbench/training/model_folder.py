@@ -21,7 +21,7 @@ class ModelFolder:
 
     Args:
         path: a folder that is empty, or has the model that an earlier start of this run has put there.
-        state: the run's folder of snapshots, which outlives a kill.
+        state: the run's folder of snapshots, which outlives a kill; None = the run cannot be started again.
         config: the run's; with other settings it would be another model.
         known: whether the run may have been started before; one that begins anew knows no model.
 
@@ -30,11 +30,11 @@ class ModelFolder:
         beside: where the model is to be written, for `place` to move it.
     """
 
-    def __init__(self, path: Path, state: Path, config: Config, *, known: bool = True):
+    def __init__(self, path: Path, state: Path | None, config: Config, *, known: bool = True):
         settings = {key: value for key, value in config.flat().items() if is_definite(key)}
-        self.path, self._given, self._note = path.resolve(), path, state / PLACED
+        self.path, self._given, self._note = path.resolve(), path, state and state / PLACED
         self._content = {"folder": str(self.path), "settings": digest(settings)}
-        first, again = (self._partial(digest(state.resolve(), which)) for which in ("first", "again"))
+        first, again = (self._partial(digest(state and state.resolve(), which)) for which in ("first", "again"))
         # The note is older than the move, and the move is one call of the system. So what is noted is there, whole,
         # as soon as it is no longer beside.
         self.has_model = known and self._noted() == self._content and not first.exists() and _holds_something(self.path)
@@ -46,7 +46,7 @@ class ModelFolder:
 
     def _noted(self) -> object:
         try:
-            return json.loads(noted(self._note) or "null")
+            return json.loads((noted(self._note) if self._note else None) or "null")
         except ValueError:
             return None
 
@@ -75,9 +75,10 @@ class ModelFolder:
             self.clear()
             return
         try:
-            self._note.parent.mkdir(parents=True, exist_ok=True)
-            with in_place(self._note) as partial:
-                partial.write_text(json.dumps(self._content) + "\n", encoding="utf-8")
+            if self._note:
+                self._note.parent.mkdir(parents=True, exist_ok=True)
+                with in_place(self._note) as partial:
+                    partial.write_text(json.dumps(self._content) + "\n", encoding="utf-8")
             os.replace(self.beside, self.path)
         except OSError as error:
             raise Failure(f"{self.path}: the trained model cannot be put there ({error.strerror})") from None
