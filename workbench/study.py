@@ -83,20 +83,19 @@ def best(name: str, output: Path, trial: int | None) -> None:
       python -m workbench.study best default --output best/
     """
     one_process()
-    from workbench.common.errors import UserError
-    from workbench.common.paths import storage_url
+    from workbench.common.paths import require_places, storage_url
     from workbench.common.progress import Progress
     from workbench.common.signals import stop_on_signals
     from workbench.studies import lifecycle
-    from workbench.studies.best import chosen_trial, retrain
+    from workbench.studies.best import chosen_trial, folder_for, retrain
 
     silence_transformers()
     with lifecycle.reading(study_name(name), storage_url()) as study:
         experiment = lifecycle.stored_experiment(study)
         chosen = chosen_trial(study, trial)
-        if any(writable_folder("--output", output).iterdir()):
-            raise UserError(f"--output {output}: not an empty folder; choose a new one")
         config = experiment.trial_config(chosen)
+        require_places()
+        model = folder_for(config, study, chosen.number, output)
         with (
             stop_on_signals("SIGINT", "SIGTERM", "SIGHUP") as stopping,
             Progress(total=config.train.steps, desc=f"trial {chosen.number}", unit="step") as bar,
@@ -106,7 +105,10 @@ def best(name: str, output: Path, trial: int | None) -> None:
                 bar.update(step - bar.n)
                 bar.phase("training" if step < config.train.steps else "evaluating")
 
-            final = retrain(config, study, chosen.number, output, on_step=show, stopping=stopping)
+            final = retrain(config, study, chosen.number, model, on_step=show, stopping=stopping)
+    if final is None:
+        click.echo(f"\n{output} has the model of trial {chosen.number} already.\n{_how_to_draw(output, config)}")
+        return
     before = dict(zip(experiment.sweep.objectives, chosen.values, strict=True))
     click.echo(f"\nTrial {chosen.number}: " + ", ".join(f"{k} {v:.4f}, now {final[k]:.4f}" for k, v in before.items()))
     click.echo(_how_to_draw(output, config))

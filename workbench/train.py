@@ -73,6 +73,7 @@ def main(
     from workbench.common.signals import PATIENCE, stop_on_signals
     from workbench.studies.single_run import SingleRun, tracked
     from workbench.training.listener import NullListener
+    from workbench.training.model_folder import ModelFolder
     from workbench.training.preparation import prepare
     from workbench.training.run import check
     from workbench.training.snapshots import Snapshots
@@ -95,8 +96,16 @@ def main(
                 _require_new(label, snapshots)
         if resume and snapshots and _has_ended(label, snapshots, config, output):
             return
-        if output is not None and distributed.is_main():  # better now than after the training
-            _require_own(output, label if no_tracking and resume else None)
+        model = None
+        if output is not None and no_tracking:
+            if distributed.is_main():  # better now than after the training
+                _require_own(output, label if resume else None)
+        elif output is not None:
+            # Only a run that goes on has put a model there before.
+            model = ModelFolder(output, snapshots.folder if snapshots else None, config, known=resume)
+            if distributed.is_main():
+                model.require_free("--output")
+                model.clear()
         if distributed.is_main():
             click.echo(f"{label}: preparing: encoding pairs, drawing the pretrained model's samples ...", err=True)
         prepared = prepare(config)
@@ -106,12 +115,14 @@ def main(
         stopping = stack.enter_context(stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
         again = f"the same command with --name {label} --resume"
         run = SingleRun(config, prepared, label, snapshots, stopping, output, goes_on=bool(name), again=again)
+        if model:
+            run = replace(run, save_to=model.beside, kept=model.place)
         if not distributed.is_main():
             run.execute(NullListener())
         elif output and no_tracking:
             _in_folder(run, output)
         else:
-            tracked(run, study)
+            tracked(run, study, output=output)
 
 
 def _require_new(label: str, snapshots: "Snapshots") -> None:
@@ -135,7 +146,7 @@ def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Pat
     """Whether a run has come to the end that it is to have, so that there is nothing to do; says so.
 
     Raises:
-        UserError: it was made with other settings, is longer, or was not saved in `output`.
+        UserError: it was made with other settings, is longer, or is not in `output`.
     """
     from workbench.common.errors import UserError
     from workbench.training.config import completed
@@ -154,8 +165,8 @@ def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Pat
             f"train.steps = {config.train.steps}: run {label} has ended after {finished.steps}; give more, or begin "
             "anew under another name"
         )
-    if output is not None and str(output.resolve()) != finished.output:
-        saved = f"its model is in {finished.output}" if finished.output else "its model was not saved"
+    if output is not None and (str(output.resolve()) != finished.output or not output.is_dir()):
+        saved = f"its model was put into {finished.output}" if finished.output else "its model was not saved"
         raise UserError(f"--output {output}: run {label} has ended already, and {saved}; choose another --name")
     click.echo(
         f"Run {label} has ended after its {finished.steps} steps; there is nothing to do. To go on: raise train.steps"

@@ -16,10 +16,11 @@ import polars as pl
 import pytest
 from diffusers import StableDiffusionPipeline
 
-from tests.support.commands import invoke
+from tests.support.commands import CutOffError, cut_off, invoke
 from tests.support.helpers import ROOT, as_toml, overrides, pair_rows, workbench
 from workbench import tracking
 from workbench.__main__ import SECTIONS
+from workbench.training.snapshots import Snapshots
 
 SPACE = """
 [sweep.arms]
@@ -113,6 +114,13 @@ def test_sweep_and_report(experiment, workplace, forked_workers):
     assert before == now and 'DiffusionPipeline.from_pretrained("best")' in best.stdout
     assert StableDiffusionPipeline.from_pretrained(workplace / "best").unet.dtype.is_floating_point
     assert len(trials(workplace, "s")) == number  # it is no trial of the study's
+    with pytest.MonkeyPatch.context() as patch:  # a kill when the model is in its folder
+        patch.setattr(Snapshots, "discard", cut_off)
+        with pytest.raises(CutOffError):
+            invoke("study", "best", "s", "--output", "late")
+    late = invoke("study", "best", "s", "--output", "late")
+    assert late.returncode == 0 and "late has the model of trial" in late.stdout, late.stderr
+    assert not list((workplace / ".workbench/best").glob("*/*"))
     full = invoke("study", "best", "s", "--output", "best")
     absent = invoke("study", "best", "s", "--output", "x", "--trial", 99)
     assert full.returncode == 2 and "not an empty folder" in full.stderr

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.commands import invoke
+from tests.support.commands import CutOffError, cut_off, invoke
 from tests.support.helpers import ROOT, overrides
+from workbench.studies import single_run
 
 
 @pytest.fixture
@@ -36,11 +38,30 @@ def test_a_run_that_has_ended_is_not_trained_again(options, workplace):
     for more, message in (
         (("--set", "seed=7"), "seed = 7: the snapshot of"),
         (("--set", "train.steps=2"), "train.steps = 2: run a has ended after 4"),
-        (("--output", "elsewhere"), "--output elsewhere: run a has ended already, and its model is in"),
+        (("--output", "elsewhere"), "--output elsewhere: run a has ended already, and its model was put into"),
     ):
         refused = invoke(*job, *more)
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
     assert statuses(workplace) == ["FINISHED"]
+
+
+def test_a_run_killed_when_its_model_is_saved_knows_the_folder_again(options, workplace, monkeypatch):
+    job = ("train", *options, "--name", "a", "--resume", "--output", "trained")
+    with monkeypatch.context() as patch:
+        patch.setattr(single_run, "_keep_end", cut_off)
+        with pytest.raises(CutOffError):
+            invoke(*job)
+    (workplace / "trained" / "notes.txt").write_text("mine")
+    other = invoke(*job, "--set", "train.lr=0.01")  # would be another model
+    assert other.returncode == 2 and "--output trained: not an empty folder" in other.stderr
+    again = invoke(*job)
+    assert again.returncode == 0, again.stderr
+    assert (workplace / "trained" / "notes.txt").read_text() == "mine"
+    assert (workplace / "trained" / "model_index.json").is_file()
+    assert sorted(path.name for path in workplace.glob("trained*")) == ["trained"]
+    shutil.rmtree(workplace / "trained")
+    gone = invoke(*job)
+    assert gone.returncode == 2 and "its model was put into" in gone.stderr
 
 
 def left(folder):

@@ -5,15 +5,24 @@ import os
 import tempfile
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import workbench
-from workbench.common import cache
-from workbench.common.errors import Failure
+from tests.support.commands import invoke
+from workbench import tracking
+from workbench.common import cache, files, locks
+from workbench.common.errors import Failure, UserError
 from workbench.common.files import in_place, require_readable
-from workbench.common.paths import places_explained, require_places
+from workbench.common.outputs import require_own
+from workbench.common.paths import places_explained, require_places, sqlite_url
+from workbench.studies.storage import open_storage, require_writable
+from workbench.tracking.artifacts import check_artifacts
+from workbench.training.config import resolve
+from workbench.training.model_folder import ModelFolder
+from workbench.training.run_folder import run_in
 from workbench.training.snapshots import Snapshot, Snapshots
 
 PACKAGE = Path(workbench.__file__).parent
@@ -38,6 +47,19 @@ def test_files_follow_the_umask(mask, mode, umask, tmp_path, monkeypatch):
         (partial / "config.json").write_text("{}")
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == 3 and {path.stat().st_mode & 0o777 for path in written} == {mode}
+
+
+def test_databases_and_locks_follow_the_umask(umask, tmp_path, monkeypatch):
+    """Colleagues who share a folder work on the same studies."""
+    umask(0o002)
+    url = sqlite_url(tmp_path / "optuna.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_url(tmp_path / "mlflow.db"))
+    with locks.exclusive(url), locks.try_use(url, "token", alone=False), locks.try_lock(tmp_path / "runs"):
+        open_storage(url)
+    tracking.connect()
+    written = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()}
+    assert {"optuna.db", "optuna.db.lock", "optuna.db.token.lock", "runs.lock", "mlflow.db"} <= written.keys()
+    assert set(written.values()) == {0o664}, written
 
 
 @pytest.fixture
@@ -164,3 +186,46 @@ def test_every_file_is_written_beside_its_place_and_moved_there():
             if place is not None and ast.unparse(place) not in names and not path.startswith(ELSEWHERE):
                 elsewhere.append(f"{path}:{node.lineno}: {ast.unparse(place)}")
     assert not elsewhere
+
+
+def test_what_is_no_file_is_not_opened_in_the_place_of_the_workbenchs_own(tmp_path):
+    """Whoever opens a named pipe waits; a test that hangs here has failed."""
+    for name in ("00000002-abc.snapshot", "finished.json", "model.json", "run.json", ".workbench-files"):
+        os.mkfifo(tmp_path / name)
+    assert Snapshots(tmp_path).newest() is None and Snapshots(tmp_path).finished() is None
+    assert not ModelFolder(tmp_path, tmp_path, resolve({})).has_model
+    assert run_in(tmp_path) is None
+    with pytest.raises(UserError, match="is no file"):
+        require_own(tmp_path, "report.html")
+
+
+def test_a_study_database_that_may_not_be_written_is_one_line(tmp_path, somebody_else):
+    url = sqlite_url(tmp_path / "optuna.db")
+    require_writable(url)  # it is not there yet
+    (tmp_path / "optuna.db").touch()
+    (tmp_path / "optuna.db").chmod(0o444)
+    somebody_else()
+    with pytest.raises(Failure, match=r"optuna\.db: cannot be written \(Permission denied\)"):
+        require_writable(url)
+
+
+@pytest.mark.parametrize("command", [("sweep",), ("study", "forget", "s", 0, "--yes"), ("study", "doctor")])
+def test_commands_that_change_a_study_ask_first_whether_they_may(command, workplace, monkeypatch):
+    study = optuna.create_study(study_name="s", storage=sqlite_url(workplace / "optuna.db"))
+    study.set_user_attr("token", "0" * 12)
+    study.set_user_attr("definition", {})
+
+    def refuse(path, *_):
+        raise Failure(f"{path.name}: cannot be written")
+
+    monkeypatch.setattr(files, "require_writable", refuse)
+    refused = invoke(*command)
+    assert refused.returncode == 1 and refused.stderr == "Error: optuna.db: cannot be written\n"
+
+
+def test_a_tracking_store_that_may_not_be_written_is_one_line(workplace, somebody_else):
+    (workplace / "mlflow.db").chmod(0o444)
+    client = tracking.connect()
+    somebody_else()
+    with pytest.raises(Failure, match=r"mlflow\.db: cannot be written \(Permission denied\)"):
+        check_artifacts(client)

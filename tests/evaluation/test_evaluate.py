@@ -397,6 +397,12 @@ def test_a_mistake_that_drew_nothing_can_be_mended_in_the_same_folder(place, mon
     assert settings["models"]["a"]["source"] == "tiny" and settings["sampling"]["guidance"] == 2
 
 
+def test_a_store_that_takes_no_artifacts_is_found_before_anything_is_drawn(place):
+    (place / "mlruns").touch()
+    refused = evaluate(*BOTH, code=1)
+    assert "which cannot be written" in refused and not list(place.rglob("*.parquet"))
+
+
 def test_a_score_that_is_no_number_is_a_failure(place, monkeypatch):
     kind = reward_models.REWARD_MODELS["reward"]
     broken = reward_models.RewardModel(

@@ -117,6 +117,10 @@ def test_a_study_is_renamed_everywhere(neighbours):
     (run,) = study_runs.children(client, client.get_run(parent))
     assert run.data.tags[tags.STUDY] == "t" and client.get_run(parent).info.run_name == "t"
     unchanged(client, neighbours)
+    optuna.create_study(study_name="t-tuning-2", storage=storage_url())  # somebody's, of no study of the workbench
+    assert alterations.rename(client, "t", "v", storage_url()) == ["v", "v-tuning"]
+    assert "t-tuning-2" in optuna.get_all_study_names(storage_url())
+    assert alterations.rename(client, "v", "t", storage_url()) == ["t", "t-tuning"]
     begun("u")
     for taken in ("u", "theirs"):
         with pytest.raises(UserError, match=f"study '{taken}': this study database has one already"):

@@ -41,3 +41,10 @@ def test_a_run_without_checkpoints_names_the_setting(workplace):
     tracker.close("complete")
     with pytest.raises(UserError, match=r"train\.checkpoint_every"):
         kept_model(tracking.connect(), f"{tracker.run_id}@250")
+
+
+def test_a_deleted_run_is_named_with_what_brings_it_back(run_id):
+    client = tracking.connect()
+    client.delete_run(run_id)
+    with pytest.raises(UserError, match=f"was deleted; restore it: .* mlflow runs restore --run-id {run_id}"):
+        kept_model(client, f"{run_id}@250")

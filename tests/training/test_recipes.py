@@ -210,7 +210,7 @@ def test_the_average_that_is_saved_is_diffusers(tiny, workplace):
 def test_what_a_run_leaves_on_its_way_may_change_when_it_goes_on_and_a_falling_rates_end_may_not():
     stored = resolve({"train.schedule": "cosine"}).flat()
     require_same(stored, stored | {"train.max_hours": 2.0, "train.checkpoint_every": 5}, "x")
-    with pytest.raises(UserError, match=r"train\.steps = 999: the snapshot of x was made with"):
+    with pytest.raises(UserError, match=r"train\.steps = 999: the snapshot of x was made with .* rate depends"):
         require_same(stored, stored | {"train.steps": 999}, "x")
     constant = resolve({}).flat()
     require_same(constant, constant | {"train.steps": 999}, "x")

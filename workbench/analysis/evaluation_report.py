@@ -17,6 +17,7 @@ from workbench.common.files import in_place
 from workbench.evaluation import Job, PromptSet, Request, complete, prepare, read_images, read_scores, scorers
 from workbench.models.safe_loading import read_json
 from workbench.tracking import tags, ui
+from workbench.tracking.artifacts import check_artifacts
 from workbench.training.provenance import provenance
 
 #: Key of --paper -> name of the printed averages in `analysis.paper`, and their column's heading.
@@ -51,6 +52,7 @@ def evaluate(request: Request) -> Report:
     """
     client = tracking.connect()
     job = prepare(client, request)
+    check_artifacts(client)  # before hours of drawing that could not be tracked
     complete(job)
     numbers, text = write(job, request.paper, request.grid)
     run_id, is_new = track(client, job, numbers, text, request.name, request.images)

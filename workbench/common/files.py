@@ -62,6 +62,16 @@ def _follow_umask(path: Path) -> None:
         file.chmod(mode)
 
 
+def create_as_umask_says(path: Path) -> None:
+    """Make an empty file where there is none, for libraries that would make it for fewer people.
+
+    sqlite lets nobody else write its files, filelock nobody else read its locks, whatever the umask says; colleagues
+    who share a database need both. Empty files are what both begin with.
+    """
+    if not path.exists():
+        path.touch()
+
+
 def require_readable(path: Path, remedy: str) -> None:
     """Make sure that a file which is there can be opened, so that nobody takes it for a damaged one.
 
@@ -74,6 +84,35 @@ def require_readable(path: Path, remedy: str) -> None:
         path.open("rb").close()
     except OSError as error:
         raise Failure(f"{path}: cannot be read ({error.strerror}); let this user read it, or {remedy}") from None
+
+
+def require_writable(path: Path, what: str, remedy: str) -> None:
+    """Make sure that a database's file can be changed, where it is there; libraries say so late, and as a bug.
+
+    Args:
+        what: what it is, with which the line begins.
+        remedy: what to do where the file's mode cannot be changed.
+    Raises:
+        Failure: it cannot; says why.
+    """
+    if not path.is_file():
+        return
+    try:
+        path.open("r+b").close()
+    except OSError as error:
+        raise Failure(f"{what} {path}: cannot be written ({error.strerror}); let this user, or {remedy}") from None
+
+
+def noted(path: Path) -> str | None:
+    """What the workbench has noted in a small file; None where there is none, or something else is in its place."""
+    # Asked first: whoever opens a named pipe waits for somebody who writes into it.
+    if not path.is_file():
+        return None
+    require_readable(path, "work with another folder")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def replace_folder(new: Path, path: Path) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock, ReadWriteLock, Timeout
 
+from workbench.common.files import create_as_umask_says
 from workbench.common.paths import state_path
 
 
@@ -57,8 +58,10 @@ def try_use(url: str, purpose: str, *, alone: bool) -> Iterator[bool]:
             # Instead of closing it, which fails where the server has gone away in the hours between.
             connection.invalidate()
         return
+    file = _lock_file(url, purpose)
+    create_as_umask_says(file)
     # No singleton: those of one process would share their hold.
-    lock = ReadWriteLock(_lock_file(url, purpose), blocking=False, is_singleton=False)
+    lock = ReadWriteLock(file, blocking=False, is_singleton=False)
     with _tried(lock.acquire_write if alone else lock.acquire_read, lock.close) as taken:
         yield taken
 

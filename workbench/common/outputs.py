@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workbench.common.errors import UserError
-from workbench.common.files import in_place
+from workbench.common.files import in_place, noted
 
 WRITTEN = ".workbench-files"
 
@@ -23,6 +23,8 @@ def require_own(folder: Path, *names: str) -> None:
         UserError: somebody else's file is there.
     """
     written = _written(folder)
+    if not written and (folder / WRITTEN).exists() and not (folder / WRITTEN).is_file():
+        raise UserError(f"{folder / WRITTEN}: is no file, so the workbench cannot note there what it writes; move it")
     for name in names:
         path = folder / name
         # exists() follows links: a link to nothing is somebody's too.
@@ -56,7 +58,4 @@ def written_in(folder: Path) -> list[Path]:
 
 
 def _written(folder: Path) -> set[str]:
-    try:
-        return set((folder / WRITTEN).read_text(encoding="utf-8").splitlines())
-    except OSError:
-        return set()
+    return set((noted(folder / WRITTEN) or "").splitlines())

@@ -23,7 +23,15 @@ from workbench.common.paths import state_path
 from workbench.common.processes import place_of
 from workbench.studies import lifecycle, ownership, recovery, storage, tuning
 from workbench.studies.records import TrialRecord
-from workbench.studies.storage import find_study, locked, open_storage, require_study, unused
+from workbench.studies.storage import (
+    find_study,
+    locked,
+    open_storage,
+    own_studies,
+    require_study,
+    require_writable,
+    unused,
+)
 from workbench.tracking import delivery, reconcile, study_runs
 from workbench.tracking.study_runs import StudyId
 
@@ -83,8 +91,10 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
     if re.fullmatch(re.escape(name) + tuning.HELPERS, new):
         raise UserError(f"study {new!r}: is kept for the search and the checks of {name!r}; choose another name")
     with locked(url):
-        there = optuna.get_all_study_names(open_storage(url))
-    beside = [old for old in there if re.fullmatch(re.escape(name) + tuning.ROUNDS, old)]
+        storage = open_storage(url)
+        there, ours = optuna.get_all_study_names(storage), own_studies(storage)
+    # Somebody else's NAME-tuning stays what it is.
+    beside = [old for old in ours if re.fullmatch(re.escape(name) + tuning.ROUNDS, old)]
     names = {old: new + old.removeprefix(name) for old in (name, *beside)}
     # All are checked before the first is changed.
     for old, changed in names.items():
@@ -189,6 +199,7 @@ def _idle(client: tracking.Client, name: str, url: str) -> Iterator[tuple[Study,
         UserError: there is no such study, a command works on it, or its runs belong to another database.
     """
     require_study(name, url)
+    require_writable(url)
     with ExitStack() as until_end:
         until_end.enter_context(locked(url))
         until_end.enter_context(delivery.require_reachable())

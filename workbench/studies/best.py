@@ -13,6 +13,7 @@ from workbench.studies.recovery import best_folder
 from workbench.studies.trials import counts
 from workbench.training.config import Config
 from workbench.training.listener import NullListener
+from workbench.training.model_folder import ModelFolder
 from workbench.training.preparation import prepare
 from workbench.training.run import execute
 from workbench.training.snapshots import Snapshots
@@ -42,42 +43,62 @@ def chosen_trial(study: Study, number: int | None) -> FrozenTrial:
     return best[0]
 
 
+def folder_for(config: Config, study: Study, number: int, output: Path) -> ModelFolder:
+    """The folder for a trial's model.
+
+    Raises:
+        UserError: something else is in it, or it cannot be written.
+    """
+    model = ModelFolder(output, _state_of(study, number), config)
+    model.require_free("--output")
+    return model
+
+
+def _state_of(study: Study, number: int) -> Path:
+    return best_folder(study.study_name, StudyRecord.of(study).token, number)
+
+
 def retrain(
     config: Config,
     study: Study,
     number: int,
-    output: Path,
+    model: ModelFolder,
     *,
     on_step: Callable[[int, Mapping[str, float]], None],
     stopping: Callable[[], bool],
-) -> dict[str, float]:
-    """Train as a trial did and save the model; stopped, the same call goes on from the last snapshot.
+) -> dict[str, float] | None:
+    """Train as a trial did and save the model; stopped or killed, the same call goes on from the last snapshot.
 
     Args:
         config: the trial's configuration.
-        output: an empty folder, which becomes a diffusers folder.
+        model: what `folder_for` returns; becomes a diffusers folder.
         on_step: called after each step with what was measured after it.
         stopping: whether to stop; asked before each batch.
     Returns:
-        The last value of every metric; those of the trial, where machine and library versions are the same.
+        The last value of every metric; those of the trial, where machine and library versions are the same. None where
+        the same call has put the model there before, and was killed at its very end.
     Raises:
         UserError: another command does the same already.
+        Failure: the model cannot be put into its folder.
         KeyboardInterrupt: it was stopped.
     """
-    folder = best_folder(study.study_name, StudyRecord.of(study).token, number)
-    snapshots = Snapshots(folder, config.snapshots.interval, config.snapshots.keep)
+    snapshots = Snapshots(_state_of(study, number), config.snapshots.interval, config.snapshots.keep)
     with locks.try_lock(snapshots.folder) as free:
         if not free:
             raise UserError(f"trial {number} of study {study.study_name!r} is being trained again by another command")
-        final = execute(
-            config,
-            prepare(config),
-            NullListener(),
-            on_step=on_step,
-            save_to=output,
-            snapshots=snapshots,
-            stopping=stopping,
-        )
+        final = None
+        if not model.has_model:
+            model.clear()
+            final = execute(
+                config,
+                prepare(config),
+                NullListener(),
+                on_step=on_step,
+                save_to=model.beside,
+                snapshots=snapshots,
+                stopping=stopping,
+            )
+            model.place()
         # Once the model is saved: until then, a repetition goes on from the last snapshot.
         snapshots.discard()
     return final

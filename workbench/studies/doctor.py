@@ -17,7 +17,7 @@ from workbench.common.errors import Failure
 from workbench.common.paths import storage_place
 from workbench.studies import lifecycle, ownership, recovery, storage
 from workbench.studies.records import StudyRecord, TrialRecord
-from workbench.studies.storage import locked, missing, open_storage, own_studies
+from workbench.studies.storage import locked, missing, open_storage, own_studies, require_writable
 from workbench.studies.trials import counts
 from workbench.tracking import delivery, reconcile, store, study_runs, tags
 from workbench.tracking.artifacts import check_artifacts
@@ -53,6 +53,8 @@ class Doctor:
     @classmethod
     def connected(cls, url: str, dry_run: bool) -> "Doctor":
         """With the tracking store of this folder, which is made where it is not there unless this is a dry run."""
+        if not dry_run:
+            require_writable(url)
         lost = store.database_path() if store.missing() else None  # asked first, since connecting makes it
         return cls(None if lost and dry_run else tracking.connect(), url, dry_run, lost)
 

@@ -37,6 +37,7 @@ from workbench.studies.storage import (
     locked,
     open_storage,
     require_study,
+    require_writable,
 )
 from workbench.studies.trials import summary, summary_metrics
 from workbench.studies.workers import Assignment, remaining, supervise
@@ -221,6 +222,7 @@ def _run_study(experiment: Experiment, name: str, workers: int, required: bool =
     if not experiment.trials:
         raise UserError("sweep.trials = 0: the study declares no arms; give a number of trials")
     require_places()
+    require_writable(url)
     client = tracking.connect()
     with delivery.require_reachable():
         check_artifacts(client)  # before anything is trained that could not be kept

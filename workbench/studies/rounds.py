@@ -134,6 +134,9 @@ def run_rounds(config: Config, study: str, folder: Path) -> int:
         UserError: a setting is wrong, or does not fit what the folder holds.
         Failure: as drawing, scoring, training and tracking do.
     """
+    from workbench.tracking import connect
+    from workbench.tracking.artifacts import check_artifacts
+
     writable_folder("--output", folder)
     theirs = [path.name for path in folder.iterdir() if not (path.name == "drawn" or path.name.isdigit())]
     if theirs:
@@ -149,6 +152,8 @@ def run_rounds(config: Config, study: str, folder: Path) -> int:
                 f"{left[0].place}: this round is missing, and later ones were made from it; bring it back, or remove "
                 "those too"
             )
+        if left:
+            check_artifacts(connect())  # before hours of drawing that could not be tracked
         for one in left:
             _make(one, study)
     return len(left)

@@ -61,7 +61,11 @@ class SingleRun:
 
 
 def tracked(
-    run: SingleRun, study: str | None, note: str = "single runs.", params: Mapping[str, Any] | None = None
+    run: SingleRun,
+    study: str | None,
+    note: str = "single runs.",
+    params: Mapping[str, Any] | None = None,
+    output: Path | None = None,
 ) -> None:
     """Train and track the run with MLflow.
 
@@ -69,6 +73,7 @@ def tracked(
         study: to whose runs it belongs, made where it is missing; None = it stands alone.
         note: what the description of a study that is made says of it.
         params: to be tracked beside the run's settings.
+        output: as for `train`.
     Raises:
         Failure: the run is trained, but the tracking store has not accepted all of it.
     """
@@ -92,7 +97,7 @@ def tracked(
     tracker = tracking.Tracker(
         client, run.label, params=distinguishing(settings) | more, settings=settings | more, tags=about, datasets=data
     )
-    if not train(run, tracker, tracker.close, run.save_to):
+    if not train(run, tracker, tracker.close, output):
         raise Failure(f"run {run.label} is trained, but the tracking store is away: python -m workbench.study doctor")
     click.echo(f"\nOpen the UI: {tracking.ui_command()}\n             {ui.run_link(client, tracker.run_id)}")
 

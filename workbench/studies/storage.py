@@ -5,7 +5,7 @@ import re
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from workbench.common import files
 from workbench.common.errors import Failure, UserError, one_line
 from workbench.common.locks import exclusive, retry_connections, try_use
 from workbench.common.paths import storage_place
@@ -86,6 +87,7 @@ def open_storage(url: str) -> RDBStorage:
         Failure: the database cannot be opened.
     """
     sqlite = url.startswith("sqlite")
+    _create_file(url)
     # sqlite lets a writer wait this many seconds for another one, where the driver's default is 5. Other databases: a
     # connection that the server has closed meanwhile is replaced before it is used.
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
@@ -104,6 +106,24 @@ def open_storage(url: str) -> RDBStorage:
     else:
         retry_connections(storage.engine, PATIENCE)
     return storage
+
+
+def require_writable(url: str) -> None:
+    """Make sure that a study database can be changed, before anything relies on it.
+
+    Raises:
+        Failure: it is an sqlite file that this user may not write.
+    """
+    if url.startswith("sqlite") and (file := make_url(url).database):
+        files.require_writable(Path(file), "study storage", "name another with WORKBENCH_STORAGE")
+
+
+def _create_file(url: str) -> None:
+    """Make the file of an sqlite database that is not there."""
+    file = make_url(url).database if url.startswith("sqlite") else None
+    if file and file != ":memory:":
+        with suppress(OSError):  # said by whoever opens it
+            files.create_as_umask_says(Path(file))
 
 
 def missing(url: str) -> str | None:

@@ -15,6 +15,7 @@ from sqlalchemy import MetaData, Table, create_engine, select, update
 
 from workbench.common.command_line import this_python
 from workbench.common.errors import Failure, UserError
+from workbench.common.files import require_writable
 from workbench.common.secrets import hide_passwords
 from workbench.tracking import tags
 from workbench.tracking.store import database_path, experiment, tracking_uri
@@ -35,11 +36,14 @@ def local_path(uri: str) -> Path | None:
 
 
 def check_artifacts(client: MlflowClient) -> None:
-    """Make sure that artifacts of new runs can be written, and that they belong to this tracking store.
+    """Make sure that new runs and their artifacts can be written, and that these belong to this tracking store.
 
     Raises:
-        Failure: the place is another project folder's, or cannot be written; the message names the remedy.
+        Failure: the store cannot be written; or the place of artifacts cannot, or is another project folder's. The
+            message names the remedy.
     """
+    if database := database_path():
+        require_writable(database, "tracking store", "name another with MLFLOW_TRACKING_URI")
     found = experiment(client)
     folder = local_path(found.artifact_location)
     if folder is None:  # a server or an object store, which is asked when the first artifact is sent

@@ -13,7 +13,7 @@ from workbench.common.errors import Failure, UserError
 from workbench.common.paths import cache_folder
 from workbench.tracking import tags
 from workbench.tracking.run_settings import settings_of
-from workbench.tracking.study_runs import children, require_study
+from workbench.tracking.study_runs import children, how_to_restore, is_deleted, require_study
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
 
@@ -24,7 +24,7 @@ def kept_model(client: MlflowClient, source: str) -> tuple[dict[str, str], Path]
     Args:
         source: the run's id, or ID@STEP for the checkpoint of a step.
     Raises:
-        UserError: there is no such run, or it kept no weights, or none of that step.
+        UserError: there is no such run, it was deleted, or it kept no weights, or none of that step.
         Failure: the store does not hand them out.
     """
     run_id, at, step = source.partition("@")
@@ -34,6 +34,8 @@ def kept_model(client: MlflowClient, source: str) -> tuple[dict[str, str], Path]
         run = client.get_run(run_id)
     except MlflowException:
         raise UserError(f"runs:/{run_id}: no such run in this tracking store") from None
+    if is_deleted(run):  # what is measured of it could not be noted there
+        raise UserError(f"runs:/{run_id}: the run was deleted; restore it: {how_to_restore(run_id)}")
     if at:
         kept = {_step(item.path): item.path for item in client.list_artifacts(run_id, CHECKPOINTS)}
         if step not in kept:

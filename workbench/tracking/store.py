@@ -14,7 +14,8 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from workbench.common.command_line import this_python
-from workbench.common.errors import Failure, UserError, one_line
+from workbench.common.errors import Failure, UserError
+from workbench.common.files import create_as_umask_says
 from workbench.common.locks import exclusive
 from workbench.common.paths import database_url
 from workbench.common.secrets import hide_passwords
@@ -125,7 +126,10 @@ def _require_server(uri: str) -> None:
 
 def in_short(error: BaseException) -> str:
     """What an exception says, on one line and without passwords."""
-    line = one_line(error).strip()
+    lines = (line.strip() for line in str(error).splitlines())
+    # SQLAlchemy begins with a line about when it asked the database, where the next one has what that said.
+    told = (line for line in lines if line and not line.startswith("(raised as a result of"))
+    line = next(told, type(error).__name__)
     # A client that has retried puts the cause behind an account of every attempt.
     cause = re.search(r"\[Errno -?\d+\] [\w ]+|too many \d+ error responses", line)
     if cause and "Max retries exceeded" in line:
@@ -219,6 +223,10 @@ def _require_database(uri: str) -> bool:
     """
     import sqlalchemy
 
+    file = database_path()
+    if file and file.name != ":memory:":
+        with suppress(OSError):  # said by whoever opens it
+            create_as_umask_says(file)
     try:
         with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect() as connection:
             try:  # a row that MLflow adds after everything else

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from workbench.common.errors import Failure
-from workbench.common.files import in_place, partial_file, replace_folder
+from workbench.common.files import in_place, noted, partial_file, replace_folder
 
 HISTORY, ABOUT = "history.parquet", "run.json"
 
@@ -19,8 +19,8 @@ HISTORY, ABOUT = "history.parquet", "run.json"
 def run_in(folder: Path) -> str | None:
     """The name of the run that a `RunFolder` keeps in a folder; None if it is no such folder."""
     try:
-        return json.loads((folder / ABOUT).read_text(encoding="utf-8"))["name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return json.loads(noted(folder / ABOUT) or "null")["name"]
+    except (ValueError, KeyError, TypeError):
         return None
 
 

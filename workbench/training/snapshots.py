@@ -19,12 +19,13 @@ from typing import IO, Any, NamedTuple
 import torch
 
 from workbench.common.errors import Failure, UserError, one_line, pass_on_interrupt
-from workbench.common.files import in_place, is_partial, partial_file, require_readable, sync, sync_folder
+from workbench.common.files import in_place, is_partial, noted, partial_file, require_readable, sync, sync_folder
 
 log = logging.getLogger(__name__)
 SUFFIX = ".snapshot"
 PATTERN = "[0-9]" * 8 + f"-*{SUFFIX}"
 FINISHED = "finished.json"
+PLACED = "model.json"  #: which folder the trained model has been moved to (`model_folder`)
 #: Settings that decide nothing about the weights, so that a resumed run may have others.
 FREE = frozenset({"train.max_hours", "train.checkpoint_every", "train.checkpoints_kept"})
 #: Schedules of the learning rate that know no end: with these a run may be resumed to more steps than it had.
@@ -151,8 +152,8 @@ class Snapshots:
     def finished(self) -> Finished | None:
         """What `finish` has noted; None if the run has not come to its end, or has gone on since to a later one."""
         try:
-            finished = Finished(**json.loads((self.folder / FINISHED).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            finished = Finished(**json.loads(noted(self.folder / FINISHED) or "null"))
+        except (ValueError, TypeError):
             return None
         steps = self.steps()
         # No snapshot is taken after a run's last step: one at that step or beyond is of a run to a later end.
@@ -160,7 +161,7 @@ class Snapshots:
 
     def _paths(self, *others: Path) -> list[Path]:
         """The snapshot files of this folder and others, newest first."""
-        paths = [path for folder in (self.folder, *others) for path in folder.glob(PATTERN)]
+        paths = [path for folder in (self.folder, *others) for path in folder.glob(PATTERN) if path.is_file()]
         # Names begin with the step in eight digits, so their order is that of the steps, whichever folder they are in.
         return sorted(paths, key=lambda path: path.name, reverse=True)
 
@@ -175,8 +176,8 @@ def remove_snapshots(folder: Path) -> None:
 
 
 def snapshot_files(folder: Path) -> list[Path]:
-    """The files in a folder that `Snapshots` has written, unfinished ones too."""
-    return [p for p in folder.glob("*") if p.match(PATTERN) or p.name == FINISHED or is_partial(p)]
+    """The files that the workbench has written into a folder of snapshots, unfinished ones too."""
+    return [p for p in folder.glob("*") if p.match(PATTERN) or p.name in (FINISHED, PLACED) or is_partial(p)]
 
 
 def step_of(path: Path) -> int:
@@ -199,9 +200,10 @@ def require_same(stored: Mapping[str, Any], settings: Mapping[str, Any], where: 
     differing = [name for name in names if stored.get(name) != settings.get(name)]
     if differing:
         key = differing[0]
+        ends = "; with this train.schedule every step's rate depends on their number" if key == "train.steps" else ""
         raise UserError(
             f"{key} = {settings.get(key)!r}: the snapshot of {where} was made with {stored.get(key)!r} "
-            f"({len(differing)} differ); restore it, or begin anew under another name"
+            f"({len(differing)} differ){ends}; restore it, or begin anew under another name"
         )
 
 
