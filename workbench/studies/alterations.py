@@ -21,7 +21,7 @@ from workbench.common.errors import UserError
 from workbench.common.locks import lock_beside, remove_lock
 from workbench.common.paths import state_path
 from workbench.common.processes import place_of
-from workbench.studies import lifecycle, ownership, recovery, storage, tuning
+from workbench.studies import lifecycle, ownership, recovery, tuning
 from workbench.studies.records import TrialRecord
 from workbench.studies.storage import (
     find_study,
