@@ -15,7 +15,8 @@ from workbench.benchmarks.timing import in_turn
 from workbench.common.validation import LARGEST
 from workbench.models import SHAPES, Backend, Shape, random_backend
 from workbench.training.build import Training
-from workbench.training.config import load, resolve
+from workbench.training.config import resolve
+from workbench.training.experiment_file import load
 from workbench.training.loop import Noised, StepRecord, draw_noise, noised
 
 SMALL, LARGE = MODELS = ("embedded", "sd34m")

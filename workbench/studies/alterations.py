@@ -21,7 +21,7 @@ from workbench.common.errors import UserError
 from workbench.common.locks import lock_beside, remove_lock
 from workbench.common.paths import state_path
 from workbench.common.processes import place_of
-from workbench.studies import lifecycle, ownership, recovery, tuning
+from workbench.studies import lifecycle, ownership, recovery, storage, tuning
 from workbench.studies.records import TrialRecord
 from workbench.studies.storage import (
     find_study,
@@ -91,8 +91,8 @@ def rename(client: tracking.Client, name: str, new: str, url: str) -> list[str]:
     if re.fullmatch(re.escape(name) + tuning.HELPERS, new):
         raise UserError(f"study {new!r}: is kept for the search and the checks of {name!r}; choose another name")
     with locked(url):
-        storage = open_storage(url)
-        there, ours = optuna.get_all_study_names(storage), own_studies(storage)
+        database = open_storage(url)
+        there, ours = optuna.get_all_study_names(database), own_studies(database)
     # Somebody else's NAME-tuning stays what it is.
     beside = [old for old in ours if re.fullmatch(re.escape(name) + tuning.ROUNDS, old)]
     names = {old: new + old.removeprefix(name) for old in (name, *beside)}
