@@ -36,7 +36,7 @@ def kept_model(client: MlflowClient, source: str) -> tuple[dict[str, str], Path]
     except MlflowException:
         raise UserError(f"runs:/{run_id}: no such run in this tracking store") from None
     if is_deleted(run):  # what is measured of it could not be noted there
-        raise UserError(f"runs:/{run_id}: the run was deleted; restore it: {restore_command("runs", run_id)}")
+        raise UserError(f"runs:/{run_id}: the run was deleted; restore it: {restore_command('runs', run_id)}")
     if at:
         kept = {_step(item.path): item.path for item in client.list_artifacts(run_id, CHECKPOINTS)}
         if step not in kept:
