@@ -36,7 +36,7 @@ def is_plugin(choice: object) -> bool:
     return isinstance(choice, str) and ":" in choice
 
 
-def named(choice: str, folder: Path, key: str) -> str:
+def pinned(choice: str, folder: Path, key: str) -> str:
     """A choice that a user has named, with its file's digest; from now on its code may be run.
 
     Args:
@@ -64,7 +64,7 @@ def load(choice: str, key: str) -> Callable:
     """The function that a choice names.
 
     Args:
-        choice: as `named` returns it.
+        choice: as `pinned` returns it.
         key: the setting, for messages.
     Raises:
         UserError: nobody has named its file here, it fails as it is run, or it has no such function, or one without
