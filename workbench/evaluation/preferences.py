@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from workbench.common.distributed import pick_device
 from workbench.common.errors import UserError
 from workbench.common.outputs import output_file, require_own
 from workbench.common.validation import writable_folder
-from workbench.evaluation import drawing, model_sources, pair_files, prompt_sets, scorers
+from workbench.evaluation import drawing, filling, model_sources, pair_files, prompt_sets, scorers
 from workbench.evaluation.drawing import Drawing, Drawn
 from workbench.evaluation.model_sources import ModelSource
 from workbench.evaluation.pairing import Counts, Pairs, Rule, agreement, combined, make_pairs
@@ -150,15 +151,21 @@ def complete(job: Job) -> list[Made]:
     shards = [batch for _, its in job.plans.values() for batch in its]
     with memory_of_samples(request.batch_size):
         # All images before all scores: a model that draws and a reward model are never in memory together.
-        drawing.draw(
-            shards,
+        filling.draw(
+            drawing.undrawn(shards, request.image_format),
             job.models,
             device=job.device,
             sampling=request.sampling,
-            kind=request.image_format,
             batch_size=request.batch_size,
         )
-        drawing.score(shards, job.scorers, job.device, request.batch_size)
+        for located in job.scorers:
+            filling.score(
+                located,
+                drawing.unscored(shards, located),
+                device=job.device,
+                batch_size=request.batch_size,
+                columns=partial(drawing.score_columns, located),
+            )
     parts = range(len(job.plans))
     return [_pair(job, name, len(parts) * request.seed + part) for part, name in zip(parts, job.plans, strict=True)]
 
