@@ -48,8 +48,9 @@ def evaluate(request: Request) -> Report:
         UserError: a mistake in the request.
         Failure: something that it needs did not work; what is done is kept.
     """
+    job = prepare(request)
+    # A mistake in the request has made no tracking store; a store that is away is found before anything is drawn.
     client = tracking.connect()
-    job = prepare(client, request)
     complete(job)
     numbers, text = write(job, request.paper, request.grid)
     run_id, is_new = track(client, job, numbers, text, request.name, request.images)

@@ -17,7 +17,6 @@ from workbench.evaluation.model_sources import ModelSource
 from workbench.evaluation.prompt_sets import PromptSet
 from workbench.evaluation.sample_store import PROMPT_OPTIONS, Settings, Shard
 from workbench.evaluation.scorers import Located
-from workbench.tracking import Client
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}")
 SAMPLING = ("steps", "guidance", "dtype", "resolution")
@@ -96,7 +95,7 @@ def _shards(
     ]
 
 
-def prepare(client: Client, request: Request) -> Job:
+def prepare(request: Request) -> Job:
     """Find and check everything that a request names, and write the folder's settings, before anything is drawn.
 
     Raises:
@@ -112,7 +111,7 @@ def prepare(client: Client, request: Request) -> Job:
     prompts, about_prompts = _prompts(before["prompts"], request)
     # Of the folder as it is, without this request: what an earlier command left undone is finished too.
     lacking = _lacking(_shards(output, before["models"], prompts, about_prompts), ["image", *before["scorers"]])
-    sources = _model_sources(client, before["models"], lacking["image"], request)
+    sources = _model_sources(before["models"], lacking["image"], request)
     models = list(dict.fromkeys([*before["models"], *sources]))
     if not models:
         raise UserError("--model: give at least one, for instance --model pretrained=embedded")
@@ -140,14 +139,12 @@ def prepare(client: Client, request: Request) -> Job:
     return Job(output, device, settings, sources, prompts, located, request.batch_size, ours)
 
 
-def _model_sources(
-    client: Client, before: Mapping[str, Any], lacking: set[str], request: Request
-) -> dict[str, ModelSource]:
+def _model_sources(before: Mapping[str, Any], lacking: set[str], request: Request) -> dict[str, ModelSource]:
     """The request's models, and those of the folder's that lack images."""
-    sources = sources_by_name("--model", model_sources.expand(client, request.models))
+    sources = sources_by_name("--model", model_sources.expand(request.models))
     about = {name: (e["source"], e["base"], e["variant"]) for name, e in before.items() if name in lacking}
     about |= {name: (source, request.base, request.variant) for name, source in sources.items()}
-    return {name: model_sources.find(client, name, *parts) for name, parts in about.items()}
+    return {name: model_sources.find(name, *parts) for name, parts in about.items()}
 
 
 def _scorers(before: Mapping[str, Any], unfinished: set[str], request: Request) -> dict[str, str]:

@@ -9,7 +9,6 @@ from typing import Any
 import polars as pl
 import torch
 
-from workbench import tracking
 from workbench.common.distributed import pick_device
 from workbench.common.errors import UserError
 from workbench.common.outputs import output_file, require_own
@@ -227,12 +226,7 @@ def _scorers(texts: Sequence[str], prompts: Mapping[str, PromptSet]) -> list[Loc
 def _models(request: Request) -> dict[str, ModelSource]:
     """The models by name."""
     sources = sources_by_name("--model", [_with_name(text) for text in request.models])
-    # MLflow is asked only where a model is a tracked run's.
-    client = tracking.connect_to_read() if any(source.startswith("runs:/") for source in sources.values()) else None
-    return {
-        name: model_sources.find(client, name, source, request.base, request.variant)
-        for name, source in sources.items()
-    }
+    return {name: model_sources.find(name, source, request.base, request.variant) for name, source in sources.items()}
 
 
 def _with_name(text: str) -> str:
