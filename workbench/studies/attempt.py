@@ -58,7 +58,7 @@ class Attempt:
         parent: id of the study's MLflow run.
         prepare: what the runs of a process share, for the settings of one of them.
         on_claimed: called once the trial has this process's name and heartbeat.
-        on_step: called with each step.
+        on_step: called after each step with what was measured after it.
         on_evaluated: called while the trained model's samples are drawn, with the share that is done.
         stopping: whether to take a snapshot, give the trial back to the queue and raise KeyboardInterrupt.
     """
@@ -73,7 +73,7 @@ class Attempt:
         *,
         prepare: Callable[[Config], Prepared],
         on_claimed: Callable[[], None],
-        on_step: Callable[[int], None],
+        on_step: Callable[[int, Mapping[str, float]], None],
         stopping: Callable[[], bool],
         on_evaluated: Callable[[float], None] = lambda share: None,
     ):
@@ -166,7 +166,7 @@ class Attempt:
                 self._repeat_reports(trial, step, reported)
             # Metrics come at different steps; a trial that is pruned is judged by the last value of each.
             measured.update(metrics)
-            self.on_step(step)
+            self.on_step(step, metrics)
             # The run has written the snapshot before it calls this (`training.run.execute`), so the record never
             # claims one that is not there. After the last step the run takes none.
             if not resumed and snapshots.due(step) and step < config.train.steps:
