@@ -19,7 +19,7 @@ from workbench import tracking
 from workbench.common.errors import Failure
 from workbench.common.processes import this_process
 from workbench.common.secrets import hide_passwords
-from workbench.studies import records, recovery
+from workbench.studies import records, recovery, storage
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import Progress, TrialRecord
 from workbench.studies.space import constrain, outcome
@@ -280,6 +280,8 @@ class Attempt:
         if self.trial is None:
             return
         frozen = self._frozen()
+        if state_of(frozen) == "pruned" and frozen.intermediate_values:
+            storage.set_pruned_value(self.study, frozen, self._estimate(frozen))
         if self._tracker is not None:
             # Optuna may not have learned of the end, since its database is away. Then the run stays open too, until
             # `reconcile` knows how the trial ended.
@@ -289,6 +291,11 @@ class Attempt:
         # Last: what a kill before this leaves, `recovery.remove_unused_snapshots` removes.
         if counts(frozen) and self._snapshots is not None:
             self._snapshots.discard()
+
+    def _estimate(self, trial: FrozenTrial) -> float | None:
+        """What the objective of a stopped trial has come to so far; None where nothing told it."""
+        objective, kept = next(iter(self.experiment.sweep.objectives)), TrialRecord.of(trial).metrics
+        return kept.get(objective, kept.get(f"samples/{objective.removeprefix('eval/')}"))
 
     def _patience(self) -> float:
         """Seconds to wait for a tracking store that is away.
