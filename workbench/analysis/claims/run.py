@@ -112,7 +112,8 @@ def judge(study: StudyId, beside: StudyId) -> list[dict[str, Any]]:
         beside: the study of the checks that need no arms.
 
     Returns:
-        As `rules.judge`, each with a `link` to the runs that it rests on; the runs are tagged with its number.
+        As `rules.judge`, each with a `link` to the runs that it rests on, which are tagged with its number, and with
+        the `steps` of the study's runs: one number, unless they differ.
     """
     runs, client = tracking.load_runs(study.address), tracking.connect()
     evidence = Evidence(
@@ -124,7 +125,9 @@ def judge(study: StudyId, beside: StudyId) -> list[dict[str, Any]]:
     )
     rows = rules.judge(rules.CLAIMS, evidence)
     links = ui.claim_links(client, study.address, {row["number"]: row["arms"] for row in rows if row["arms"]})
+    steps = sorted({int(count) for count in runs["train.steps"].drop_nulls()})
     for row in rows:
+        row["steps"] = steps
         row["link"] = links.get(row["number"]) or tracking.ui_link(client, beside.address)
     return rows
 
