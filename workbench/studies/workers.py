@@ -291,7 +291,8 @@ class _Supervisor:
                 self.bar.n = min(self.bar.total, self.ended * self.trial_steps + sum(self.steps.values()))
                 self.bar.update(0)
                 training_bar.show(self.bar, *self.measured.values(), best=self.best)
-                self.bar.phase(self.phase())
+                if self.pool.workers:
+                    self.bar.phase(self.phase())
         except KeyboardInterrupt:
             tqdm.write("Stopping: each trial takes a snapshot and goes back to the queue (again: at once) ...")
             self.pool.stop()
