@@ -76,10 +76,10 @@ def check_claims(
     """
     usual = experiment.stem if experiment else "claims"
     name = study_name(study or (f"{usual}-quick" if quick else usual))
+    declared = _declared(experiment or DEFAULT, overrides, quick)  # first: a mistake in it makes no folder
     folder = writable_folder("--out", out / name)
     # Asked before the studies run, which takes an hour.
     require_own(folder, "claims.md", "claims.json", "claims.png", "regime.json")
-    declared = _declared(experiment or DEFAULT, overrides, quick)
     candidates, arms = len(tuning.candidates(declared)), len(declared.sweep.arms)
     say(f"{candidates} runs to tune the arms, then {len(declared.arms)} runs of {arms} arms; progress below.")
     lifecycle.run_study(declared, name, workers or default_workers(declared.config.model.device))
