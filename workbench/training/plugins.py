@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 from workbench.common.errors import UserError, one_line, shown
+from workbench.common.reading import near
 
 #: Files and modules that may be run, separated as in $PATH. Worker processes inherit it.
 VARIABLE = "WORKBENCH_CODE"
@@ -51,7 +52,8 @@ def pinned(choice: str, folder: Path, key: str) -> str:
     path = (folder / place).expanduser().resolve() if place.endswith(".py") else None
     digest = _digest(path) if path else _digest(_source(place))
     if digest is None:
-        raise UserError(f"{key} = {shown(choice)}: no such {'file' if path else 'module'} ({path or place})")
+        what = f"file ({path}){near(path)}" if path else f"module ({place})"
+        raise UserError(f"{key} = {shown(choice)}: no such {what}")
     if wanted and wanted != digest:
         raise UserError(f"{key} = {shown(choice)}: {path or place} has changed since; it is now {digest}")
     allowed = os.environ.get(VARIABLE, "").split(os.pathsep)
