@@ -31,7 +31,10 @@ def main(source: str, repository: str, base: str, public: bool, update: bool, dr
     hub_upload.require_name(repository)
     folder, settings = Path(source), {}
     if base:
-        hub_upload.require_name(base, "--base")
+        close = _close_base(base)
+        hub_upload.require_name(base, "--base", close)
+        if close:  # no mistake for sure: somebody may have a model of such a name
+            click.echo(f"Note: --base {base}: no experiment here begins with it; did you mean {close}?", err=True)
     if source.startswith("runs:/"):
         from workbench import tracking
         from workbench.training.config import changed
@@ -39,6 +42,8 @@ def main(source: str, repository: str, base: str, public: bool, update: bool, dr
 
         made, folder = tracking.kept_model(tracking.connect_to_read(), source.removeprefix("runs:/"))
         settings = without_places(changed(made))
+        if made.get("model.vae"):
+            settings.setdefault("model.vae", hub_upload.UNNAMED)
         base = base or settings.get("model.path", "")
     files = hub_upload.files_of(folder)
     card = hub_upload.card(folder, repository, base, settings)
@@ -48,6 +53,19 @@ def main(source: str, repository: str, base: str, public: bool, update: bool, dr
         click.echo("\n".join(f"{path.stat().st_size / 1e6:10.3f} MB  {name}" for name, path in files.items()))
         return
     click.echo(f"Uploaded: {hub_upload.upload(folder, repository, card, public=public, update=update)}")
+
+
+def _close_base(base: str) -> str:
+    """The model of one of the workbench's experiments that has almost this name; empty for none, or that very model."""
+    import difflib
+
+    from workbench.common.paths import shipped
+    from workbench.training.experiment_file import read
+
+    known = {read(file).get("model.path", "") for file in sorted(shipped("experiments").glob("*.toml"))}
+    names = {path.partition("/")[2]: path for path in sorted(known) if "/" in path}
+    close = difflib.get_close_matches(base.rpartition("/")[2], names, 1, 0.75)
+    return names[close[0]] if close and base not in known else ""
 
 
 main = command(main)

@@ -3,15 +3,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from workbench.common.command_line import command, default_workers, one_process, silence_transformers, workers_option
 from workbench.common.validation import study_name, writable_folder
-
-if TYPE_CHECKING:
-    from workbench.training.config import Config
 
 
 @click.group(context_settings={"max_content_width": 100})
@@ -87,7 +83,7 @@ def best(name: str, output: Path, trial: int | None) -> None:
     from workbench.common.progress import Progress
     from workbench.common.signals import stop_on_signals
     from workbench.studies import lifecycle
-    from workbench.studies.best import chosen_trial, folder_for, retrain
+    from workbench.studies.best import chosen_trial, folder_for, how_to_draw, retrain
 
     silence_transformers()
     with lifecycle.reading(study_name(name), storage_url()) as study:
@@ -107,23 +103,11 @@ def best(name: str, output: Path, trial: int | None) -> None:
 
             final = retrain(config, study, chosen.number, model, on_step=show, stopping=stopping)
     if final is None:
-        click.echo(f"\n{output} has the model of trial {chosen.number} already.\n{_how_to_draw(output, config)}")
+        click.echo(f"\n{output} has the model of trial {chosen.number} already.\n{how_to_draw(output, config)}")
         return
     before = dict(zip(experiment.sweep.objectives, chosen.values, strict=True))
     click.echo(f"\nTrial {chosen.number}: " + ", ".join(f"{k} {v:.4f}, now {final[k]:.4f}" for k, v in before.items()))
-    click.echo(_how_to_draw(output, config))
-
-
-def _how_to_draw(output: Path, config: "Config") -> str:
-    """Lines of plain diffusers that draw with what was saved."""
-    load = f'pipe = DiffusionPipeline.from_pretrained("{output}")'
-    if config.lora.rank:
-        base = "workbench/models/small/assets/model" if config.model.path == "embedded" else config.model.path
-        load = f'pipe = DiffusionPipeline.from_pretrained("{base}")\n  pipe.load_lora_weights("{output}")'
-    return (
-        f"Draw with it:\n  from diffusers import DiffusionPipeline\n  {load}\n"
-        '  pipe("a fox on a blue background, noto style").images[0].save("fox.png")'
-    )
+    click.echo(how_to_draw(output, config))
 
 
 @maybe_name_argument

@@ -1,3 +1,4 @@
+import matplotlib.pyplot as plt
 import polars as pl
 import pytest
 
@@ -74,3 +75,14 @@ def test_few_runs_have_no_running_mean_and_the_pretrained_model_is_always_there(
     assert "pretrained model" in texts and not any("neighbours" in text for text in texts)
     assert [0, -2] in [[*line.get_xdata(), *line.get_ydata()] for line in axes.lines]
     assert any("neighbours" in text for text in drawn(5)[0])
+
+
+def test_an_axis_of_divergences_far_below_delta_keeps_its_ticks():
+    figure, axes = plt.subplots()
+    divergence_figures._scale(axes, [0.005])
+    axes.plot([-0.0009, 0.0007], [0, 1])
+    divergence_figures._tick(axes)
+    figure.canvas.draw()
+    low, high = axes.get_xlim()
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 3
+    plt.close(figure)

@@ -43,6 +43,26 @@ def test_looking_where_there_is_no_study_says_where_it_looked_and_makes_nothing(
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("sweep", "--set", "data.train=nowhere"), "data.train = 'nowhere': no such parquet file"),
+        (("sweep", "--set", "data.prompts=nowhere.txt"), "nowhere.txt"),
+        (("sweep", "--set", "model.path=nowhere"), "model.path = 'nowhere': not a checkpoint folder"),
+        (("claims", "nowhere.toml"), "experiment nowhere.toml: no such file"),
+        (("evaluate", "--model", "a=nowhere"), "--model a=nowhere: model.path = 'nowhere'"),
+        (("push", "runs:/0", "me/mine"), "no study yet"),
+    ],
+)
+def test_a_mistake_in_a_first_command_makes_nothing(tmp_path, monkeypatch, asked, says):
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_STORAGE", "WORKBENCH_STATE"):
+        monkeypatch.delenv(name, raising=False)
+    done = invoke(*asked)
+    assert done.returncode == 2 and says in done.stderr
+    assert [*tmp_path.iterdir()] == []
+
+
 SPACE = """
 [sweep.space]
 reference.interval = [4, 8]

@@ -58,3 +58,13 @@ def test_output_that_somebody_wanted_and_that_is_lost_is_a_failure(shell, tmp_pa
 def test_letters_that_the_terminal_lacks_are_numbers(shell):
     done = shell("$RUN 2>/dev/null", PYTHONIOENCODING="latin-1")
     assert done.returncode == 0 and "written \\u2192" in done.stdout and "told \\u2192" in done.stdout
+
+
+def test_a_file_gets_each_line_of_both_streams_as_it_is_written(shell, tmp_path):
+    (tmp_path / "run.py").write_text(
+        "import sys, pathlib\nfrom workbench.common.streams import make_sturdy\nmake_sturdy()\n"
+        "print('told')\nprint('bar', file=sys.stderr)\nprint('told again')\n"
+        "print(repr(pathlib.Path('log').read_text()), file=sys.stderr)\n"
+    )
+    done = shell("$RUN > log 2>&1; cat log")
+    assert done.stdout.splitlines() == ["told", "bar", "told again", repr("told\nbar\ntold again\n")]

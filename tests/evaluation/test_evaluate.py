@@ -365,6 +365,15 @@ def test_mistakes_are_one_line_and_nothing_is_left_behind(place, tiny_clip, othe
     evaluate("--model", "a=tiny", "--prompts", "free=free.txt", "--scorer", clip, "--output", "free")
 
 
+def test_a_mistake_makes_no_tracking_store(place):
+    store = place / "mlflow.db"
+    store.unlink()
+    for source in ("a=nowhere", "a=runs:/123", "study:none"):
+        text = evaluate("--model", source, "--output", "out", code=2)
+        assert source == "a=nowhere" or f"no study yet: there is no {store}" in text
+    assert not store.exists() and not (place / "out").exists()
+
+
 def test_a_folder_of_other_settings_is_refused_and_kept(place):
     evaluate("--model", "a=tiny", "--output", "out")
     before = contents(place / "out")

@@ -114,7 +114,7 @@ def test_an_experiment_of_rounds_names_a_file_beside_it(place, tmp_path, monkeyp
     (folder / "own.toml").write_text(as_toml({"rounds.scorers": ["reward", "mine.py:warmth", "clip=/a:b"]}))
     named = read(folder / "own.toml")["rounds.scorers"]
     assert named[0] == "reward" and named[1].startswith("warmth=mine.py:warmth@") and named[2] == "clip=/a:b"
-    assert scorers.named(named[:2]) == ["reward=", named[1]]
+    assert scorers.with_sources(named[:2]) == ["reward=", named[1]]
     scorers.locate(*named[1].split("=", 1))
     _, value = parse_override("rounds.scorers=length=mine.py:words")
     assert value.startswith("length=mine.py:words@")

@@ -13,7 +13,7 @@ from tests.support.commands import invoke
 from tests.support.helpers import overrides
 from tests.support.reward_models import save_clip
 from workbench.common.outputs import WRITTEN
-from workbench.evaluation import drawing, reward_models, scorers
+from workbench.evaluation import drawing, filling, reward_models, scorers
 from workbench.evaluation.drawing import Batch, Drawing, batches, encode, plan
 from workbench.evaluation.pairing import LABELS, PAIRINGS
 from workbench.evaluation.reward_models import RewardModel
@@ -177,7 +177,8 @@ def test_a_prompt_twice_is_one_prompt_and_a_set_twice_as_large_keeps_its_images(
 @pytest.mark.parametrize("where", ["_write", "scored"])
 def test_an_interrupted_command_goes_on_and_ends_alike(place, monkeypatch, where):
     prefer("--out", "whole", "--work", "other")
-    real, calls = getattr(drawing, where), []
+    module = {"_write": drawing, "scored": filling}[where]
+    real, calls = getattr(module, where), []
 
     def stop_at_the_second(*arguments):
         calls.append(arguments)
@@ -185,15 +186,15 @@ def test_an_interrupted_command_goes_on_and_ends_alike(place, monkeypatch, where
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(drawing, where, stop_at_the_second)
+    monkeypatch.setattr(module, where, stop_at_the_second)
     assert prefer(code=130) == "Interrupted."
     kept = {path: path.stat().st_mtime_ns for path in place.glob("work/train/*.parquet")}
     assert len(kept) == (1 if where == "_write" else 4) and not (place / "out" / "train.parquet").exists()
-    monkeypatch.setattr(drawing, where, real)
+    monkeypatch.setattr(module, where, real)
     prefer()
     assert len(list(place.glob("work/train/*.parquet"))) == 4
     if where == "_write":
-        monkeypatch.setattr(drawing.model_sources, "open_model", None)
+        monkeypatch.setattr(filling.model_sources, "open_model", None)
     for name in ("train.parquet", "train.png", "train_agreement.csv"):
         assert (place / "out" / name).read_bytes() == (place / "whole" / name).read_bytes()
     prefer()  # draws nothing any more

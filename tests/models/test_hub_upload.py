@@ -192,9 +192,32 @@ def test_a_run_that_kept_a_denoiser_alone_is_loaded_into_its_base(shifted, workp
     assert done.returncode == 0, done.stderr
     text = hub.made["me/mine"]["files"]["README.md"].decode()
     assert "somebody" not in text and "yuvalkirstain/pickapic_v2:validation" in text
+    # That another autoencoder was used is said, though its place is not.
+    assert "another autoencoder than that model's own: a folder that is not on the hub." in text
     assert "| `train.lr` | `1e-05` |" in text and ModelCard(text).data.base_model == BASE
     pipe = loaded(text, **{"me/mine": uploaded(hub, workplace / "got"), BASE: backend.folder})
     assert torch.equal(pipe.unet.conv_in.bias, denoiser.conv_in.bias)
+
+
+def test_the_card_names_another_autoencoder_and_loads_it(shifted, lora, workplace):
+    backend, denoiser = shifted
+    backend.save(denoiser, Path("kept"), whole=False)
+    vae = "madebyollin/sdxl-vae-fp16-fix"
+    text = card(Path("kept"), "me/mine", BASE, {"model.vae": vae})
+    assert f"another autoencoder than that model's own: `{vae}`." in text
+    pipe = loaded(text, **{"me/mine": Path("kept"), BASE: backend.folder, vae: backend.folder / "vae"})
+    assert torch.equal(pipe.unet.conv_in.bias, denoiser.conv_in.bias)
+    text = card(lora, "me/mine", BASE, {"model.vae": vae})
+    assert f'AutoModel.from_pretrained("{vae}")' in text and f'from_pretrained("{BASE}", vae=vae)' in text
+    assert "autoencoder" not in card(lora, "me/mine", BASE, {})
+
+
+def test_a_base_of_almost_a_known_name_is_pointed_out(lora):
+    for given, code in (("stable-difusion-v1-5/stable-difusion-v1-5", 0), ("stable-diffusion-v1-5", 2)):
+        done = invoke("push", "trained", "me/mine", "--base", given, "--dry-run")
+        assert done.returncode == code and f"; did you mean {BASE}?" in done.stderr
+    for given in (BASE, "me/something-else"):
+        assert not invoke("push", "trained", "me/mine", "--base", given, "--dry-run").stderr
 
 
 def test_a_variant_is_read_off_the_weights(workplace):

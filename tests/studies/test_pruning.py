@@ -41,6 +41,8 @@ def test_sampled_trials_are_stopped_and_arms_run_to_their_end(declared):
     for trial in found[2:]:
         drawn = client.get_metric_history(trial.user_attrs["run_id"], "samples/win_rate")
         assert trial.user_attrs["samples/win_rate"] == drawn[-1].value and "divergence/policy" in trial.user_attrs
+        # Optuna's own pages list it beside the objective of complete trials.
+        assert trial.values == [drawn[-1].value]
     assert study.metric_names == ["eval/win_rate"]
     runs = tracking.load_runs("s")
     assert sorted(runs["state"]) == ["complete"] * 2 + ["pruned"] * 3

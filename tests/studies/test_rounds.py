@@ -9,7 +9,7 @@ import pytest
 from tests.support.commands import invoke
 from tests.support.helpers import overrides
 from workbench import prefer, tracking
-from workbench.evaluation import drawing
+from workbench.evaluation import filling
 from workbench.studies import rounds, single_run
 from workbench.studies.rounds import Round
 from workbench.tracking import store
@@ -96,8 +96,10 @@ def test_an_interrupted_round_goes_on_and_ends_alike(settings, workplace, whole,
         shutil.rmtree(workplace / ".workbench")
     with monkeypatch.context() as patch:
         if where == "draw":
-            calls, real = [], drawing.score
-            patch.setattr(drawing, "score", lambda *a: calls.append(a) or (real(*a) if len(calls) < 2 else stop()))
+            calls, real = [], filling.score
+            patch.setattr(
+                filling, "score", lambda *a, **k: calls.append(a) or (real(*a, **k) if len(calls) < 2 else stop())
+            )
         elif where == "train":
             calls, real = [], training_run._Session.snapshot_if_due
             patch.setattr(

@@ -334,7 +334,7 @@ def test_attempts_say_how_they_were_cut_short(declared):
     """A failure that is not the trial's own is not counted, and its reason is in the run."""
     study, client, assignment = made(merge(declared, {"diagnostics.interval": 10}))
 
-    def on_step(step):
+    def on_step(step, metrics):
         if step == 3:
             raise RuntimeError("postgresql://me:hunter22@host/db: gone")
 

@@ -100,11 +100,11 @@ def test_a_moved_folder_is_the_same_and_a_changed_file_another(mine):
     with pytest.raises(UserError, match=r"reward_scale\.\w+ = .*the snapshot of run was made with"):
         require_same(before, load(moved / "own.toml").flat(), "run")
     with pytest.raises(UserError, match=r"reward_scale\.shape = 'mine\.py:late@\w+': .*mine\.py has changed since"):
-        plugins.named(before["reward_scale.shape"], moved, "reward_scale.shape")
+        plugins.pinned(before["reward_scale.shape"], moved, "reward_scale.shape")
 
 
 def test_what_a_database_names_is_not_run_unless_the_user_names_it_too(mine, monkeypatch):
-    choice = plugins.named("mine.py:late", mine, "reward_scale.shape")
+    choice = plugins.pinned("mine.py:late", mine, "reward_scale.shape")
     monkeypatch.setenv(plugins.VARIABLE, "")
     (mine / "mine.py").write_text(MINE + "\nraise AssertionError('it was run')\n")
     with pytest.raises(

@@ -146,6 +146,8 @@ def _tick(axes: Axes) -> None:
     low, high = axes.get_xlim()
     rounded = (-0.01, -0.002, 0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
     ticks = [tick for tick in rounded if low < tick < high]
+    if len(ticks) < 3:  # so close to 0 that the axis is all but linear
+        return
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
 

@@ -50,8 +50,9 @@ def evaluate(request: Request) -> Report:
         UserError: a mistake in the request.
         Failure: something that it needs did not work; what is done is kept.
     """
+    job = prepare(request)
+    # A mistake in the request has made no tracking store; a store that is away is found before anything is drawn.
     client = tracking.connect()
-    job = prepare(client, request)
     check_artifacts(client)  # before hours of drawing that could not be tracked
     complete(job)
     numbers, text = write(job, request.paper, request.grid)

@@ -21,7 +21,7 @@ class Progress(tqdm):
     def __init__(self, *, desc: str, **options: Any):
         self.name, self._shown, self._is_log = desc, 0.0, not sys.stderr.isatty()
         if self._is_log:
-            options = {"file": _Lines(), "ncols": 100} | options
+            options = {"file": _Lines(), "ncols": 120} | options
         super().__init__(desc=desc, **options)
 
     def phase(self, text: str) -> None:

@@ -58,12 +58,12 @@ def make_sturdy() -> None:
         elif mode == "w" and stream is getattr(sys, f"__{name}__") and not isinstance(_raw(stream), _Sturdy):
             # What the old stream still holds comes before what the new one writes.
             stream.flush()
-            # As Python has it: standard error is written line by line, into a file too.
-            whole_lines = name == "stderr" or stream.line_buffering
             # closefd=False: the descriptor stays open without this object, as others write to it by its number.
             file = io.BufferedWriter(_Sturdy(number, "w", closefd=False))
             # A letter that the terminal's encoding lacks is written as its number.
-            sturdy = io.TextIOWrapper(file, stream.encoding, "backslashreplace", line_buffering=whole_lines)
+            # Line by line, into a file too: the log of a study is read while it runs, and a trial's line belongs
+            # between those of the bar.
+            sturdy = io.TextIOWrapper(file, stream.encoding, "backslashreplace", line_buffering=True)
             setattr(sys, name, sturdy)
             setattr(sys, f"__{name}__", sturdy)
 

@@ -13,23 +13,19 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from workbench.common.cache import digest
-from workbench.data.parquet import open_parquet, read_table
-from workbench.evaluation import model_sources, sample_store
-from workbench.evaluation.model_sources import ModelSource
+from workbench.evaluation import sample_store
+from workbench.evaluation.filling import Scores, Undrawn, Unscored
 from workbench.evaluation.scorers import Located
-from workbench.evaluation.scoring import TOTAL, scored
+from workbench.evaluation.scoring import TOTAL
 
 WORK = "--work"  #: the option that names the folder of the shards
 #: Noise seeds of a plan: two plans of different seeds share none.
@@ -148,40 +144,27 @@ def encode(image: NDArray[np.uint8], kind: str) -> bytes:
 # --- drawing and scoring what is not there -----------------------------------------------------------------------
 
 
-def draw(
-    wanted: Sequence[Batch],
-    sources: Mapping[str, ModelSource],
-    *,
-    device: torch.device,
-    sampling: Mapping[str, Any],
-    kind: str,
-    batch_size: int,
-) -> None:
-    """Draw every shard that is not there, model by model.
+def undrawn(wanted: Sequence[Batch], kind: str) -> list[Undrawn]:
+    """The shards that are not there.
 
     Args:
-        sampling: settings dtype and resolution.
-        batch_size: images at once.
+        kind: a name in FORMATS, in which images are stored.
     """
-    missing = [batch for batch in wanted if "image" not in _columns(batch)]
-    model_of = lambda batch: batch.drawings[0].model  # noqa: E731
-    with tqdm(total=_count(missing), desc="draw", unit="image", disable=not missing) as bar:
-        # Sorted, as groupby needs it, so that each model is loaded once.
-        for name, some in groupby(sorted(missing, key=model_of), key=model_of):
-            bar.set_postfix_str(name)
-            backend, denoiser = model_sources.open_model(sources[name], device, sampling)
-            for batch in some:
-                images = backend.sample(
-                    denoiser,
-                    [d.caption for d in batch.drawings],
-                    [d.seed for d in batch.drawings],
-                    steps=batch.drawings[0].steps,
-                    guidance=batch.drawings[0].guidance,
-                    batch_size=batch_size,
-                )
-                _write(batch, [encode(image, kind) for image in images])
-                bar.update(len(images))
-            del backend, denoiser  # two models at once may be more than the device holds
+
+    def shard(batch: Batch) -> Undrawn:
+        first = batch.drawings[0]  # model, steps and guidance are those of all
+        write = lambda images: _write(batch, [encode(image, kind) for image in images])  # noqa: E731
+        return Undrawn(
+            first.model, _captions(batch), [d.seed for d in batch.drawings], first.steps, first.guidance, write
+        )
+
+    return [shard(batch) for batch in wanted if "image" not in _columns(batch)]
+
+
+def unscored(wanted: Sequence[Batch], scorer: Located) -> list[Unscored]:
+    """The shards that lack a scorer's scores."""
+    missing = [batch for batch in wanted if column(scorer) not in _columns(batch)]
+    return [Unscored(batch.path, batch.drawings[0].model, _captions(batch)) for batch in missing]
 
 
 def column(scorer: Located) -> str:
@@ -189,45 +172,18 @@ def column(scorer: Located) -> str:
     return f"{scorer.name}@{scorer.digest[:12]}"
 
 
-def score(wanted: Sequence[Batch], scorers: Sequence[Located], device: torch.device, batch_size: int) -> None:
-    """Score every shard that lacks a scorer's scores, scorer by scorer.
-
-    The scores are those of the images as they are stored: compression changes pixels, and a label must be true of what
-    training sees.
-
-    Raises:
-        Failure: as `scored` does.
-    """
-    for located in scorers:
-        name, its = located.name, column(located)
-        missing = [batch for batch in wanted if its not in _columns(batch)]
-        if not missing:
-            continue
-        scorer = located.load(device, batch_size)
-        with tqdm(total=_count(missing), desc=f"score {name}", unit="image") as bar:
-            for batch in missing:
-                captions = [d.caption for d in batch.drawings]
-                found = scored(name, scorer, sample_store.read_images(batch.path), captions, batch.drawings[0].model)
-                named = {f"{its}.{part}" if part != TOTAL else its: values for part, values in found.items()}
-                sample_store.add_scores(batch.path, named)
-                bar.update(len(captions))
-        del scorer  # as above
+def score_columns(scorer: Located, scores: Scores) -> Scores:
+    """A scorer's scores and those of its parts, by column."""
+    its = column(scorer)
+    return {its if part == TOTAL else f"{its}.{part}": values for part, values in scores.items()}
 
 
 def _columns(batch: Batch) -> set[str]:
     return sample_store.columns(batch.path, len(batch.places), WORK)
 
 
-def _about(batch: Batch) -> pa.Table:
-    """What a shard says of its images, without reading the images themselves."""
-    what = str(batch.path)
-    with open_parquet(batch.path, what) as file:
-        names = [name for name in file.schema_arrow.names if name != "image"]
-    return read_table(batch.path, what, names)
-
-
-def _count(wanted: Sequence[Batch]) -> int:
-    return sum(len(batch.places) for batch in wanted)
+def _captions(batch: Batch) -> list[str]:
+    return [d.caption for d in batch.drawings]
 
 
 def _write(batch: Batch, images: Sequence[bytes]) -> None:
@@ -263,7 +219,9 @@ class Drawn:
         # Prompts go forward through the shards of all ways to draw at once, so that one of each is in memory.
         ways = {(d.model, d.steps, d.guidance) for d in drawings}
         self._images = lru_cache(maxsize=len(ways) + 1)(sample_store.read_bytes)
-        table = pa.concat_tables([_about(batch) for batch in shards], promote_options="default")
+        table = pa.concat_tables(
+            [sample_store.read_but_images(batch.path) for batch in shards], promote_options="default"
+        )
         order = np.argsort(np.concatenate([batch.places for batch in shards]))
         values = lambda name: table[name].to_numpy()[order]  # noqa: E731
         self.uids: list[str] = values("uid").tolist()

@@ -14,7 +14,6 @@ from workbench.common.errors import Failure, UserError
 from workbench.common.validation import is_place
 from workbench.models import Backend, digest_of
 from workbench.models.safe_loading import read_shapes
-from workbench.tracking import Client
 
 #: What a folder of trained weights alone holds.
 WEIGHTS = ("unet", "transformer", "pytorch_lora_weights.safetensors")
@@ -40,31 +39,33 @@ class ModelSource:
     folder: Path | None = None
 
 
-def expand(client: Client, texts: Sequence[str]) -> list[str]:
-    """--model options, with study:STUDY replaced by NAME=runs:/ID for each of its runs that kept weights."""
+def expand(texts: Sequence[str]) -> list[str]:
+    """--model options, with study:STUDY replaced by NAME=runs:/ID for each of its runs that kept weights.
+
+    Raises:
+        UserError: no such study, or no tracking store, which is not made.
+    """
     expanded: list[str] = []
     for text in texts:
         if text.startswith("study:"):
-            kept = tracking.kept_models(client, text.removeprefix("study:"))
+            kept = tracking.kept_models(tracking.connect_to_read(), text.removeprefix("study:"))
             expanded += [f"{name}=runs:/{run_id}" for name, run_id in kept.items()]
         else:
             expanded.append(text)
     return expanded
 
 
-def find(client: Client | None, name: str, source: str, base: str, variant: str) -> ModelSource:
+def find(name: str, source: str, base: str, variant: str) -> ModelSource:
     """Find the model that a source names.
 
     Args:
-        client: of the tracking store; None where no source is a tracked run.
         base: the model on which weights alone are used.
         variant: weight files of hub models.
     Raises:
-        UserError: no such run, or weights alone and no base.
+        UserError: no such run, or no tracking store, which is not made; or weights alone and no base.
     """
-    if source.startswith("runs:/"):
-        assert client is not None
-        params, folder = tracking.kept_model(client, source.removeprefix("runs:/"))
+    if source.startswith("runs:/"):  # MLflow is asked only where a model is a tracked run's
+        params, folder = tracking.kept_model(tracking.connect_to_read(), source.removeprefix("runs:/"))
         names = ("path", "revision", "family", "variant", "vae")
         path, revision, family, own, vae = (params.get(f"model.{k}", "") for k in names)
         return ModelSource(name, source, f"{path}@{revision}" if revision else path, family or "auto", own, vae, folder)

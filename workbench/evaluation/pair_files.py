@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from workbench.common.outputs import output_file
+from workbench.common.progress import Progress
 from workbench.evaluation.drawing import Drawn
 from workbench.evaluation.pairing import Preference
 from workbench.evaluation.sample_store import decoded
@@ -60,8 +60,10 @@ def write(path: Path, made: Sequence[Preference], drawn: Drawn, scores: Mapping[
         pq.ParquetWriter(
             partial, schema, compression="zstd", dictionary_pagesize_limit=GROUP, write_statistics=False
         ) as writer,
+        Progress(total=len(made), desc=path.name, unit="pair") as bar,
     ):
-        for row in tqdm(_rows(made, drawn, scores), total=len(made), desc=path.name, unit="pair"):
+        for row in _rows(made, drawn, scores):
+            bar.update()
             rows.append(row)
             size += len(row["jpg_0"]) + len(row["jpg_1"])
             if size > GROUP:

@@ -17,7 +17,6 @@ from workbench.evaluation.model_sources import ModelSource
 from workbench.evaluation.prompt_sets import PromptSet
 from workbench.evaluation.sample_store import PROMPT_OPTIONS, Settings, Shard
 from workbench.evaluation.scorers import Located
-from workbench.tracking import Client
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}")
 SAMPLING = ("steps", "guidance", "dtype", "resolution")
@@ -96,7 +95,7 @@ def _shards(
     ]
 
 
-def prepare(client: Client, request: Request) -> Job:
+def prepare(request: Request) -> Job:
     """Find and check everything that a request names, and write the folder's settings, before anything is drawn.
 
     Raises:
@@ -112,7 +111,7 @@ def prepare(client: Client, request: Request) -> Job:
     prompts, about_prompts = _prompts(before["prompts"], request)
     # Of the folder as it is, without this request: what an earlier command left undone is finished too.
     lacking = _lacking(_shards(output, before["models"], prompts, about_prompts), ["image", *before["scorers"]])
-    sources = _model_sources(client, before["models"], lacking["image"], request)
+    sources = _model_sources(before["models"], lacking["image"], request)
     models = list(dict.fromkeys([*before["models"], *sources]))
     if not models:
         raise UserError("--model: give at least one, for instance --model pretrained=embedded")
@@ -122,7 +121,7 @@ def prepare(client: Client, request: Request) -> Job:
     new_models = set(models) - set(before["models"])
     # A new model needs every score of the folder, so that all models can be compared by each.
     unfinished = {name for name in before["scorers"] if lacking[name] or new_models}
-    located = [scorers.locate(*named) for named in _scorers(before["scorers"], unfinished, request).items()]
+    located = [scorers.locate(*each) for each in _scorers(before["scorers"], unfinished, request).items()]
     for scorer in located:
         for prompt_set in prompts.values():
             scorer.check(prompt_set.prompts)
@@ -140,25 +139,23 @@ def prepare(client: Client, request: Request) -> Job:
     return Job(output, device, settings, sources, prompts, located, request.batch_size, ours)
 
 
-def _model_sources(
-    client: Client, before: Mapping[str, Any], lacking: set[str], request: Request
-) -> dict[str, ModelSource]:
+def _model_sources(before: Mapping[str, Any], lacking: set[str], request: Request) -> dict[str, ModelSource]:
     """The request's models, and those of the folder's that lack images."""
-    sources = named("--model", model_sources.expand(client, request.models))
+    sources = sources_by_name("--model", model_sources.expand(request.models))
     about = {name: (e["source"], e["base"], e["variant"]) for name, e in before.items() if name in lacking}
     about |= {name: (source, request.base, request.variant) for name, source in sources.items()}
-    return {name: model_sources.find(client, name, *parts) for name, parts in about.items()}
+    return {name: model_sources.find(name, *parts) for name, parts in about.items()}
 
 
 def _scorers(before: Mapping[str, Any], unfinished: set[str], request: Request) -> dict[str, str]:
     """The request's scorers, and those of the folder's that have images left to score: name -> source."""
     known = {name: e["source"] for name, e in before.items()}
     default = dict.fromkeys(reward_models.PAPER_SCORERS if request.paper else ("reward",), "")
-    sources = named("--scorer", scorers.named(request.scorers, known)) or ({} if before else default)
+    sources = sources_by_name("--scorer", scorers.with_sources(request.scorers, known)) or ({} if before else default)
     return {name: source for name, source in known.items() if name in unfinished} | sources
 
 
-def named(option: str, texts: Sequence[str]) -> dict[str, str]:
+def sources_by_name(option: str, texts: Sequence[str]) -> dict[str, str]:
     """NAME=SOURCE options as a dictionary."""
     found: dict[str, str] = {}
     for text in texts:
@@ -176,7 +173,7 @@ def named(option: str, texts: Sequence[str]) -> dict[str, str]:
 def _prompts(before: Mapping[str, Any], request: Request) -> tuple[dict[str, PromptSet], dict[str, Any]]:
     """All prompt sets, the folder's and the request's, and what the settings say of them."""
     texts = [text if "=" in text else f"{Path(text).stem}={text}" for text in request.prompts]
-    sources = named("--prompts", texts) or ({} if before else {"embedded": "embedded"})
+    sources = sources_by_name("--prompts", texts) or ({} if before else {"embedded": "embedded"})
     own = {key: getattr(request, key) for key in PROMPT_OPTIONS}
     about = {name: {key: e[key] for key in ("source", *PROMPT_OPTIONS)} for name, e in before.items()}
     about |= {name: {"source": source} | own for name, source in sources.items()}

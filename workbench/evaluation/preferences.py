@@ -2,22 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 
-from workbench import tracking
 from workbench.common.distributed import pick_device
 from workbench.common.errors import UserError
 from workbench.common.outputs import output_file, require_own
 from workbench.common.validation import writable_folder
-from workbench.evaluation import drawing, model_sources, pair_files, prompt_sets, scorers
+from workbench.evaluation import drawing, filling, model_sources, pair_files, prompt_sets, scorers
 from workbench.evaluation.drawing import Drawing, Drawn
 from workbench.evaluation.model_sources import ModelSource
 from workbench.evaluation.pairing import Counts, Pairs, Rule, agreement, combined, make_pairs
-from workbench.evaluation.plan import named
+from workbench.evaluation.plan import sources_by_name
 from workbench.evaluation.prompt_sets import OWN, PromptSet
 from workbench.evaluation.scorers import Located
 from workbench.evaluation.scoring import memory_of_samples
@@ -150,15 +150,21 @@ def complete(job: Job) -> list[Made]:
     shards = [batch for _, its in job.plans.values() for batch in its]
     with memory_of_samples(request.batch_size):
         # All images before all scores: a model that draws and a reward model are never in memory together.
-        drawing.draw(
-            shards,
+        filling.draw(
+            drawing.undrawn(shards, request.image_format),
             job.models,
             device=job.device,
             sampling=request.sampling,
-            kind=request.image_format,
             batch_size=request.batch_size,
         )
-        drawing.score(shards, job.scorers, job.device, request.batch_size)
+        for located in job.scorers:
+            filling.score(
+                located,
+                drawing.unscored(shards, located),
+                device=job.device,
+                batch_size=request.batch_size,
+                columns=partial(drawing.score_columns, located),
+            )
     parts = range(len(job.plans))
     return [_pair(job, name, len(parts) * request.seed + part) for part, name in zip(parts, job.plans, strict=True)]
 
@@ -200,7 +206,7 @@ def _files(name: str) -> tuple[str, str, str]:
 def _prompts(request: Request) -> tuple[dict[str, PromptSet], dict[str, int]]:
     """The prompt sets by name, each prompt once, and how many times `--images` each of its prompts gets."""
     texts = [text if "=" in text else f"{Path(text).stem}={text}" for text in request.prompts]
-    sources = named("--prompts", texts) or {name: name for name in SMALL}
+    sources = sources_by_name("--prompts", texts) or {name: name for name in SMALL}
     sets = {name: prompt_sets.read(source, name) for name, source in sources.items()}
     # A prompt that is there twice would get two groups of images, and a pair could not say of which.
     distinct = {name: list(dict.fromkeys(one.prompts))[: request.limit or None] for name, one in sets.items()}
@@ -210,7 +216,7 @@ def _prompts(request: Request) -> tuple[dict[str, PromptSet], dict[str, int]]:
 
 def _scorers(texts: Sequence[str], prompts: Mapping[str, PromptSet]) -> list[Located]:
     """The scorers, each of which can judge every prompt."""
-    located = [scorers.locate(*each) for each in named("--scorer", scorers.named(texts)).items()]
+    located = [scorers.locate(*each) for each in sources_by_name("--scorer", scorers.with_sources(texts)).items()]
     for scorer in located:
         for one in prompts.values():
             scorer.check(one.prompts)
@@ -219,13 +225,8 @@ def _scorers(texts: Sequence[str], prompts: Mapping[str, PromptSet]) -> list[Loc
 
 def _models(request: Request) -> dict[str, ModelSource]:
     """The models by name."""
-    sources = named("--model", [_with_name(text) for text in request.models])
-    # MLflow is asked only where a model is a tracked run's.
-    client = tracking.connect_to_read() if any(source.startswith("runs:/") for source in sources.values()) else None
-    return {
-        name: model_sources.find(client, name, source, request.base, request.variant)
-        for name, source in sources.items()
-    }
+    sources = sources_by_name("--model", [_with_name(text) for text in request.models])
+    return {name: model_sources.find(name, source, request.base, request.variant) for name, source in sources.items()}
 
 
 def _with_name(text: str) -> str:

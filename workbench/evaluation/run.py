@@ -1,11 +1,12 @@
 """Draw and score what an evaluation's folder lacks; stopped at any time, it goes on where it was."""
 
-from itertools import groupby
+from functools import partial
 
-from workbench.common.progress import Progress
-from workbench.evaluation import model_sources, sample_store
+from workbench.evaluation import filling, sample_store
+from workbench.evaluation.filling import Scores, Undrawn, Unscored
 from workbench.evaluation.plan import Job
-from workbench.evaluation.scoring import TOTAL, memory_of_samples, scored
+from workbench.evaluation.scorers import Located
+from workbench.evaluation.scoring import TOTAL, memory_of_samples
 
 
 def complete(job: Job) -> None:
@@ -16,50 +17,44 @@ def complete(job: Job) -> None:
     """
     with memory_of_samples(job.batch_size):
         # All images before all scores: a model that draws and a reward model are never in memory together.
-        draw(job)
-        score(job)
+        filling.draw(
+            _undrawn(job),
+            job.models,
+            device=job.device,
+            sampling=job.settings["sampling"],
+            batch_size=job.batch_size,
+        )
+        for located in job.scorers:
+            filling.score(
+                located,
+                _unscored(job, located),
+                device=job.device,
+                batch_size=job.batch_size,
+                columns=partial(_total, located.name),
+            )
 
 
-def draw(job: Job) -> None:
-    """Draw the images of every shard that has none, model by model."""
-    sampling = job.settings["sampling"]
-    missing = [shard for shard in job.shards() if "image" not in sample_store.columns(shard.path)]
-    with Progress(
-        total=sum(len(shard.rows) for shard in missing), desc="draw", unit="image", disable=not missing
-    ) as bar:
-        # Shards come model by model, as groupby needs them, so that each model is loaded once.
-        for name, shards in groupby(missing, key=lambda shard: shard.model):
-            bar.set_postfix_str(name)
-            backend, denoiser = model_sources.open_model(job.models[name], job.device, sampling)
-            for shard in shards:
-                images = backend.sample(
-                    denoiser,
-                    shard.captions,
-                    shard.noise_seeds,
-                    steps=sampling["steps"],
-                    guidance=sampling["guidance"],
-                    batch_size=job.batch_size,
-                )
-                sample_store.write_images(shard, images)
-                bar.update(len(images))
-            del backend, denoiser  # two models at once may be more than the device holds
+def _undrawn(job: Job) -> list[Undrawn]:
+    """The shards that have no images."""
+    steps, guidance = (job.settings["sampling"][key] for key in ("steps", "guidance"))
+    return [
+        Undrawn(
+            shard.model, shard.captions, shard.noise_seeds, steps, guidance, partial(sample_store.write_images, shard)
+        )
+        for shard in job.shards()
+        if "image" not in sample_store.columns(shard.path)
+    ]
 
 
-def score(job: Job) -> None:
-    """Give every shard the scores that it lacks, scorer by scorer.
+def _unscored(job: Job, located: Located) -> list[Unscored]:
+    """The shards that lack a scorer's scores."""
+    return [
+        Unscored(shard.path, shard.model, shard.captions)
+        for shard in job.shards()
+        if located.name not in sample_store.columns(shard.path)
+    ]
 
-    Raises:
-        Failure: as `scored` does.
-    """
-    for located in job.scorers:
-        name = located.name
-        missing = [shard for shard in job.shards() if name not in sample_store.columns(shard.path)]
-        if not missing:
-            continue
-        scorer = located.load(job.device, job.batch_size)
-        with Progress(total=sum(len(shard.rows) for shard in missing), desc=f"score {name}", unit="image") as bar:
-            for shard in missing:
-                found = scored(name, scorer, sample_store.read_images(shard.path), shard.captions, shard.model)
-                sample_store.add_scores(shard.path, {name: found[TOTAL]})
-                bar.update(len(shard.rows))
-        del scorer  # as above
+
+def _total(column: str, scores: Scores) -> Scores:
+    """The score alone, without those of its parts."""
+    return {column: scores[TOTAL]}

@@ -180,6 +180,12 @@ def decoded(image: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
 
 
+def read_but_images(path: Path) -> pa.Table:
+    """All columns of a shard but the images, which are most of its bytes."""
+    with open_parquet(path, str(path)) as file:
+        return file.read([name for name in file.schema_arrow.names if name != "image"])
+
+
 def read_scores(paths: Sequence[Path], scorers: Sequence[str]) -> pl.DataFrame:
     """All columns but the images, of all shards, in their order."""
     wanted = ["model", "prompts", "row", "prompt", "category", "seed", *scorers]

@@ -69,7 +69,7 @@ class Located:
         return self.kind.load(self.files, device, batch_size)
 
 
-def named(texts: Sequence[str], known: Mapping[str, str] | None = None) -> list[str]:
+def with_sources(texts: Sequence[str], known: Mapping[str, str] | None = None) -> list[str]:
     """Scorers as options name them, each as NAME=SOURCE.
 
     Args:
@@ -86,7 +86,7 @@ def named(texts: Sequence[str], known: Mapping[str, str] | None = None) -> list[
         own = None if name in REWARD_MODELS else plugins.OWN.fullmatch(given)
         if own:
             name = name if equals else own["function"]
-            source = given if own["digest"] else plugins.named(given, Path(), f"--scorer {name}")
+            source = given if own["digest"] else plugins.pinned(given, Path(), f"--scorer {name}")
         elif not equals:
             source = (known or {}).get(name, "")
         found.append(f"{name}={source}")
@@ -105,7 +105,7 @@ def locate(name: str, source: str = "") -> Located:
         name: a key of REWARD_MODELS, or any name for a function of the user's own.
         source: folder, or hub id of the first part; empty = the published weights. In a folder each part lies in a
             subfolder of its name or in the folder itself; parts that it lacks, but for the first, come from the hub.
-            Or a function of the user's own, as `plugins.named` returns it.
+            Or a function of the user's own, as `plugins.pinned` returns it.
     Raises:
         UserError: no such scorer, or the folder lacks its first part, or the function may not be run.
         Failure: the hub does not answer.

@@ -16,6 +16,7 @@ from workbench.models.safe_loading import read_json
 CARD, INDEX = "README.md", "model_index.json"
 #: What is uploaded of a part's folder; whatever else lies in it stays here.
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+UNNAMED = "a folder that is not on the hub"  #: in a card's settings, for a place that says nothing to others
 DENOISERS = tuple(sorted({family.DENOISER for family in FAMILIES.values()}))
 
 
@@ -80,12 +81,15 @@ def card(folder: Path, repository: str, base: str, settings: Mapping[str, Any]) 
     data = ModelCardData(base_model=known or None, library_name="diffusers", pipeline_tag="text-to-image", tags=tags)
     kind = "LoRA weights" if lora else "A model" if whole else "A denoiser"
     missing = "" if known or whole else " `BASE` below stands for that model."
+    vae = str(settings.get("model.vae", ""))
+    decoded = vae if vae == UNNAMED else f"`{vae}`"
+    other = f" It was trained with another autoencoder than that model's own: {decoded}." if vae else ""
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {repository.partition('/')[2]}",
         f"{kind} trained by preference optimisation{f' from `{known}`' if known else ''}, with the Diffusion DPO "
         f"Workbench {__version__}. The licence is that of the model that training began with and of the pairs."
-        f"{missing}",
+        f"{other}{missing}",
         "```python\n" + "\n".join(_loading(folder, repository, known or "BASE", settings)) + "\n```",
     ]
     if settings:
@@ -101,11 +105,18 @@ def _loading(folder: Path, repository: str, base: str, settings: Mapping[str, An
     variant = str(settings.get("model.variant", "")) or (_variant(folder / denoiser) if denoiser else "")
     options = f', variant="{variant}"' if variant else ""
     revised = f', revision="{settings["model.revision"]}"' if settings.get("model.revision") else ""
+    # A model that is saved whole has its autoencoder with it.
+    vae = str(settings.get("model.vae", ""))
+    replaced, importing, with_vae = [], "", ""
+    if vae and vae != UNNAMED:
+        replaced = [f'vae = AutoModel.from_pretrained("{vae}")  # or with subfolder="vae", where it is a whole model']
+        importing, with_vae = "AutoModel, ", ", vae=vae"
     if lora:
         return [
-            "from diffusers import DiffusionPipeline",
+            f"from diffusers import {importing}DiffusionPipeline",
             "",
-            f'pipe = DiffusionPipeline.from_pretrained("{base}"{revised}{options})',
+            *replaced,
+            f'pipe = DiffusionPipeline.from_pretrained("{base}"{revised}{with_vae}{options})',
             f'pipe.load_lora_weights("{repository}")',
         ]
     if (folder / INDEX).is_file():
@@ -118,17 +129,26 @@ def _loading(folder: Path, repository: str, base: str, settings: Mapping[str, An
     options += ", torch_dtype=torch.float32"
     return [
         "import torch",
-        f"from diffusers import DiffusionPipeline, {name}",
+        f"from diffusers import {importing}DiffusionPipeline, {name}",
         "",
+        *replaced,
         f'{denoiser} = {name}.from_pretrained("{repository}", subfolder="{denoiser}"{options})',
-        f'pipe = DiffusionPipeline.from_pretrained("{base}"{revised}, {denoiser}={denoiser}{options})',
+        f'pipe = DiffusionPipeline.from_pretrained("{base}"{revised}, {denoiser}={denoiser}{with_vae}{options})',
     ]
 
 
-def require_name(repository: str, what: str = "OWNER/NAME") -> None:
-    """Raise UserError where a text cannot be a repository's name on the hub; `what` is the argument that has it."""
+def require_name(repository: str, what: str = "OWNER/NAME", close: str = "") -> None:
+    """Check that a text can be a repository's name on the hub.
+
+    Args:
+        what: the argument that has it.
+        close: a name that may be meant; empty = none is known.
+    Raises:
+        UserError: it cannot.
+    """
     if not re.fullmatch(HUB_ID, repository):
-        raise UserError(f"{what} {shown(repository)}: expected the name of a repository on the hub, OWNER/NAME")
+        meant = f"; did you mean {close}?" if close else ""
+        raise UserError(f"{what} {shown(repository)}: expected the name of a repository on the hub, OWNER/NAME{meant}")
 
 
 def upload(folder: Path, repository: str, text: str, *, public: bool = False, update: bool = False) -> str:

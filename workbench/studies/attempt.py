@@ -19,7 +19,7 @@ from workbench import tracking
 from workbench.common.errors import Failure
 from workbench.common.processes import this_process
 from workbench.common.secrets import hide_passwords
-from workbench.studies import records, recovery
+from workbench.studies import records, recovery, storage
 from workbench.studies.experiment import Experiment
 from workbench.studies.records import Progress, TrialRecord
 from workbench.studies.space import constrain, outcome
@@ -58,7 +58,7 @@ class Attempt:
         parent: id of the study's MLflow run.
         prepare: what the runs of a process share, for the settings of one of them.
         on_claimed: called once the trial has this process's name and heartbeat.
-        on_step: called with each step.
+        on_step: called after each step with what was measured after it.
         on_evaluated: called while the trained model's samples are drawn, with the share that is done.
         stopping: whether to take a snapshot, give the trial back to the queue and raise KeyboardInterrupt.
     """
@@ -73,7 +73,7 @@ class Attempt:
         *,
         prepare: Callable[[Config], Prepared],
         on_claimed: Callable[[], None],
-        on_step: Callable[[int], None],
+        on_step: Callable[[int, Mapping[str, float]], None],
         stopping: Callable[[], bool],
         on_evaluated: Callable[[float], None] = lambda share: None,
     ):
@@ -166,7 +166,7 @@ class Attempt:
                 self._repeat_reports(trial, step, reported)
             # Metrics come at different steps; a trial that is pruned is judged by the last value of each.
             measured.update(metrics)
-            self.on_step(step)
+            self.on_step(step, metrics)
             # The run has written the snapshot before it calls this (`training.run.execute`), so the record never
             # claims one that is not there. After the last step the run takes none.
             if not resumed and snapshots.due(step) and step < config.train.steps:
@@ -280,6 +280,8 @@ class Attempt:
         if self.trial is None:
             return
         frozen = self._frozen()
+        if state_of(frozen) == "pruned" and frozen.intermediate_values:
+            storage.set_pruned_value(self.study, frozen, self._estimate(frozen))
         if self._tracker is not None:
             # Optuna may not have learned of the end, since its database is away. Then the run stays open too, until
             # `reconcile` knows how the trial ended.
@@ -289,6 +291,11 @@ class Attempt:
         # Last: what a kill before this leaves, `recovery.remove_unused_snapshots` removes.
         if counts(frozen) and self._snapshots is not None:
             self._snapshots.discard()
+
+    def _estimate(self, trial: FrozenTrial) -> float | None:
+        """What the objective of a stopped trial has come to so far; None where nothing told it."""
+        objective, kept = next(iter(self.experiment.sweep.objectives)), TrialRecord.of(trial).metrics
+        return kept.get(objective, kept.get(f"samples/{objective.removeprefix('eval/')}"))
 
     def _patience(self) -> float:
         """Seconds to wait for a tracking store that is away.

@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench.common import locks
 from workbench.common.errors import UserError
+from workbench.models import ASSETS
 from workbench.studies.records import StudyRecord
 from workbench.studies.recovery import best_folder
 from workbench.studies.trials import counts
@@ -102,3 +103,18 @@ def retrain(
         # Once the model is saved: until then, a repetition goes on from the last snapshot.
         snapshots.discard()
     return final
+
+
+def how_to_draw(output: Path, config: Config) -> str:
+    """Lines of plain diffusers that draw with what was saved."""
+    load = f'pipe = DiffusionPipeline.from_pretrained("{output}")'
+    if config.lora.rank:
+        # Where this installation has it: the command may be called from any folder.
+        base = str(ASSETS / "model") if config.model.path == "embedded" else config.model.path
+        options = {key: getattr(config.model, key) for key in ("revision", "variant")}
+        given = "".join(f', {key}="{value}"' for key, value in options.items() if value)
+        load = f'pipe = DiffusionPipeline.from_pretrained("{base}"{given})\n  pipe.load_lora_weights("{output}")'
+    return (
+        f"Draw with it:\n  from diffusers import DiffusionPipeline\n  {load}\n"
+        '  pipe("a fox on a blue background, noto style").images[0].save("fox.png")'
+    )

@@ -35,6 +35,7 @@ from workbench.studies.storage import (
     find_study,
     in_use,
     locked,
+    missing,
     open_storage,
     require_study,
     require_writable,
@@ -221,6 +222,9 @@ def _run_study(experiment: Experiment, name: str, workers: int, required: bool =
     url, started = storage_url(), time.monotonic()
     if not experiment.trials:
         raise UserError("sweep.trials = 0: the study declares no arms; give a number of trials")
+    if missing(url):
+        # Before anything is there: a mistake in a first command leaves no databases behind.
+        _check(experiment, prepared=False)
     require_places()
     require_writable(url)
     client = tracking.connect()
@@ -304,7 +308,7 @@ def _check(experiment: Experiment, prepared: bool) -> None:
         prepared: encode and check the data too.
     """
     from workbench.training.measurements import metric_names
-    from workbench.training.preparation import prepare
+    from workbench.training.preparation import prepare, require_sources
     from workbench.training.run import check
 
     config = experiment.config
@@ -314,6 +318,7 @@ def _check(experiment: Experiment, prepared: bool) -> None:
             usual = sorted(logged & {"eval/win_rate", "eval/reward", "validation/margin"})
             close = difflib.get_close_matches(metric, logged, 3) or usual
             raise UserError(f"sweep.{key} = {metric!r}: runs log no such metric (try {', '.join(close)})")
+    require_sources(config)
     if prepared:  # last, since it may take long
         tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
         check(config, prepare(config))

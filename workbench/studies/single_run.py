@@ -10,6 +10,7 @@ import click
 from workbench.common import distributed
 from workbench.common.errors import Failure
 from workbench.common.progress import Progress
+from workbench.studies import training_bar
 from workbench.training.config import Config, distinguishing
 from workbench.training.listener import Listener
 from workbench.training.preparation import Prepared
@@ -113,11 +114,12 @@ def train(run: SingleRun, listener: Listener, close: Callable[[str, str], bool],
     """
     snapshots, steps = run.snapshots, run.config.train.steps
     bar = Progress(total=steps, desc=run.label, unit="step")
+    measured: dict[str, float] = {}  # divergence comes with the diagnostics alone, and stays until the next
 
     def on_step(step: int, metrics: Mapping[str, float]) -> None:
         bar.update(step - bar.n)
-        if "divergence/policy" in metrics:
-            bar.set_postfix(divergence=f"{metrics['divergence/policy']:.4f}", refresh=False)
+        measured.update(training_bar.shown(metrics))
+        training_bar.show(bar, measured)
         bar.phase("training" if step < steps else "evaluating")
 
     state, reason, delivered = "failed", "", True

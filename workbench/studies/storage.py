@@ -13,6 +13,7 @@ import optuna
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -209,6 +210,18 @@ def rename(storage: RDBStorage, old: str, new: str) -> None:
     with storage.engine.begin() as connection:
         query = text("UPDATE studies SET study_name = :new WHERE study_name = :old")
         connection.execute(query, {"old": old, "new": new})
+
+
+def set_pruned_value(study: Study, trial: FrozenTrial, value: float | None) -> None:
+    """Give a pruned trial the value of its objective; None = what that would be is not known.
+
+    Optuna gives it the last value that the pruner saw, which may be of another metric and of another size, and lists it
+    beside the objective of complete trials. It changes no trial that has ended, so this does it in the database.
+    """
+    engine: Engine = getattr(study._storage, "_backend", study._storage).engine  # type: ignore[union-attr]
+    change = "DELETE FROM trial_values" if value is None else "UPDATE trial_values SET value = :value"
+    with engine.begin() as connection:
+        connection.execute(text(f"{change} WHERE trial_id = :id"), {"id": trial._trial_id, "value": value})
 
 
 def has_study(path: Path, token: str) -> bool:

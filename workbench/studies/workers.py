@@ -9,7 +9,7 @@ import sys
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -25,6 +25,7 @@ from workbench.common.errors import Failure, UserError
 from workbench.common.progress import Progress
 from workbench.common.signals import stop_on_signals
 from workbench.common.streams import make_sturdy
+from workbench.studies import training_bar
 from workbench.studies.experiment import Experiment
 from workbench.studies.recovery import recover
 from workbench.studies.storage import PATIENCE, locked, open_storage
@@ -66,8 +67,9 @@ class Event(NamedTuple):
     """What a worker reports.
 
     Attributes:
-        kind: "step" with the step; "evaluated" with the share of the final samples that is drawn, 0 to 1; "trial" when
-            one has ended; "UserError" or "Failure" with its text; "exited" with the exit code.
+        kind: "step" with the step; "measured" with what a bar shows of its metrics; "evaluated" with the share of the
+            final samples that is drawn, 0 to 1; "trial" when one has ended; "UserError" or "Failure" with its text;
+            "exited" with the exit code.
     """
 
     worker: Connection
@@ -136,6 +138,11 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
         with contextlib.suppress(OSError):  # the parent is gone; `stopping` notices
             events.send((kind, value))
 
+    def on_step(step: int, metrics: Mapping[str, float]) -> None:
+        send("step", step)
+        if told := training_bar.shown(metrics):
+            send("measured", told)
+
     experiment, url = assignment.experiment, assignment.url
     prepare = Preparations()  # for all trials of this process, which mostly share what they need
     prepare(experiment.config)  # before a trial is taken, since it may take long
@@ -161,7 +168,7 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
                     assignment.parent,
                     prepare=prepare,
                     on_claimed=lock.close,
-                    on_step=lambda step: send("step", step),
+                    on_step=on_step,
                     on_evaluated=lambda share: send("evaluated", share),
                     stopping=stopping,
                 )
@@ -271,6 +278,7 @@ class _Supervisor:
         ended: trials that came to their end meanwhile; `seen` has the numbers of all that have ended.
         steps: the last step of each worker's trial.
         phases: what each worker does now; one that has said nothing yet prepares.
+        measured: the latest numbers of each worker's trial, of those that the bar shows.
         deaths: workers that died since the last step of any.
     """
 
@@ -284,6 +292,8 @@ class _Supervisor:
         self.ended = self.deaths = 0
         total = remaining(study, self.trials, running=False) * self.trial_steps
         self.phases: dict[Connection, str] = {}
+        self.measured: dict[Connection, dict[str, float]] = {}
+        self.best = training_bar.best_so_far(study)
         self.bar = Progress(total=total, desc=study.study_name, unit="step", smoothing=0.05)
 
     def run(self, workers: int) -> None:
@@ -296,7 +306,9 @@ class _Supervisor:
                     self.handle(event)
                 self.bar.n = min(self.bar.total, self.ended * self.trial_steps + sum(self.steps.values()))
                 self.bar.update(0)
-                self.bar.phase(self.phase())
+                training_bar.show(self.bar, *self.measured.values(), best=self.best)
+                if self.pool.workers:
+                    self.bar.phase(self.phase())
         except KeyboardInterrupt:
             tqdm.write("Stopping: each trial takes a snapshot and goes back to the queue (again: at once) ...")
             self.pool.stop()
@@ -322,6 +334,8 @@ class _Supervisor:
             # After the last step the final samples are drawn, which takes a good part of a short trial.
             last = event.value >= self.trial_steps
             self.phases[event.worker] = "evaluating" if last else "training"
+        elif event.kind == "measured":
+            self.measured[event.worker] = self.measured.get(event.worker, {}) | event.value
         elif event.kind == "evaluated":
             self.phases[event.worker] = f"evaluating {100 * event.value:.0f} %"
         elif event.kind in ("UserError", "Failure"):
@@ -330,6 +344,7 @@ class _Supervisor:
             # A trial has ended, or its worker has: the steps of this attempt are no longer under way.
             self.steps.pop(event.worker, None)
             self.phases.pop(event.worker, None)
+            self.measured.pop(event.worker, None)
             self.show_ended()
             if event.kind == "exited" and event.value:
                 self.replace_worker(event.value)
@@ -342,6 +357,7 @@ class _Supervisor:
                 self.seen.add(trial.number)
                 self.ended += counts(trial)
                 tqdm.write(line_of(trial))
+                self.best = training_bar.best_so_far(self.study)
 
     def replace_worker(self, exit_code: int) -> None:
         """Start another worker for one that died, if trials are left and not too many have died in a row."""

@@ -54,7 +54,7 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         place, colon, part = value.partition(":") if isinstance(value, str) else ("", "", "")
         if place and place != "embedded" and is_place(place) and (path.parent / place).exists():
             flat[name] = f"{(path.parent / place).resolve()}{colon}{part}"
-    flat = _naming_plugins(flat, path.parent)
+    flat = _pinning_plugins(flat, path.parent)
     if "extends" not in flat:
         return flat
     base = flat.pop("extends")
@@ -65,7 +65,7 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read(file, (*extended_by, path.resolve())), flat)
 
 
-def _naming_plugins(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _pinning_plugins(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Settings that a user has named, in which functions of the user's own carry their file's digest.
 
     Args:
@@ -75,18 +75,18 @@ def _naming_plugins(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     selectors = {f"{section}.{selector}" for section, (selector, _, _) in CHOICES.items()}
 
-    def named(key: str, value: Any) -> Any:
+    def with_digests(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):  # an arm's settings, or a dimension's choices
-            return {inner: named(inner if inner in selectors else key, entry) for inner, entry in value.items()}
+            return {inner: with_digests(inner if inner in selectors else key, entry) for inner, entry in value.items()}
         if isinstance(value, list):
-            return [named(key, entry) for entry in value]
+            return [with_digests(key, entry) for entry in value]
         if key == SCORERS and isinstance(value, str):
             name, _, source = value.rpartition("=")
             own = plugins.OWN.fullmatch(source)
-            return f"{name or own['function']}={plugins.named(source, folder, key)}" if own else value
-        return plugins.named(value, folder, key) if key in selectors and plugins.is_plugin(value) else value
+            return f"{name or own['function']}={plugins.pinned(source, folder, key)}" if own else value
+        return plugins.pinned(value, folder, key) if key in selectors and plugins.is_plugin(value) else value
 
-    return {key: named(key, value) for key, value in flat.items()}
+    return {key: with_digests(key, value) for key, value in flat.items()}
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -99,7 +99,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     name = name.strip()
     if not equals or not name:
         raise UserError(f"--set {text}: expected KEY=VALUE, such as reference.interval=16")
-    return name, _naming_plugins({name: _read_value(value)}, Path())[name]
+    return name, _pinning_plugins({name: _read_value(value)}, Path())[name]
 
 
 def _read_value(text: str) -> Any:

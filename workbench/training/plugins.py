@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 from workbench.common.errors import UserError, one_line, shown
+from workbench.common.reading import near
 
 #: Files and modules that may be run, separated as in $PATH. Worker processes inherit it.
 VARIABLE = "WORKBENCH_CODE"
@@ -36,7 +37,7 @@ def is_plugin(choice: object) -> bool:
     return isinstance(choice, str) and ":" in choice
 
 
-def named(choice: str, folder: Path, key: str) -> str:
+def pinned(choice: str, folder: Path, key: str) -> str:
     """A choice that a user has named, with its file's digest; from now on its code may be run.
 
     Args:
@@ -51,7 +52,8 @@ def named(choice: str, folder: Path, key: str) -> str:
     path = (folder / place).expanduser().resolve() if place.endswith(".py") else None
     digest = _digest(path) if path else _digest(_source(place))
     if digest is None:
-        raise UserError(f"{key} = {shown(choice)}: no such {'file' if path else 'module'} ({path or place})")
+        what = f"file ({path}){near(path)}" if path else f"module ({place})"
+        raise UserError(f"{key} = {shown(choice)}: no such {what}")
     if wanted and wanted != digest:
         raise UserError(f"{key} = {shown(choice)}: {path or place} has changed since; it is now {digest}")
     allowed = os.environ.get(VARIABLE, "").split(os.pathsep)
@@ -64,7 +66,7 @@ def load(choice: str, key: str) -> Callable:
     """The function that a choice names.
 
     Args:
-        choice: as `named` returns it.
+        choice: as `pinned` returns it.
         key: the setting, for messages.
     Raises:
         UserError: nobody has named its file here, it fails as it is run, or it has no such function, or one without

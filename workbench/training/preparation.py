@@ -180,6 +180,20 @@ def open_pairs(source: Data, split: str, backend: Backend) -> Pairs:
     return pairs.with_condition(backend.pair_condition(edge, edge, 0, 0)) if source.sizes == "resolution" else pairs
 
 
+def require_sources(config: Config) -> None:
+    """Check in a second what `prepare` would find out later: that prompts and pairs are there, with their columns.
+
+    Raises:
+        UserError: something is missing, or of another kind.
+    """
+    read_captions(config.data.prompts, config.evaluation)
+    for split in ("train", "validation"):
+        path = Path(getattr(config.data, split))
+        # What is encoded already is no rows; `prepare` looks at it.
+        if not any((place / INDEX).is_file() for place in (path, path / split)):
+            rows_of(config.data, split)
+
+
 def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
     path = getattr(source, split)
     if (Path(path) / split / INDEX).is_file():  # what `encode --output` made of both splits

@@ -135,29 +135,31 @@ class _Session:
         """Measure and log a step.
 
         Returns:
-            What was measured after it; the step's own metrics may follow some steps later.
+            What was measured after it, and its own metrics where they were read now: on a GPU a few steps at once are.
         """
         # First, so that a snapshot of this step holds an average that has seen it.
         self.training.follow()
         self._unread.append(record)
-        measured = self.measurements.step(record)
+        measured, own = self.measurements.step(record), dict[str, float]()
         if measured.grid is not None:
             self.recorder.image("samples", record.step, measured.grid)
         final = record.step == self.config.train.steps
         # Reading a record waits for the device, so they are read together, or when it has been waited for anyway. Also
         # before a snapshot, which must hold the numbers of every step up to its own.
         if len(self._unread) >= self.training.check_every or measured.waited or final or self._due(record.step):
-            self._read()
+            own = self._read()
         self.recorder.log(record.step, measured.metrics)
         # Last: a run that stops keeps the position after a step that is wholly reported.
         self.position = self.training.position(record.step)
-        return measured.metrics
+        return own | measured.metrics
 
-    def _read(self) -> None:
-        """Log the numbers of the steps that are still on the device, in one transfer."""
+    def _read(self) -> dict[str, float]:
+        """Log the numbers of the steps that are still on the device, in one transfer; returns the last step's."""
+        metrics: dict[str, float] = {}
         for record, metrics in zip(self._unread, as_floats(self._unread), strict=True):
             self.recorder.log(record.step, metrics)
         self._unread.clear()
+        return metrics
 
     def _due(self, step: int) -> bool:
         """Whether a snapshot is due; never after the last step, which leaves nothing to resume."""

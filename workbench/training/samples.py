@@ -11,6 +11,7 @@ from torch import nn
 from workbench import models
 from workbench.common import cache, distributed
 from workbench.common.errors import UserError
+from workbench.common.progress import Progress
 from workbench.common.stats import mean_interval, wins
 from workbench.data.rows import read_prompts
 from workbench.models import Backend
@@ -169,9 +170,19 @@ def prepare_sampling(captions: list[str], settings: Evaluation, backend: Backend
 
     # Once for all runs on this model and these prompts: drawing the baseline costs as much as evaluating a run.
     key = cache.digest("samples-1", backend.digest(*backend.parts), captions, settings.model_dump_json())
-    stored = cache.cached("samples", key, lambda: {"images": torch.from_numpy(sampling.draw_plan(pretrained))})
+    stored = cache.cached("samples", key, lambda: {"images": torch.from_numpy(_with_bar(sampling, pretrained))})
     images = stored["images"].numpy()
     return Sampling(backend, settings, captions, score, score(images, range(len(images))))
+
+
+def _with_bar(sampling: Sampling, pretrained: nn.Module) -> NDArray[np.uint8]:
+    """The pretrained model's images of the whole plan, drawn with a progress bar of this process's share."""
+    count = len(sampling.captions) * sampling.settings.seeds
+    with Progress(
+        total=count, desc="draw the pretrained model's samples", unit="image", leave=False,
+        disable=not distributed.is_main(),
+    ) as bar:  # fmt: skip
+        return sampling.draw_plan(pretrained, lambda share: bar.update(round(share * count) - bar.n))
 
 
 def read_captions(source: str, settings: Evaluation) -> list[str]:

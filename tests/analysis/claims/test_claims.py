@@ -38,6 +38,7 @@ def test_claims_are_measured_once_and_a_second_run_changes_nothing(experiment, w
     first = invoke("claims", "small.toml", "--study", "c", "--workers", 2)
     assert first.returncode == 0, first.stderr
     rows = {row["number"]: row for row in json.loads((workplace / "reports/c/claims.json").read_text())}
+    assert {tuple(row["steps"]) for row in rows.values()} == {(4,)}
     assert len(rows) == 14
     assert rows[2]["verdict"] != "not measured" and rows[2]["effects"][0]["seeds"] == 2
     assert rows[8]["verdict"] == "not measured" and "timestep-aware" in rows[8]["reason"]

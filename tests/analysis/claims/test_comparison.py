@@ -12,8 +12,9 @@ def effect(statement, mean, *, decides=True, seeds=5):
     return {"statement": statement, "mean": mean, "decides": decides, "seeds": seeds, **interval}
 
 
-def row(number, verdict, *effects, reason=""):
-    return {"number": number, "title": f"claim {number}", "verdict": verdict, "reason": reason, "effects": [*effects]}
+def row(number, verdict, *effects, reason="", **more):
+    about = {"number": number, "title": f"claim {number}", "verdict": verdict, "reason": reason}
+    return about | {"effects": [*effects]} | more
 
 
 def written(folder, *rows):
@@ -31,10 +32,14 @@ def measured(folder, *, drift, updates=True):
 
 def test_verdicts_stand_side_by_side_with_the_effects_that_decide(tmp_path):
     level = effect("level", 9.0, decides=False)
-    first = written(tmp_path / "first", row(2, "holds", effect("gain", 2.0), level), row(7, "holds", effect("win", 3)))
+    first = written(
+        tmp_path / "first",
+        row(2, "holds", effect("gain", 2.0), level, steps=[128]),
+        row(7, "holds", effect("win", 3), steps=[128]),
+    )
     again = written(
         tmp_path / "again",
-        row(2, "does not hold here", effect("gain", -2.0)),
+        row(2, "does not hold here", effect("gain", -2.0), steps=[64, 512]),
         row(7, "not measured", reason="arm 'kto': none"),
     )
     quick = written(tmp_path / "quick", row(2, "inconclusive", effect("gain", -0.5, seeds=2)))
@@ -42,6 +47,7 @@ def test_verdicts_stand_side_by_side_with_the_effects_that_decide(tmp_path):
     measured(again, drift=False)
     assert side_by_side([first, again, quick]).splitlines()[2:] == [
         "|  | seeds | 5 | 5 | 2 |",
+        "|  | training steps | 128 | 64, 512 | not stored |",
         "|  | regime | the paper's | another than the paper's: its drift | not measured |",
         "| 2 | **claim 2** | **holds** | **does not hold here** | **leans against (no verdict)** |",
         "|  | gain | +2 (+1 to +3) | -2 (-3 to -1) | -0.5 (2 seeds: no interval) |",
@@ -77,6 +83,7 @@ def test_what_is_no_table_of_claims_is_refused(workplace):
     for text, says in {
         "{}": "not a table of claims (Input should be a valid array)",
         "[": "cannot be read",
+        json.dumps([row(1, "holds", steps="128")]): "0.steps: Input should be a valid array",
         '[{"number": 1}]': "0.title: Field required",
         json.dumps([row(1, "holds") | {"effects": None}]): "0.effects: Input should be a valid array",
         json.dumps([row(1, "holds", effect("x", 2), lacking)]): "0.effects.1.mean: Field required",

@@ -34,6 +34,7 @@ class _Claim(BaseModel):
     verdict: str
     reason: str
     effects: list[_Effect]
+    steps: list[int] = []  # which earlier versions did not write
 
 
 class _Measure(BaseModel):
@@ -47,7 +48,7 @@ CLAIMS, MEASURES = TypeAdapter(list[_Claim]), TypeAdapter(list[_Measure])
 
 
 def side_by_side(folders: Sequence[Path]) -> str:
-    """A Markdown table with a column a study: its seeds and regime, each claim's verdicts and its deciding effects.
+    """A Markdown table, a column a study: its seeds, steps and regime, each claim's verdict and its deciding effects.
 
     Args:
         folders: what `python -m workbench.claims` wrote, OUT/STUDY each; the column has the folder's name.
@@ -60,6 +61,7 @@ def side_by_side(folders: Sequence[Path]) -> str:
     studies = [{row["number"]: row for row in _read(folder / FILE, CLAIMS, "a table of claims")} for folder in folders]
     body: list[Sequence[str]] = [
         ("", "seeds", *(_seeds(study.values()) for study in studies)),
+        ("", "training steps", *(_steps(study.values()) for study in studies)),
         ("", "regime", *map(_regime, folders)),
     ]
     for claim in sorted(set().union(*studies)):
@@ -98,6 +100,12 @@ def _read(path: Path, kind: TypeAdapter[Any], what: str) -> list[Row]:
 def _seeds(rows: Iterable[Row]) -> str:
     """How many training seeds a study has: as many as the effect that rests on most."""
     return str(max((effect["seeds"] for row in rows for effect in row["effects"]), default=0))
+
+
+def _steps(rows: Iterable[Row]) -> str:
+    """How many steps a study's runs have; several numbers where they differ."""
+    found = sorted({steps for row in rows for steps in row.get("steps", [])})
+    return ", ".join(map(str, found)) or "not stored"
 
 
 def _regime(folder: Path) -> str:

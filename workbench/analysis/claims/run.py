@@ -77,10 +77,10 @@ def check_claims(
     """
     usual = experiment.stem if experiment else "claims"
     name = study_name(study or (f"{usual}-quick" if quick else usual))
+    declared = _declared(experiment or DEFAULT, overrides, quick)  # first: a mistake in it makes no folder
     folder = writable_folder("--out", out / name)
     # Asked before the studies run, which takes an hour.
     require_own(folder, "claims.md", "claims.json", "claims.png", "regime.json")
-    declared = _declared(experiment or DEFAULT, overrides, quick)
     candidates, arms = len(tuning.candidates(declared)), len(declared.sweep.arms)
     say(f"{candidates} runs to tune the arms, then {len(declared.arms)} runs of {arms} arms; progress below.")
     lifecycle.run_study(declared, name, workers or default_workers(declared.config.model.device))
@@ -113,7 +113,8 @@ def judge(study: StudyId, beside: StudyId) -> list[dict[str, Any]]:
         beside: the study of the checks that need no arms.
 
     Returns:
-        As `verdicts.judge`, each with a `link` to the runs that it rests on; the runs are tagged with its number.
+        As `verdicts.judge`, each with a `link` to the runs that it rests on, which are tagged with its number, and with
+        the `steps` of the study's runs: one number, unless they differ.
     """
     runs, client = tracking.load_runs(study.address), tracking.connect()
     evidence = Evidence(
@@ -125,7 +126,9 @@ def judge(study: StudyId, beside: StudyId) -> list[dict[str, Any]]:
     )
     rows = verdicts.judge(rules.CLAIMS, evidence)
     links = ui.claim_links(client, study.address, {row["number"]: row["arms"] for row in rows if row["arms"]})
+    steps = sorted({int(count) for count in runs["train.steps"].drop_nulls()})
     for row in rows:
+        row["steps"] = steps
         row["link"] = links.get(row["number"]) or tracking.ui_link(client, beside.address)
     return rows
 

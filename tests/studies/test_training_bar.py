@@ -1,0 +1,35 @@
+"""The numbers beside a bar of trainings."""
+
+import io
+
+import optuna
+import pytest
+
+from workbench.common.progress import Progress
+from workbench.studies import training_bar
+
+
+def beside(monkeypatch, *runs, best=None):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with Progress(total=1, desc="study") as bar:
+        training_bar.show(bar, *map(training_bar.shown, runs), best=best)
+        return bar.postfix
+
+
+def test_the_bar_has_the_best_so_far_and_the_means_of_the_runs_under_way(monkeypatch):
+    first = {"train/loss": 0.5, "rewards/accuracies": 1.0, "train/grad_norm": 3.0}
+    second = {"train/loss": 0.7, "rewards/accuracies": 0.5, "divergence/policy": 0.0123}
+    told = beside(monkeypatch, first, second, best=0.8125)
+    assert told == "best=0.812, loss=0.6, accuracy=0.75, divergence=0.0123"
+    assert beside(monkeypatch, first) == "loss=0.5, accuracy=1"
+    assert not beside(monkeypatch)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_best_so_far_is_that_of_a_study_of_one_objective():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    assert training_bar.best_so_far(study) is None
+    study.optimize(lambda trial: trial.number, n_trials=3)
+    assert training_bar.best_so_far(study) == 2
+    assert training_bar.best_so_far(optuna.create_study(directions=["maximize", "minimize"])) is None
