@@ -14,6 +14,7 @@ from workbench.common.command_line import (
     this_python,
     workers_option,
 )
+from workbench.common.errors import UserError
 from workbench.common.paths import shipped
 from workbench.common.validation import study_name
 from workbench.training.settings_option import settings_option
@@ -74,7 +75,10 @@ def main(
     except KeyboardInterrupt:
         click.echo(f"Stopped; finished trials of study {name!r} are kept. To go on: the same command again.", err=True)
         raise
-    outside = "" if init else regime.sentence(regime.of_study(name), regime.RUNS)
+    try:
+        outside = "" if init else regime.sentence(regime.of_study(name), regime.RUNS)
+    except UserError:  # no trial has ended: other commands may have taken all, and still be at work on them
+        outside = ""
     if outside:
         click.echo(f"\n{outside}")
     click.echo(

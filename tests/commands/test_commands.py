@@ -264,6 +264,13 @@ def test_a_first_mistake_does_not_use_up_the_studys_name(experiment, workplace, 
     assert right.returncode == 0, right.stderr
 
 
+def test_a_command_ends_well_where_others_are_at_work_on_every_trial(experiment, workplace, monkeypatch):
+    assert invoke("sweep", experiment, "--init").returncode == 0
+    monkeypatch.setattr("workbench.studies.lifecycle.run_study", lambda *_: None)  # which then finds nothing to do
+    ended = invoke("sweep", experiment)
+    assert ended.returncode == 0 and "Make the figures" in ended.stdout, ended.stderr
+
+
 def test_a_run_that_explodes_fails_with_its_step_and_the_sweep_goes_on(experiment, workplace, forked_workers):
     text = experiment.read_text().replace("update = {", 'explodes = { "train.lr" = 1e30 }\nupdate = {')
     experiment.write_text(text)
