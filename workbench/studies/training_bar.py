@@ -1,10 +1,12 @@
 """What stands beside a bar of trainings: the numbers that tell, while it runs, whether it is worth waiting for."""
 
 from collections.abc import Iterable, Mapping
-
-from optuna import Study
+from typing import TYPE_CHECKING
 
 from workbench.common.progress import Progress
+
+if TYPE_CHECKING:  # a run of its own has the bar too, on machines without Optuna
+    from optuna import Study
 
 #: Metrics of a run, each with its name beside the bar.
 SHOWN = {"train/loss": "loss", "rewards/accuracies": "accuracy", "divergence/policy": "divergence"}
@@ -28,7 +30,7 @@ def show(bar: Progress, *runs: Mapping[str, float], best: float | None = None) -
     bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()}, refresh=False)
 
 
-def best_so_far(study: Study) -> float | None:
+def best_so_far(study: "Study") -> float | None:
     """Value of a study's best trial within its constraints; None before the first, and with several objectives."""
     if len(study.directions) > 1:
         return None

@@ -32,7 +32,8 @@ class ModelFolder:
 
     def __init__(self, path: Path, state: Path | None, config: Config, *, known: bool = True):
         settings = {key: value for key, value in config.flat().items() if is_definite(key)}
-        self.path, self._given, self._note = path.resolve(), path, state and state / PLACED
+        # Not `path.resolve`, which raises over a link to itself; `require_free` says what is wrong with that.
+        self.path, self._given, self._note = Path(os.path.realpath(path)), path, state and state / PLACED
         self._content = {"folder": str(self.path), "settings": digest(settings)}
         first, again = (self._partial(digest(state and state.resolve(), which)) for which in ("first", "again"))
         # The note is older than the move, and the move is one call of the system. So what is noted is there, whole,
