@@ -37,6 +37,7 @@ LONG = (
     "analysis/claims/test_claims.py", "evaluation/test_evaluate.py", "studies/test_rounds.py",
     "benchmarks/test_step.py",
 )  # fmt: skip
+assert all((ROOT / "tests" / name).is_file() for name in LONG)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,7 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path, len(LONG)))  # stable: all others stay in their order
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(tryfirst=True)  # before xdist's, which runs all tests; its controller collects none and comes here too
+def pytest_runtestloop() -> None:
     """Leave the million objects of imported libraries out of garbage collection, which took an eighth of all time."""
     gc.collect()
     gc.freeze()

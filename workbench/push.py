@@ -1,10 +1,12 @@
 """`python -m workbench.push`: put a trained model on the Hugging Face hub, with a model card."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from workbench.common.command_line import command
+from workbench.common.errors import UserError
 
 
 @click.argument("source", metavar="SOURCE")
@@ -31,7 +33,7 @@ def main(source: str, repository: str, base: str, public: bool, update: bool, dr
     hub_upload.require_name(repository)
     folder, settings = Path(source), {}
     if base:
-        close = _close_base(base)
+        close = hub_upload.close_name(base, _trained_models())
         hub_upload.require_name(base, "--base", close)
         if close:  # no mistake for sure: somebody may have a model of such a name
             click.echo(f"Note: --base {base}: no experiment here begins with it; did you mean {close}?", err=True)
@@ -55,17 +57,16 @@ def main(source: str, repository: str, base: str, public: bool, update: bool, dr
     click.echo(f"Uploaded: {hub_upload.upload(folder, repository, card, public=public, update=update)}")
 
 
-def _close_base(base: str) -> str:
-    """The model of one of the workbench's experiments that has almost this name; empty for none, or that very model."""
-    import difflib
-
+def _trained_models() -> list[str]:
+    """The models of the experiment files that are there; one that cannot be read is no matter of this command."""
     from workbench.common.paths import shipped
     from workbench.training.experiment_file import read
 
-    known = {read(file).get("model.path", "") for file in sorted(shipped("experiments").glob("*.toml"))}
-    names = {path.partition("/")[2]: path for path in sorted(known) if "/" in path}
-    close = difflib.get_close_matches(base.rpartition("/")[2], names, 1, 0.75)
-    return names[close[0]] if close and base not in known else ""
+    found = []
+    for file in sorted(shipped("experiments").glob("*.toml")):
+        with suppress(UserError):
+            found.append(str(read(file).get("model.path", "")))
+    return found
 
 
 main = command(main)

@@ -1,5 +1,6 @@
 """FLOPs, memory and times of the real models' shapes; nothing here needs a GPU."""
 
+import dataclasses
 import json
 
 import pytest
@@ -21,7 +22,7 @@ def counted_once():
     real, known = costs.count, {}
 
     def count(shape: Shape, lora: int = 0) -> costs.Cost:
-        key = json.dumps([shape.family, shape.denoiser, lora], sort_keys=True)
+        key = json.dumps([dataclasses.asdict(shape), lora], sort_keys=True, default=str)
         return known[key] if key in known else known.setdefault(key, real(shape, lora))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -216,7 +216,8 @@ def test_a_base_of_almost_a_known_name_is_pointed_out(lora):
     for given, code in (("stable-difusion-v1-5/stable-difusion-v1-5", 0), ("stable-diffusion-v1-5", 2)):
         done = invoke("push", "trained", "me/mine", "--base", given, "--dry-run")
         assert done.returncode == code and f"; did you mean {BASE}?" in done.stderr
-    for given in (BASE, "me/something-else"):
+    others = ("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-xl-base-0.9", "Qwen/Qwen-Image-Edit")
+    for given in (BASE, "me/something-else", *others):
         assert not invoke("push", "trained", "me/mine", "--base", given, "--dry-run").stderr
 
 

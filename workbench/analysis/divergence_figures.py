@@ -12,6 +12,7 @@ import polars as pl
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from workbench.analysis import tables
 from workbench.analysis.figures import deltas_of
@@ -146,9 +147,11 @@ def _tick(axes: Axes) -> None:
     low, high = axes.get_xlim()
     rounded = (-0.01, -0.002, 0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
     ticks = [tick for tick in rounded if low < tick < high]
-    if len(ticks) < 3:  # so close to 0 that the axis is all but linear
-        return
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    if len(ticks) < 3:  # a narrow range, on which the axis is all but linear
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
+    else:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
 
 

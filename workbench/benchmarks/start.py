@@ -54,6 +54,8 @@ def first_steps(options: Options, command: tuple[str, ...] = SWEEP) -> Iterator[
     Args:
         command: arguments of Python's -m.
     """
+    device = () if options.device == "auto" else ("--set", f"model.device={options.device}")
+    command = (*command, *device)
     with temporary_folder(options.folder) as folder:
         cache = {"WORKBENCH_CACHE": str(folder / "cache")}
         places = [folder / f"study-{number}" for number in range(1 + max(3, options.repeats // 3))]

@@ -130,7 +130,8 @@ def machinery(options: Options) -> Iterator[Figure]:
     """An accepted update of the reference against the steps from one to the next: full, at the default batch.
 
     With a probe of 32 images, which is what a subset of a batch has, and with the default's, which is larger as its
-    own noise is part of what is compared with delta. Last the small model with the default study's own settings.
+    own noise is part of what is compared with delta. Last the small model with the default study's batch, probe and
+    interval.
     """
     config = resolve({})
     pairs = config.train.batch_size

@@ -1,7 +1,8 @@
 """A trained model on the Hugging Face hub: its files and a model card, in one commit."""
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,21 @@ def require_name(repository: str, what: str = "OWNER/NAME", close: str = "") -> 
     if not re.fullmatch(HUB_ID, repository):
         meant = f"; did you mean {close}?" if close else ""
         raise UserError(f"{what} {shown(repository)}: expected the name of a repository on the hub, OWNER/NAME{meant}")
+
+
+def close_name(repository: str, known: Iterable[str]) -> str:
+    """Of known repositories the one that is probably meant; empty for none, or where the name itself is known.
+
+    Names of other digits are of other models, such as SD2.1 beside SD1.5, however alike they are.
+    """
+    names = {path.partition("/")[2]: path for path in known if "/" in path}
+    if repository in names.values():
+        return ""
+    ours = repository.rpartition("/")[2]
+    digits = re.findall(r"\d", ours)
+    alike = [name for name in names if re.findall(r"\d", name) == digits]
+    close = difflib.get_close_matches(ours, alike, 1, 0.85)
+    return names[close[0]] if close else ""
 
 
 def upload(folder: Path, repository: str, text: str, *, public: bool = False, update: bool = False) -> str:
