@@ -2,11 +2,12 @@
 
 import optuna
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from tests.support.runs import run
 from tests.support.studies import Events, made, steps_of
 from workbench import tracking
-from workbench.studies import trials, workers
+from workbench.studies import storage, trials, workers
 from workbench.studies.experiment import Experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -46,6 +47,17 @@ def test_sampled_trials_are_stopped_and_arms_run_to_their_end(declared):
     assert study.metric_names == ["eval/win_rate"]
     runs = tracking.load_runs("s")
     assert sorted(runs["state"]) == ["complete"] * 2 + ["pruned"] * 3
+
+
+def test_a_value_that_optuna_cannot_be_given_hurts_nobody(declared, monkeypatch):
+    def away(*_):
+        raise OperationalError("UPDATE", {}, Exception("gone"))
+
+    monkeypatch.setattr(storage, "set_pruned_value", away)
+    study, client, assignment = made(declared | {"sweep.trials": 3})
+    workers.run_trials(assignment, Events(), lambda: False)
+    assert [trials.state_of(t) for t in study.get_trials()] == ["complete"] * 2 + ["pruned"]
+    assert client.get_run(study.get_trials()[2].user_attrs["run_id"]).data.tags["workbench.state"] == "pruned"
 
 
 def test_a_trial_that_goes_on_has_told_the_pruner_what_it_told_before(declared):

@@ -2,7 +2,8 @@
 
 The order of three steps makes a kill at any moment harmless. First the run delivers everything it has logged, while it
 is still RUNNING in MLflow. Then Optuna learns how the trial ended. Last the run ends, in the state that Optuna has. So
-wherever the two differ later, Optuna is right, and a complete trial always has a complete run.
+wherever the two differ later, Optuna is right, and a complete trial always has a complete run. One number is left out of
+this: the value that Optuna's own pages show of a pruned trial, which is put right after all of it, once.
 """
 
 import math
@@ -14,6 +15,7 @@ from typing import Any
 from optuna import Study, Trial, TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from workbench import tracking
 from workbench.common.errors import Failure
@@ -280,17 +282,20 @@ class Attempt:
         if self.trial is None:
             return
         frozen = self._frozen()
-        if state_of(frozen) == "pruned" and frozen.intermediate_values:
-            storage.set_pruned_value(self.study, frozen, self._estimate(frozen))
         if self._tracker is not None:
             # Optuna may not have learned of the end, since its database is away. Then the run stays open too, until
             # `reconcile` knows how the trial ended.
             if not frozen.state.is_finished():
                 return
             self._tracker.end(state_of(frozen), self.reason, self._patience())
-        # Last: what a kill before this leaves, `recovery.remove_unused_snapshots` removes.
+        # Now that all has ended: what a kill before this leaves, `recovery.remove_unused_snapshots` removes.
         if counts(frozen) and self._snapshots is not None:
             self._snapshots.discard()
+        if state_of(frozen) == "pruned" and len(self.study.directions) == 1:
+            # Last, and no matter: after a kill before this, or an error of the database, Optuna's pages go on showing
+            # what the pruner saw, and nothing else reads it.
+            with suppress(SQLAlchemyError):
+                storage.set_pruned_value(self.study, frozen, self._estimate(frozen))
 
     def _estimate(self, trial: FrozenTrial) -> float | None:
         """What the objective of a stopped trial has come to so far; None where nothing told it."""
