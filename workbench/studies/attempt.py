@@ -2,8 +2,8 @@
 
 The order of three steps makes a kill at any moment harmless. First the run delivers everything it has logged, while it
 is still RUNNING in MLflow. Then Optuna learns how the trial ended. Last the run ends, in the state that Optuna has. So
-wherever the two differ later, Optuna is right, and a complete trial always has a complete run. One number is left out of
-this: the value that Optuna's own pages show of a pruned trial, which is put right after all of it, once.
+wherever the two differ later, Optuna is right, and a complete trial always has a complete run. One number stands
+aside: the value that Optuna's own pages show of a pruned trial, which is put right after all of this, once.
 """
 
 import math
@@ -160,7 +160,7 @@ class Attempt:
         # A kill before this line leaves a run that only its process ties to the trial (`TrialStatus.has`).
         records.write(trial, run_id=self._tracker.run_id)
         reported = {step: v for number in numbers[1:] for step, v in trials[number].intermediate_values.items()}
-        measured: dict[str, float] = {}
+        measured: dict[str, float] = {}  # of earlier attempts too, once the run has resumed
 
         def on_step(step: int, metrics: Mapping[str, float]) -> None:
             resumed = not metrics  # a run that resumes calls once, before its first step, with nothing measured
@@ -193,6 +193,7 @@ class Attempt:
         )
         shown = [metric for metric in (*SHOWN, *INTERVAL) if math.isfinite(final.get(metric, math.nan))]
         self._write(trial, metrics={metric: final[metric] for metric in shown})
+            on_resumed=measured.update,
         values = outcome(trial, self.experiment.sweep, final)
         self._tracker.finish()  # before Optuna learns of the end, which this function's return tells it
         self._write_progress(trial, config.train.steps, config)
