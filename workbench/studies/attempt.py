@@ -29,6 +29,8 @@ from workbench.studies.trials import INTERVAL, SHOWN, counts, state_of
 from workbench.tracking import tags
 from workbench.tracking.study_runs import StudyId
 from workbench.training.config import Config, distinguishing
+from workbench.training.loop import STEP_METRICS
+from workbench.training.measurements import has_pass
 from workbench.training.preparation import Prepared
 from workbench.training.provenance import datasets, describe, provenance
 from workbench.training.run import execute
@@ -60,7 +62,7 @@ class Attempt:
         parent: id of the study's MLflow run.
         prepare: what the runs of a process share, for the settings of one of them.
         on_claimed: called once the trial has this process's name and heartbeat.
-        on_step: called after each step with what was measured after it.
+        on_step: called after each step, as `execute` does.
         on_evaluated: called while the trained model's samples are drawn, with the share that is done.
         stopping: whether to take a snapshot, give the trial back to the queue and raise KeyboardInterrupt.
     """
@@ -173,7 +175,11 @@ class Attempt:
             # claims one that is not there. After the last step the run takes none.
             if not resumed and snapshots.due(step) and step < config.train.steps:
                 self._write(trial, snapshot=step)
-            reason = self._collapsed(step, metrics) or self._pruned(trial, step, metrics)
+            passed = has_pass(config, step)
+            # A step's own metrics are told of every step on a CPU and of some on a GPU: only at the passes, where they
+            # are told on both, do they decide.
+            watched = metrics if passed else {name: v for name, v in metrics.items() if name not in STEP_METRICS}
+            reason = self._collapsed(step, watched) or (self._pruned(trial, step, watched) if passed else "")
             if reason or time.monotonic() - self._last_progress > PROGRESS_INTERVAL:
                 self._write_progress(trial, step, config)
             if reason:
@@ -187,13 +193,13 @@ class Attempt:
             prepared,
             self._tracker,
             on_step=on_step,
+            on_resumed=measured.update,
             on_evaluated=self.on_evaluated,
             snapshots=snapshots,
             stopping=self.stopping,
         )
         shown = [metric for metric in (*SHOWN, *INTERVAL) if math.isfinite(final.get(metric, math.nan))]
         self._write(trial, metrics={metric: final[metric] for metric in shown})
-            on_resumed=measured.update,
         values = outcome(trial, self.experiment.sweep, final)
         self._tracker.finish()  # before Optuna learns of the end, which this function's return tells it
         self._write_progress(trial, config.train.steps, config)
