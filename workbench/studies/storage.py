@@ -1,7 +1,9 @@
 """The study database: Optuna's own, on sqlite for one machine or PostgreSQL for many."""
 
+import glob
 import json
 import re
+import shlex
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -113,10 +115,14 @@ def require_writable(url: str) -> None:
     """Make sure that a study database can be changed, before anything relies on it.
 
     Raises:
-        Failure: it is an sqlite file that this user may not write.
+        Failure: it is an sqlite file that this user may not write, or one of its locks is.
     """
     if url.startswith("sqlite") and (file := make_url(url).database):
-        files.require_writable(Path(file), "study storage", "name another with WORKBENCH_STORAGE")
+        # The locks too, which lie beside it: whoever made the database alone writable may not take them.
+        remedy = f"let this user: chmod g+rw {shlex.quote(file)}*, or name another with WORKBENCH_STORAGE"
+        database = Path(file)
+        for path in [database, *sorted(database.parent.glob(f"{glob.escape(database.name)}.*lock"))]:
+            files.require_writable(path, "study storage", remedy)
 
 
 def _create_file(url: str) -> None:
