@@ -264,6 +264,16 @@ def test_a_first_mistake_does_not_use_up_the_studys_name(experiment, workplace, 
     assert right.returncode == 0, right.stderr
 
 
+def test_a_study_is_created_where_its_data_are_not_and_run_where_they_are(experiment, workplace):
+    """As on the login node of a cluster."""
+    away = ("--set", "data.train=nowhere.parquet", "--set", "data.prompts=nowhere.txt", "--study", "s")
+    refused = invoke("sweep", experiment, *away)
+    assert refused.returncode == 2 and "nowhere.txt" in refused.stderr and not (workplace / "optuna.db").exists()
+    assert invoke("sweep", experiment, *away, "--init").returncode == 0
+    again = invoke("sweep", experiment, *away)
+    assert again.returncode == 2 and "nowhere.txt" in again.stderr
+
+
 def test_a_command_ends_well_where_others_are_at_work_on_every_trial(experiment, workplace, monkeypatch):
     assert invoke("sweep", experiment, "--init").returncode == 0
     monkeypatch.setattr("workbench.studies.lifecycle.run_study", lambda *_: None)  # which then finds nothing to do

@@ -63,6 +63,18 @@ def test_a_mistake_in_a_first_command_makes_nothing(tmp_path, monkeypatch, asked
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize("place", ["", "train"])
+def test_an_encoding_that_was_cut_short_is_called_so_before_a_study_is_made(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_STORAGE", "WORKBENCH_STATE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "begun" / place).mkdir(parents=True)
+    (tmp_path / "begun" / place / "pairs-00000.safetensors").touch()
+    done = invoke("sweep", "--set", "data.train=begun")
+    assert done.returncode == 2 and "data.train = 'begun': its encoding was not finished" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
 SPACE = """
 [sweep.space]
 reference.interval = [4, 8]

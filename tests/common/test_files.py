@@ -2,7 +2,11 @@
 
 import ast
 import os
+import sqlite3
+import subprocess
+import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -207,6 +211,32 @@ def test_a_study_database_that_may_not_be_written_is_one_line(tmp_path, somebody
     somebody_else()
     with pytest.raises(Failure, match=r"optuna\.db: cannot be written \(Permission denied\)"):
         require_writable(url)
+
+
+@pytest.mark.parametrize("lock", ["optuna.db.lock", "optuna.db.0123456789ab.lock"])
+def test_the_locks_of_a_study_database_are_asked_for_too_and_the_remedy_has_all(lock, tmp_path, somebody_else):
+    folder = tmp_path / "of [two] words"
+    folder.mkdir(mode=0o755)
+    for name, mode in (("optuna.db", 0o666), (lock, 0o644)):
+        (folder / name).touch()
+        (folder / name).chmod(mode)
+    somebody_else()
+    with pytest.raises(Failure) as error:
+        require_writable(sqlite_url(folder / "optuna.db"))
+    assert f"{lock}: cannot be written (Permission denied); let this user: chmod g+rw '{folder}/optuna.db'*" in str(
+        error.value
+    )
+
+
+def test_looking_whether_a_database_may_be_written_leaves_its_locks(tmp_path):
+    """Closing any descriptor of a file would drop those of this process, and another's write would be lost."""
+    with closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None)) as held:
+        held.execute("create table t (x)")
+        held.execute("begin immediate")
+        require_writable(sqlite_url(tmp_path / "s.db"))
+        write = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0.1).execute('insert into t values (1)')"
+        other = subprocess.run([sys.executable, "-c", write, tmp_path / "s.db"], capture_output=True, text=True)
+    assert "database is locked" in other.stderr
 
 
 @pytest.mark.parametrize("command", [("sweep",), ("study", "forget", "s", 0, "--yes"), ("study", "doctor")])

@@ -1,12 +1,16 @@
 """Trials that do not keep up are stopped; arms, and what they are compared with, are not."""
 
+import math
+
 import optuna
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from tests.support.runs import run
 from tests.support.studies import Events, made, steps_of
 from workbench import tracking
-from workbench.studies import trials, workers
+from workbench.studies import storage, trials, workers
+from workbench.studies.attempt import Attempt
 from workbench.studies.experiment import Experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -48,6 +52,17 @@ def test_sampled_trials_are_stopped_and_arms_run_to_their_end(declared):
     assert sorted(runs["state"]) == ["complete"] * 2 + ["pruned"] * 3
 
 
+def test_a_value_that_optuna_cannot_be_given_hurts_nobody(declared, monkeypatch):
+    def away(*_):
+        raise OperationalError("UPDATE", {}, Exception("gone"))
+
+    monkeypatch.setattr(storage, "set_pruned_value", away)
+    study, client, assignment = made(declared | {"sweep.trials": 3})
+    workers.run_trials(assignment, Events(), lambda: False)
+    assert [trials.state_of(t) for t in study.get_trials()] == ["complete"] * 2 + ["pruned"]
+    assert client.get_run(study.get_trials()[2].user_attrs["run_id"]).data.tags["workbench.state"] == "pruned"
+
+
 def test_a_trial_that_goes_on_has_told_the_pruner_what_it_told_before(declared):
     settings = declared | {"sweep.trials": 3, "sweep.pruner_options": {"lower": -100.0}}
     study, _, assignment = made(settings)
@@ -60,6 +75,42 @@ def test_a_trial_that_goes_on_has_told_the_pruner_what_it_told_before(declared):
     (again,) = (t for t in study.get_trials() if t.user_attrs.get("retry_of") == 0)
     assert sorted(again.intermediate_values) == [2, 4, 6]  # at the end there is nothing left to stop
     assert first.intermediate_values.items() <= again.intermediate_values.items()
+
+
+@pytest.fixture
+def simple(declared):
+    """One trial of four steps, with a pass after every second and nothing drawn: quick to train."""
+    quick = {"train.steps": 4, "diagnostics.interval": 2, "evaluation.grid": 0, "evaluation.seeds": 0}
+    objective = {"sweep.objective": "validation/margin", "sweep.arms": {}, "sweep.trials": 1}
+    return declared | quick | objective
+
+
+def test_the_pruner_and_the_bound_hear_a_step_s_own_metrics_at_the_passes_alone(simple):
+    """On a GPU a few steps at once are read: whether a trial is stopped would hang on the device."""
+    settings = simple | {"sweep.pruner_metric": "train/loss", "sweep.pruner_options": {"lower": -100.0}}
+    study, _, assignment = made(settings)
+    events = Events()
+    workers.run_trials(assignment, events, lambda: False)
+    (trial,) = study.get_trials()
+    assert sorted(trial.intermediate_values) == [2, 4]
+    assert sum("loss" in value for kind, value in events.sent if kind == "measured") == 4  # the bar hears of each
+    study, _, assignment = made(settings | {"sweep.prune.metric": "train/loss", "sweep.prune.above": -1.0}, "t")
+    workers.run_trials(assignment, Events(), lambda: False)
+    assert [t.user_attrs["progress"]["step"] for t in study.get_trials()] == [2]
+
+
+def test_a_trial_that_resumes_keeps_what_it_had_measured(simple, monkeypatch):
+    """It is stopped before its next pass, and says all the same what its objective had come to."""
+    study, _, assignment = made(simple | {"sweep.pruner": "NopPruner", "snapshots.interval": 1})
+    asked = iter(range(1000))
+    with pytest.raises(KeyboardInterrupt):
+        workers.run_trials(assignment, Events(), lambda: next(asked) > 2)
+    assert study.get_trials()[0].user_attrs["snapshot"] == 2
+    monkeypatch.setattr(Attempt, "_collapsed", lambda self, step, metrics: "so" if metrics else "")
+    workers.run_trials(assignment, Events(), lambda: False)
+    trial = study.get_trials()[1]
+    assert trial.user_attrs["progress"]["step"] == 3 and math.isfinite(trial.user_attrs["validation/margin"])
+    assert trial.values == [trial.user_attrs["validation/margin"]]
 
 
 def test_the_reward_while_it_trains_ends_as_the_evaluation_has_it(tiny, workplace):

@@ -1,3 +1,4 @@
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import optuna
@@ -5,7 +6,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from workbench.studies.storage import _one_writer, open_storage
+from workbench.studies.storage import _one_writer, open_storage, set_pruned_value
 
 
 def test_a_sqlite_transaction_that_has_begun_keeps_others_from_reading_what_it_will_change(tmp_path):
@@ -34,3 +35,23 @@ def test_no_two_workers_take_the_same_waiting_trial(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         taken = [number for numbers in pool.map(take, range(4)) for number in numbers]
     assert sorted(taken) == list(range(24))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seen", [0.25, math.inf, -math.inf, math.nan, None])
+@pytest.mark.parametrize("value", [0.5, None])
+def test_a_pruned_trial_gets_its_value_whatever_the_pruner_saw(tmp_path, seen, value):
+    """Optuna keeps an infinite value in another column, and none where there was no number."""
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    study = optuna.create_study(study_name="s", storage=open_storage(url))
+
+    def stopped(trial):
+        if seen is not None:
+            trial.report(seen, 1)
+        raise optuna.TrialPruned
+
+    study.optimize(stopped, n_trials=1)
+    for _ in range(2):  # once more changes nothing
+        set_pruned_value(study, study.get_trials()[0], value)
+        (trial,) = optuna.load_study(study_name="s", storage=open_storage(url)).get_trials()
+        assert trial.values == (None if value is None else [value])

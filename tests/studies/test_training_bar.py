@@ -1,12 +1,13 @@
 """The numbers beside a bar of trainings."""
 
 import io
+from types import SimpleNamespace
 
 import optuna
 import pytest
 
 from workbench.common.progress import Progress
-from workbench.studies import training_bar
+from workbench.studies import training_bar, workers
 
 
 def beside(monkeypatch, *runs, best=None):
@@ -33,3 +34,22 @@ def test_the_best_so_far_is_that_of_a_study_of_one_objective():
     study.optimize(lambda trial: trial.number, n_trials=3)
     assert training_bar.best_so_far(study) == 2
     assert training_bar.best_so_far(optuna.create_study(directions=["maximize", "minimize"])) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_best_is_asked_for_once_however_many_trials_have_ended(monkeypatch):
+    """Optuna copies every trial to tell."""
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    study = optuna.create_study(direction="maximize")
+    experiment = SimpleNamespace(trials=8, config=SimpleNamespace(train=SimpleNamespace(steps=1)))
+    pool = SimpleNamespace(assignment=SimpleNamespace(experiment=experiment))
+    supervisor = workers._Supervisor(pool, study)
+    asked = []
+    best = training_bar.best_so_far
+    monkeypatch.setattr(training_bar, "best_so_far", lambda study: asked.append(1) or best(study))
+    for ended in (3, 3, 5):
+        study.optimize(lambda trial: trial.number, n_trials=ended - len(study.trials))
+        supervisor.show_ended()
+        assert (supervisor.ended, supervisor.best) == (ended, ended - 1)
+    supervisor.bar.close()
+    assert len(asked) == 2

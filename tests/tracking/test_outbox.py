@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from mlflow.protos.databricks_pb2 import ErrorCode
 from requests import HTTPError, Response
 
 from workbench import tracking
-from workbench.common.errors import Failure
+from workbench.common.errors import Failure, UserError
 from workbench.tracking import delivery
 from workbench.tracking.delivery import deliver_outbox, is_away
 from workbench.tracking.outbox import Outbox
@@ -86,6 +87,17 @@ def test_a_full_disk_is_one_line(outbox):
     with pytest.raises(Failure, match=r"cannot be kept .*No space left on device.*set WORKBENCH_STATE") as error:
         outbox.add("tags", values={"a": "b"})
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file_is_not_opened_as_a_journal(place, client):
+    """Whoever opens a named pipe waits; a test that hangs here has failed."""
+    other = Outbox("other")
+    other.folder.mkdir(parents=True)
+    os.mkfifo(other.folder / "journal.jsonl")
+    assert delivery.deliver(client) == [] == delivery.undelivered()
+    for use in (other.open, lambda: other.waiting):
+        with pytest.raises(UserError, match=r"journal\.jsonl is a named pipe, not a file"):
+            use()
 
 
 def test_what_is_delivered_again_after_a_crash_is_there_once(client, run, place, monkeypatch):

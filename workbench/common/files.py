@@ -75,6 +75,8 @@ def create_as_umask_says(path: Path) -> None:
 def require_readable(path: Path, remedy: str) -> None:
     """Make sure that a file which is there can be opened, so that nobody takes it for a damaged one.
 
+    Not for databases, which are not opened beside their own library: `require_writable` says why.
+
     Args:
         remedy: what to do where the file's mode cannot be changed.
     Raises:
@@ -91,16 +93,15 @@ def require_writable(path: Path, what: str, remedy: str) -> None:
 
     Args:
         what: what it is, with which the line begins.
-        remedy: what to do where the file's mode cannot be changed.
+        remedy: what to do.
     Raises:
-        Failure: it cannot; says why.
+        Failure: it cannot.
     """
-    if not path.is_file():
-        return
-    try:
-        path.open("r+b").close()
-    except OSError as error:
-        raise Failure(f"{what} {path}: cannot be written ({error.strerror}); let this user, or {remedy}") from None
+    # Asked, and not opened: closing any descriptor of a file drops the locks that connections of this process hold on
+    # it, and another process could then write between what sqlite reads and what it writes.
+    effective = os.access in os.supports_effective_ids
+    if path.is_file() and not os.access(path, os.R_OK | os.W_OK, effective_ids=effective):
+        raise Failure(f"{what} {path}: cannot be written (Permission denied); {remedy}")
 
 
 def noted(path: Path) -> str | None:

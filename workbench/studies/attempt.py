@@ -2,7 +2,8 @@
 
 The order of three steps makes a kill at any moment harmless. First the run delivers everything it has logged, while it
 is still RUNNING in MLflow. Then Optuna learns how the trial ended. Last the run ends, in the state that Optuna has. So
-wherever the two differ later, Optuna is right, and a complete trial always has a complete run.
+wherever the two differ later, Optuna is right, and a complete trial always has a complete run. One number stands
+aside: the value that Optuna's own pages show of a pruned trial, which is put right after all of this, once.
 """
 
 import math
@@ -14,6 +15,7 @@ from typing import Any
 from optuna import Study, Trial, TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from workbench import tracking
 from workbench.common.errors import Failure
@@ -27,6 +29,8 @@ from workbench.studies.trials import INTERVAL, SHOWN, counts, state_of
 from workbench.tracking import tags
 from workbench.tracking.study_runs import StudyId
 from workbench.training.config import Config, distinguishing
+from workbench.training.loop import STEP_METRICS
+from workbench.training.measurements import has_pass
 from workbench.training.preparation import Prepared
 from workbench.training.provenance import datasets, describe, provenance
 from workbench.training.run import execute
@@ -58,7 +62,7 @@ class Attempt:
         parent: id of the study's MLflow run.
         prepare: what the runs of a process share, for the settings of one of them.
         on_claimed: called once the trial has this process's name and heartbeat.
-        on_step: called after each step with what was measured after it.
+        on_step: called after each step, as `execute` does.
         on_evaluated: called while the trained model's samples are drawn, with the share that is done.
         stopping: whether to take a snapshot, give the trial back to the queue and raise KeyboardInterrupt.
     """
@@ -158,7 +162,7 @@ class Attempt:
         # A kill before this line leaves a run that only its process ties to the trial (`TrialStatus.has`).
         records.write(trial, run_id=self._tracker.run_id)
         reported = {step: v for number in numbers[1:] for step, v in trials[number].intermediate_values.items()}
-        measured: dict[str, float] = {}
+        measured: dict[str, float] = {}  # of earlier attempts too, once the run has resumed
 
         def on_step(step: int, metrics: Mapping[str, float]) -> None:
             resumed = not metrics  # a run that resumes calls once, before its first step, with nothing measured
@@ -171,7 +175,11 @@ class Attempt:
             # claims one that is not there. After the last step the run takes none.
             if not resumed and snapshots.due(step) and step < config.train.steps:
                 self._write(trial, snapshot=step)
-            reason = self._collapsed(step, metrics) or self._pruned(trial, step, metrics)
+            passed = has_pass(config, step)
+            # A step's own metrics are told of every step on a CPU and of some on a GPU: only at the passes, where they
+            # are told on both, do they decide.
+            watched = metrics if passed else {name: v for name, v in metrics.items() if name not in STEP_METRICS}
+            reason = self._collapsed(step, watched) or (self._pruned(trial, step, watched) if passed else "")
             if reason or time.monotonic() - self._last_progress > PROGRESS_INTERVAL:
                 self._write_progress(trial, step, config)
             if reason:
@@ -185,6 +193,7 @@ class Attempt:
             prepared,
             self._tracker,
             on_step=on_step,
+            on_resumed=measured.update,
             on_evaluated=self.on_evaluated,
             snapshots=snapshots,
             stopping=self.stopping,
@@ -280,17 +289,20 @@ class Attempt:
         if self.trial is None:
             return
         frozen = self._frozen()
-        if state_of(frozen) == "pruned" and frozen.intermediate_values:
-            storage.set_pruned_value(self.study, frozen, self._estimate(frozen))
         if self._tracker is not None:
             # Optuna may not have learned of the end, since its database is away. Then the run stays open too, until
             # `reconcile` knows how the trial ended.
             if not frozen.state.is_finished():
                 return
             self._tracker.end(state_of(frozen), self.reason, self._patience())
-        # Last: what a kill before this leaves, `recovery.remove_unused_snapshots` removes.
+        # Now that all has ended: what a kill before this leaves, `recovery.remove_unused_snapshots` removes.
         if counts(frozen) and self._snapshots is not None:
             self._snapshots.discard()
+        if state_of(frozen) == "pruned" and len(self.study.directions) == 1:
+            # Last, and no matter: after a kill before this, or an error of the database, Optuna's pages go on showing
+            # what the pruner saw, and nothing else reads it.
+            with suppress(SQLAlchemyError):
+                storage.set_pruned_value(self.study, frozen, self._estimate(frozen))
 
     def _estimate(self, trial: FrozenTrial) -> float | None:
         """What the objective of a stopped trial has come to so far; None where nothing told it."""

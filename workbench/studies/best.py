@@ -73,7 +73,7 @@ def retrain(
     Args:
         config: the trial's configuration.
         model: what `folder_for` returns; becomes a diffusers folder.
-        on_step: called after each step with what was measured after it.
+        on_step: called after each step, as `execute` does.
         stopping: whether to stop; asked before each batch.
     Returns:
         The last value of every metric; those of the trial, where machine and library versions are the same. None where

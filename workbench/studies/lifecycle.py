@@ -222,9 +222,10 @@ def _run_study(experiment: Experiment, name: str, workers: int, required: bool =
     url, started = storage_url(), time.monotonic()
     if not experiment.trials:
         raise UserError("sweep.trials = 0: the study declares no arms; give a number of trials")
-    if missing(url):
+    first = missing(url) is not None
+    if first:
         # Before anything is there: a mistake in a first command leaves no databases behind.
-        _check(experiment, prepared=False)
+        _check(experiment, sources=workers > 0)
     require_places()
     require_writable(url)
     client = tracking.connect()
@@ -234,7 +235,10 @@ def _run_study(experiment: Experiment, name: str, workers: int, required: bool =
     if complete is not None:
         tqdm.write(f"Study {name}: all {experiment.trials} trials are there.")
         return complete
-    _check(experiment, prepared=workers > 0)
+    if not first:
+        _check(experiment, sources=workers > 0)
+    if workers:
+        _prepare(experiment)
     with ExitStack() as until_end:
         study, own, parent = start(experiment, name, url, client, until_end)
         with delivery.require_reachable():
@@ -301,15 +305,14 @@ def _complete_study(experiment: Experiment, name: str, url: str, client: trackin
         return open_study(experiment, name, url)
 
 
-def _check(experiment: Experiment, prepared: bool) -> None:
-    """Find mistakes before a study is created.
+def _check(experiment: Experiment, sources: bool) -> None:
+    """Find mistakes before anything is made.
 
     Args:
-        prepared: encode and check the data too.
+        sources: look for prompts and pairs too, which a machine that only creates a study may not have.
     """
     from workbench.training.measurements import metric_names
-    from workbench.training.preparation import prepare, require_sources
-    from workbench.training.run import check
+    from workbench.training.preparation import require_sources
 
     config = experiment.config
     logged = metric_names(config)
@@ -318,10 +321,17 @@ def _check(experiment: Experiment, prepared: bool) -> None:
             usual = sorted(logged & {"eval/win_rate", "eval/reward", "validation/margin"})
             close = difflib.get_close_matches(metric, logged, 3) or usual
             raise UserError(f"sweep.{key} = {metric!r}: runs log no such metric (try {', '.join(close)})")
-    require_sources(config)
-    if prepared:  # last, since it may take long
-        tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
-        check(config, prepare(config))
+    if sources:
+        require_sources(config)
+
+
+def _prepare(experiment: Experiment) -> None:
+    """Make what runs share before workers want it, and find what is wrong with the data before a study is created."""
+    from workbench.training.preparation import prepare
+    from workbench.training.run import check
+
+    tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
+    check(experiment.config, prepare(experiment.config))
 
 
 def finish_study(

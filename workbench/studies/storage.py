@@ -1,7 +1,9 @@
 """The study database: Optuna's own, on sqlite for one machine or PostgreSQL for many."""
 
+import glob
 import json
 import re
+import shlex
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -113,10 +115,14 @@ def require_writable(url: str) -> None:
     """Make sure that a study database can be changed, before anything relies on it.
 
     Raises:
-        Failure: it is an sqlite file that this user may not write.
+        Failure: it is an sqlite file that this user may not write, or one of its locks is.
     """
     if url.startswith("sqlite") and (file := make_url(url).database):
-        files.require_writable(Path(file), "study storage", "name another with WORKBENCH_STORAGE")
+        # The locks too, which lie beside it: whoever made the database alone writable may not take them.
+        remedy = f"let this user: chmod g+rw {shlex.quote(file)}*, or name another with WORKBENCH_STORAGE"
+        database = Path(file)
+        for path in [database, *sorted(database.parent.glob(f"{glob.escape(database.name)}.*lock"))]:
+            files.require_writable(path, "study storage", remedy)
 
 
 def _create_file(url: str) -> None:
@@ -213,15 +219,24 @@ def rename(storage: RDBStorage, old: str, new: str) -> None:
 
 
 def set_pruned_value(study: Study, trial: FrozenTrial, value: float | None) -> None:
-    """Give a pruned trial the value of its objective; None = what that would be is not known.
+    """Give a pruned trial of a study of one objective its value; None = what that would be is not known.
 
     Optuna gives it the last value that the pruner saw, which may be of another metric and of another size, and lists it
     beside the objective of complete trials. It changes no trial that has ended, so this does it in the database.
+
+    Args:
+        value: a finite number, or None.
     """
     engine: Engine = getattr(study._storage, "_backend", study._storage).engine  # type: ignore[union-attr]
-    change = "DELETE FROM trial_values" if value is None else "UPDATE trial_values SET value = :value"
+    row = {"id": trial._trial_id, "value": value}
     with engine.begin() as connection:
-        connection.execute(text(f"{change} WHERE trial_id = :id"), {"id": trial._trial_id, "value": value})
+        # Removed first: Optuna has no row where the pruner saw no number, and says in another column of it whether the
+        # value is infinite.
+        connection.execute(text("DELETE FROM trial_values WHERE trial_id = :id"), row)
+        if value is not None:
+            # The type is written out, since PostgreSQL takes no parameter of text for its enumeration.
+            new = "INSERT INTO trial_values (trial_id, objective, value, value_type) VALUES (:id, 0, :value, 'FINITE')"
+            connection.execute(text(new), row)
 
 
 def has_study(path: Path, token: str) -> bool:

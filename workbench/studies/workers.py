@@ -352,12 +352,14 @@ class _Supervisor:
     def show_ended(self) -> None:
         """Print a line for each trial that has ended since the last call."""
         # Other commands' trials too, since they count for the study like this command's.
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and trial.number not in self.seen:
-                self.seen.add(trial.number)
-                self.ended += counts(trial)
-                tqdm.write(line_of(trial))
-                self.best = training_bar.best_so_far(self.study)
+        trials = self.study.get_trials(deepcopy=False)
+        new = [trial for trial in trials if trial.state.is_finished() and trial.number not in self.seen]
+        for trial in new:
+            self.seen.add(trial.number)
+            self.ended += counts(trial)
+            tqdm.write(line_of(trial))
+        if new:  # once for all of them, since Optuna copies every trial to tell
+            self.best = training_bar.best_so_far(self.study)
 
     def replace_worker(self, exit_code: int) -> None:
         """Start another worker for one that died, if trials are left and not too many have died in a row."""

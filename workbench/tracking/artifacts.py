@@ -43,7 +43,7 @@ def check_artifacts(client: MlflowClient) -> None:
             message names the remedy.
     """
     if database := database_path():
-        require_writable(database, "tracking store", "name another with MLFLOW_TRACKING_URI")
+        require_writable(database, "tracking store", "let this user write it, or name another with MLFLOW_TRACKING_URI")
     found = experiment(client)
     folder = local_path(found.artifact_location)
     if folder is None:  # a server or an object store, which is asked when the first artifact is sent

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from workbench.common.errors import Failure
 from workbench.common.files import in_place
 from workbench.common.paths import state_path
+from workbench.common.reading import require_regular
 
 Record = dict[str, Any]  # "kind", "time" in milliseconds, and the fields of that kind
 METRICS = "metrics"
@@ -63,6 +64,7 @@ class Outbox:
             self._files.mkdir(parents=True, exist_ok=True)
             # Others look for journals. The lock comes first, or one of them could deliver from a live run's outbox.
             self.acquire()
+            self._require_regular()
             # Unbuffered: once `write` returns, the system has the line, and a kill of this process cannot lose it.
             self._stream = self._journal.open("ab", buffering=0)
 
@@ -119,6 +121,15 @@ class Outbox:
                 "to a folder on another disk"
             ) from None
 
+    def _require_regular(self) -> None:
+        """Make sure that nothing else is in the journal's place, before it is opened; it need not be there.
+
+        Raises:
+            UserError: something else is.
+        """
+        if self._journal.exists():
+            require_regular(self._journal, str(self.folder))
+
     def path(self, record: Record) -> Path:
         """Path of the file or folder that a record refers to."""
         return self.folder / record["file"]
@@ -135,6 +146,7 @@ class Outbox:
 
     def _lines(self) -> Iterator[bytes]:
         """Journal lines that the store has not accepted, without an unfinished one that a dying process left."""
+        self._require_regular()
         with suppress(FileNotFoundError), self._journal.open("rb") as lines:
             lines.seek(self.accepted)
             yield from (line for line in lines if line.endswith(b"\n"))
@@ -200,5 +212,6 @@ def _parse(line: bytes) -> Record:
 
 
 def outboxes() -> list[Outbox]:
-    """All outboxes in the state folder, of live runs too."""
-    return [Outbox(path.parent.name) for path in sorted(state_path("outbox").glob("*/journal.jsonl"))]
+    """All outboxes in the state folder, of live runs too; a folder with something else for a journal is none."""
+    journals = sorted(state_path("outbox").glob("*/journal.jsonl"))
+    return [Outbox(path.parent.name) for path in journals if path.is_file()]

@@ -67,14 +67,13 @@ class Measurements:
         """What is measured after a step, the last one included."""
         config, training = self.config, self.training
         rule, decision = training.reference.rule, record.decision
-        final = record.step == config.train.steps
-        metrics = self._reference_state()
+        metrics, final = self._reference_state(), record.step == config.train.steps
         if decision is not None and rule.rate == 1:  # the candidate was the policy itself
             metrics |= _distance("policy", Divergence(decision.divergence, decision.kernel_kl))
         # A frozen reference is the pretrained model, whose divergence is 0.
         if final and rule.interval:
             metrics[UNSEEN] = self.prepared.unseen(training.reference.model).error_difference
-        if not final and record.step % config.diagnostics.interval:
+        if not has_pass(config, record.step):
             # A decision needs the divergence's number, for which the device was waited for.
             return Measured(metrics, waited=decision is not None)
         # Not twice: a pass over the probe costs as much as a few steps.
@@ -112,6 +111,11 @@ class Measurements:
         reference = self.training.reference
         counts = {UPDATES: float(reference.updates), FROZEN: float(reference.frozen)}
         return _distance("reference", reference.divergence) | counts
+
+
+def has_pass(config: Config, step: int) -> bool:
+    """Whether a diagnostics pass follows a step; one always follows the last."""
+    return step % config.diagnostics.interval == 0 or step == config.train.steps
 
 
 def _distance(model: str, divergence: Divergence) -> dict[str, float]:

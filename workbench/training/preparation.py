@@ -181,28 +181,41 @@ def open_pairs(source: Data, split: str, backend: Backend) -> Pairs:
 
 
 def require_sources(config: Config) -> None:
-    """Check in a second what `prepare` would find out later: that prompts and pairs are there, with their columns.
+    """Check that prompts and pairs are there, with their columns: `prepare` comes to some of them after hours.
+
+    Of files here it reads little; of the hub it asks as much as `prepare` does before it encodes.
 
     Raises:
         UserError: something is missing, or of another kind.
+        Failure: the hub does not answer, or has no such pairs.
     """
     read_captions(config.data.prompts, config.evaluation)
     for split in ("train", "validation"):
-        path = Path(getattr(config.data, split))
         # What is encoded already is no rows; `prepare` looks at it.
-        if not any((place / INDEX).is_file() for place in (path, path / split)):
+        if _store(config.data, split) is None:
             rows_of(config.data, split)
 
 
-def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
+def _store(source: Data, split: str) -> str | None:
+    """The folder of a split that is encoded already; None where the settings name something else.
+
+    Raises:
+        UserError: its encoding is unfinished.
+    """
     path = getattr(source, split)
     if (Path(path) / split / INDEX).is_file():  # what `encode --output` made of both splits
-        path = str(Path(path) / split)
-    # The index is written last, so shards without one are those of an encoding that was killed.
-    if any(Path(path).glob("pairs-*.safetensors")) and not (Path(path) / INDEX).is_file():
-        raise UserError(f"data.{split} = {path!r}: its encoding was not finished; run workbench.encode again")
-    encoding = encoding_of(source, split)
+        return str(Path(path) / split)
     if (Path(path) / INDEX).is_file():
+        return str(path)
+    # The index is written last, so shards without one are those of an encoding that was killed.
+    if any(any(place.glob("pairs-*.safetensors")) for place in (Path(path), Path(path) / split)):
+        raise UserError(f"data.{split} = {path!r}: its encoding was not finished; run workbench.encode again")
+    return None
+
+
+def _pairs(source: Data, split: str, backend: Backend) -> Pairs:
+    path, encoding = _store(source, split), encoding_of(source, split)
+    if path is not None:
         if split == "train" and not source.cache:
             raise UserError(f"data.cache = false: {path} is encoded already; give the images, or leave it at true")
         # For validation a store is taken however it was flipped and cropped.

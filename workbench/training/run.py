@@ -33,6 +33,7 @@ def execute(
     listener: Listener,
     *,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+    on_resumed: Callable[[Mapping[str, float]], object] = lambda metrics: None,
     on_evaluated: Callable[[float], object] = lambda share: None,
     save_to: Path | None = None,
     snapshots: Snapshots | None = None,
@@ -46,8 +47,10 @@ def execute(
 
     Args:
         listener: gets every metric, image and table; a resumed run's also those of its earlier parts.
-        on_step: called after each step with what was measured after it, and once, with nothing, when a run resumes; may
-            raise to end the run.
+        on_step: called after each step with what was measured after it, beside the step's own metrics where they were
+            read by then: on a CPU those of each, on a GPU of some. Once, with nothing, when a run resumes; may raise to
+            end the run.
+        on_resumed: called before that when a run resumes, with the last value of every metric so far.
         on_evaluated: called after the last step while the final samples are drawn, with the share that is done, 0 to 1.
         save_to: folder for the trained model, as a diffusers checkpoint.
         snapshots: where the run's snapshots are and are taken; without them the run cannot be resumed.
@@ -76,6 +79,7 @@ def execute(
         # The pretrained model's grid is among these events, so that `report_start` is for runs that begin.
         session.recorder.replay(snapshot.events)
         # Before the first new step, so that the caller can take up its own part, such as reports to a pruner.
+        on_resumed(session.recorder.last)
         on_step(training.done, {})
     else:
         session.report_start()
