@@ -110,6 +110,8 @@ def main(
             click.echo(f"{label}: preparing: encoding pairs, drawing the pretrained model's samples ...", err=True)
         prepared = prepare(config)
         check(config, prepared)
+        if model:
+            model.require_data(prepared.data)
         patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
         # From here on a signal asks the run to take a snapshot and stop. Before, it ends the process: nothing is lost.
         stopping = stack.enter_context(stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
