@@ -118,7 +118,7 @@ def main(
         again = f"the same command with --name {label} --resume"
         run = SingleRun(config, prepared, label, snapshots, stopping, output, goes_on=bool(name), again=again)
         if model:
-            run = replace(run, save_to=model.beside, kept=model.place)
+            run = replace(run, save_to=model.beside, kept=model.place, shown_as=output)
         if not distributed.is_main():
             run.execute(NullListener())
         elif output and no_tracking:
@@ -210,7 +210,7 @@ def _in_folder(run: "SingleRun", output: Path) -> None:
                 replace_folder(fresh, model)
             return folder.close(state, reason)
 
-        train(replace(run, save_to=fresh), folder, close, output)
+        train(replace(run, save_to=fresh, shown_as=model), folder, close, output)
     click.echo(f"\n{output}")
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.support.commands import CutOffError, cut_off, invoke
 from tests.support.helpers import ROOT, overrides
+from workbench.models import Backend
 from workbench.studies import single_run
 
 
@@ -62,6 +63,18 @@ def test_a_run_killed_when_its_model_is_saved_knows_the_folder_again(options, wo
     shutil.rmtree(workplace / "trained")
     gone = invoke(*job)
     assert gone.returncode == 2 and "its model was put into" in gone.stderr
+
+
+def test_a_model_that_cannot_be_written_is_called_as_the_person_calls_it(options, workplace, monkeypatch):
+    def fill(backend, policy, folder, whole):
+        raise OSError(28, "No space left on device", str(folder / "unet"))
+
+    monkeypatch.setattr(Backend, "save", fill)
+    for more, name in (((), "trained"), (("--no-tracking",), "trained/model")):
+        done = invoke("train", *options, "--output", "trained", *more)
+        assert done.returncode == 1
+        assert f"Error: {name}: the trained model cannot be written (No space left on device)\n" in done.stderr
+        shutil.rmtree(workplace / "trained")
 
 
 def left(folder):

@@ -25,6 +25,18 @@ def test_the_bar_has_the_best_so_far_and_the_means_of_the_runs_under_way(monkeyp
     assert not beside(monkeypatch)
 
 
+def test_the_bar_of_one_training_keeps_what_is_not_measured_at_every_step(monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with Progress(total=2, desc="trial 3", unit="step") as bar:
+        on_step, on_evaluated = training_bar.following(bar, 2)
+        on_step(1, {"train/loss": 0.5, "divergence/policy": 0.25})
+        assert (bar.n, bar.desc, bar.postfix) == (1, "trial 3: training: ", "loss=0.5, divergence=0.25")
+        on_step(2, {"train/loss": 0.4})
+        assert (bar.n, bar.desc, bar.postfix) == (2, "trial 3: evaluating: ", "loss=0.4, divergence=0.25")
+        on_evaluated(0.5)
+        assert bar.desc == "trial 3: evaluating 50 %: "
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_best_so_far_is_that_of_a_study_of_one_objective():
     optuna.logging.set_verbosity(optuna.logging.WARNING)
