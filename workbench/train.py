@@ -1,6 +1,7 @@
 """`python -m workbench.train`: one run, tracked or kept in a folder."""
 
 import json
+import os
 import re
 import time
 from contextlib import ExitStack
@@ -151,6 +152,7 @@ def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Pat
         UserError: it was made with other settings, is longer, or is not in `output`.
     """
     from workbench.common.errors import UserError
+    from workbench.common.files import holds_something
     from workbench.training.config import completed
     from workbench.training.snapshots import require_same
 
@@ -167,8 +169,11 @@ def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Pat
             f"train.steps = {config.train.steps}: run {label} has ended after {finished.steps}; give more, or begin "
             "anew under another name"
         )
-    if output is not None and (str(output.resolve()) != finished.output or not output.is_dir()):
+    is_there = bool(finished.output) and holds_something(Path(finished.output))
+    if output is not None and not (is_there and os.path.realpath(output) == finished.output):
         saved = f"its model was put into {finished.output}" if finished.output else "its model was not saved"
+        if finished.output and not is_there:
+            saved += ", where it is not any more"
         raise UserError(f"--output {output}: run {label} has ended already, and {saved}; choose another --name")
     click.echo(
         f"Run {label} has ended after its {finished.steps} steps; there is nothing to do. To go on: raise train.steps"

@@ -62,7 +62,10 @@ def test_a_run_killed_when_its_model_is_saved_knows_the_folder_again(options, wo
     assert sorted(path.name for path in workplace.glob("trained*")) == ["trained"]
     shutil.rmtree(workplace / "trained")
     gone = invoke(*job)
-    assert gone.returncode == 2 and "its model was put into" in gone.stderr
+    (workplace / "trained").mkdir()
+    emptied = invoke(*job)
+    for done in (gone, emptied):
+        assert done.returncode == 2 and "trained, where it is not any more; choose another --name" in done.stderr
 
 
 def test_a_model_that_cannot_be_written_is_called_as_the_person_calls_it(options, workplace, monkeypatch):
