@@ -1,12 +1,16 @@
 """The numbers beside a bar of trainings."""
 
 import io
+import multiprocessing
 
 import optuna
 import pytest
 
 from workbench.common.progress import Progress
 from workbench.studies import training_bar
+from workbench.training import samples
+from workbench.training.samples import Sampling
+from workbench.training.tables import Evaluation
 
 
 def beside(monkeypatch, *runs, best=None):
@@ -35,6 +39,17 @@ def test_the_bar_of_one_training_keeps_what_is_not_measured_at_every_step(monkey
         assert (bar.n, bar.desc, bar.postfix) == (2, "trial 3: evaluating: ", "loss=0.4, divergence=0.25")
         on_evaluated(0.5)
         assert bar.desc == "trial 3: evaluating 50 %: "
+
+
+@pytest.mark.parametrize("parent", [None, "the command"])
+def test_a_worker_draws_no_bar_over_that_of_its_command(parent, monkeypatch):
+    monkeypatch.setattr("sys.stderr", told := io.StringIO())
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    drawing = Sampling(None, Evaluation(seeds=1), ["a fox", "a cat"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampling, "draw_plan", lambda sampling, denoiser, on_share: on_share(1.0))
+        samples._with_bar(drawing, None)
+    assert ("draw the pretrained model's samples" in told.getvalue()) == (parent is None)
 
 
 @pytest.mark.filterwarnings("ignore")
