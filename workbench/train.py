@@ -107,6 +107,10 @@ def main(
             if distributed.is_main():
                 model.require_free("--output")
                 model.clear()
+        if distributed.is_main() and not no_tracking:
+            from workbench.tracking.artifacts import require_trackable
+
+            require_trackable()
         if distributed.is_main():
             click.echo(f"{label}: preparing: encoding pairs, drawing the pretrained model's samples ...", err=True)
         prepared = prepare(config)
