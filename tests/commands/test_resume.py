@@ -17,6 +17,8 @@ from tests.support.commands import CutOffError, cut_off, invoke
 from tests.support.helpers import ROOT, overrides
 from workbench.models import Backend
 from workbench.studies import single_run
+from workbench.training.model_folder import ModelFolder
+from workbench.training.preparation import Prepared
 
 
 @pytest.fixture
@@ -66,6 +68,25 @@ def test_a_run_killed_when_its_model_is_saved_knows_the_folder_again(options, wo
     emptied = invoke(*job)
     for done in (gone, emptied):
         assert done.returncode == 2 and "trained, where it is not any more; choose another --name" in done.stderr
+
+
+def test_a_run_killed_before_its_model_is_moved_does_not_lose_it(options, workplace, monkeypatch):
+    job = ("train", *options, "--set", "snapshots.interval=0", "--name", "a", "--output", "trained")
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelFolder, "_move", cut_off)
+        with pytest.raises(CutOffError):
+            invoke(*job)
+    (whole,) = workplace.glob("trained.*.partial")
+    (whole / "mark").touch()
+    anew = invoke(*job)
+    assert anew.returncode == 2 and f"which lies in {whole}; go on with --resume" in anew.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(Prepared, "data", ["of other pairs"])
+        other = invoke(*job, "--resume")
+    assert other.returncode == 2 and "trained: the model in it was made with other data" in other.stderr
+    again = invoke(*job, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert (workplace / "trained" / "mark").is_file() and not [*workplace.glob("trained.*")]
 
 
 def test_a_model_that_cannot_be_written_is_called_as_the_person_calls_it(options, workplace, monkeypatch):
