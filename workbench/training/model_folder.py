@@ -1,6 +1,7 @@
 """A trained model's folder: empty or whole, and known as the run's own, whenever the run is killed."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from workbench.common.files import holds_something, in_place, is_partial, noted,
 from workbench.common.validation import writable_folder
 from workbench.training.config import Config, completed
 from workbench.training.snapshots import PLACED, is_definite
+
+log = logging.getLogger(__name__)
 
 
 class ModelFolder:
@@ -123,11 +126,14 @@ class ModelFolder:
         if self._is_noted and self._is_whole_beside():
             self._move()
             self.has_model = True
-        for whole in (self._first, self._again):
-            shutil.rmtree(whole, ignore_errors=True)
-            for begun in filter(is_partial, self._real.parent.glob("*.partial")):
-                if begun.name.startswith(f"{whole.name}."):
-                    shutil.rmtree(begun, ignore_errors=True)
+        own = (self._first.name, self._again.name)
+        for left in filter(is_partial, self._real.parent.glob("*.partial")):
+            # What was saved whole, and what was being saved, beside which a file shows what the umask says.
+            if left.name in own or left.name.startswith(tuple(f"{name}." for name in own)):
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
 
     def place(self) -> None:
         """Move the model from beside into its folder; one that an earlier start has put there stays.
@@ -145,7 +151,8 @@ class ModelFolder:
                     content = self._content | {"data": self._data}
                     partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
         except OSError as error:
-            raise self._unmoved(f"{self._note} cannot be written: {error.strerror}") from None
+            # What has been trained for hours matters more than to know it again after a kill in the next second.
+            log.warning("%s: cannot be written (%s)", self._note, error.strerror)
         self._move()
 
     def _is_whole_beside(self) -> bool:
@@ -156,12 +163,9 @@ class ModelFolder:
         try:
             os.replace(self._first, self._real)
         except OSError as error:
-            raise self._unmoved(str(error.strerror)) from None
-
-    def _unmoved(self, why: str) -> Failure:
-        return Failure(
-            f"{self.path}: the trained model cannot be put there ({why}); it lies in {self._first}, whole: move it"
-        )
+            raise Failure(
+                f"{self.path}: the trained model cannot be put there ({error.strerror}); it lies whole in {self._first}"
+            ) from None
 
 
 def _definite(settings: Mapping[str, Any]) -> dict[str, Any]:
