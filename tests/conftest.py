@@ -5,6 +5,7 @@ import gc
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,3 +160,19 @@ def brief_epochs(monkeypatch) -> None:
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
+@pytest.fixture
+def somebody_else(tmp_path):
+    """Go on as a user who owns nothing here."""
+    if os.geteuid():
+        pytest.skip("another user can only be played by root")
+    for folder in [tmp_path, *tmp_path.parents]:
+        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+            folder.chmod(0o755)
+
+    def become():
+        os.seteuid(65534)
+
+    yield become
+    os.seteuid(0)

@@ -1,7 +1,6 @@
 """`python -m workbench.study`: how a study stands, going on with it, its best model, putting it right."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -80,7 +79,6 @@ def best(name: str, output: Path, trial: int | None) -> None:
     """
     one_process()
     from workbench.common.paths import require_places, storage_url
-    from workbench.common.progress import Progress
     from workbench.common.signals import stop_on_signals
     from workbench.studies import lifecycle
     from workbench.studies.best import chosen_trial, folder_for, how_to_draw, retrain
@@ -92,16 +90,8 @@ def best(name: str, output: Path, trial: int | None) -> None:
         config = experiment.trial_config(chosen)
         require_places()
         model = folder_for(config, study, chosen.number, output)
-        with (
-            stop_on_signals("SIGINT", "SIGTERM", "SIGHUP") as stopping,
-            Progress(total=config.train.steps, desc=f"trial {chosen.number}", unit="step") as bar,
-        ):
-
-            def show(step: int, metrics: Mapping[str, float]) -> None:
-                bar.update(step - bar.n)
-                bar.phase("training" if step < config.train.steps else "evaluating")
-
-            final = retrain(config, study, chosen.number, model, on_step=show, stopping=stopping)
+        with stop_on_signals("SIGINT", "SIGTERM", "SIGHUP") as stopping:
+            final = retrain(config, study, chosen.number, model, stopping=stopping)
     if final is None:
         click.echo(f"\n{output} has the model of trial {chosen.number} already.\n{how_to_draw(output, config)}")
         return

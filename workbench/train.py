@@ -1,6 +1,7 @@
 """`python -m workbench.train`: one run, tracked or kept in a folder."""
 
 import json
+import os
 import re
 import time
 from contextlib import ExitStack
@@ -106,17 +107,23 @@ def main(
             if distributed.is_main():
                 model.require_free("--output")
                 model.clear()
+        if distributed.is_main() and not no_tracking:
+            from workbench.tracking.artifacts import require_trackable
+
+            require_trackable()
         if distributed.is_main():
             click.echo(f"{label}: preparing: encoding pairs, drawing the pretrained model's samples ...", err=True)
         prepared = prepare(config)
         check(config, prepared)
+        if model:
+            model.require_data(prepared.data)
         patience = PATIENCE + (10 if distributed.world() > 1 else 0)  # several ask each other less often
         # From here on a signal asks the run to take a snapshot and stop. Before, it ends the process: nothing is lost.
         stopping = stack.enter_context(stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=patience))
         again = f"the same command with --name {label} --resume"
         run = SingleRun(config, prepared, label, snapshots, stopping, output, goes_on=bool(name), again=again)
         if model:
-            run = replace(run, save_to=model.beside, kept=model.place)
+            run = replace(run, save_to=model.beside, kept=model.place, shown_as=output)
         if not distributed.is_main():
             run.execute(NullListener())
         elif output and no_tracking:
@@ -149,6 +156,7 @@ def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Pat
         UserError: it was made with other settings, is longer, or is not in `output`.
     """
     from workbench.common.errors import UserError
+    from workbench.common.files import holds_something
     from workbench.training.config import completed
     from workbench.training.snapshots import require_same
 
@@ -165,8 +173,11 @@ def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Pat
             f"train.steps = {config.train.steps}: run {label} has ended after {finished.steps}; give more, or begin "
             "anew under another name"
         )
-    if output is not None and (str(output.resolve()) != finished.output or not output.is_dir()):
+    is_there = bool(finished.output) and holds_something(Path(finished.output))
+    if output is not None and not (is_there and os.path.realpath(output) == finished.output):
         saved = f"its model was put into {finished.output}" if finished.output else "its model was not saved"
+        if finished.output and not is_there:
+            saved += ", where it is not any more"
         raise UserError(f"--output {output}: run {label} has ended already, and {saved}; choose another --name")
     click.echo(
         f"Run {label} has ended after its {finished.steps} steps; there is nothing to do. To go on: raise train.steps"
@@ -208,7 +219,7 @@ def _in_folder(run: "SingleRun", output: Path) -> None:
                 replace_folder(fresh, model)
             return folder.close(state, reason)
 
-        train(replace(run, save_to=fresh), folder, close, output)
+        train(replace(run, save_to=fresh, shown_as=model), folder, close, output)
     click.echo(f"\n{output}")
 
 

@@ -120,6 +120,7 @@ def test_sweep_and_report(experiment, workplace, forked_workers):
             invoke("study", "best", "s", "--output", "late")
     late = invoke("study", "best", "s", "--output", "late")
     assert late.returncode == 0 and "late has the model of trial" in late.stdout, late.stderr
+    assert "accuracy=" in best.stderr and "step" not in late.stderr  # nothing is trained, so there is no bar
     assert not list((workplace / ".workbench/best").glob("*/*"))
     full = invoke("study", "best", "s", "--output", "best")
     absent = invoke("study", "best", "s", "--output", "x", "--trial", 99)

@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 
 from tests.support.commands import CutOffError, cut_off, invoke
 from tests.support.helpers import ROOT, overrides
+from workbench.models import Backend
 from workbench.studies import single_run
+from workbench.training.model_folder import ModelFolder
+from workbench.training.preparation import Prepared
 
 
 @pytest.fixture
@@ -61,7 +64,41 @@ def test_a_run_killed_when_its_model_is_saved_knows_the_folder_again(options, wo
     assert sorted(path.name for path in workplace.glob("trained*")) == ["trained"]
     shutil.rmtree(workplace / "trained")
     gone = invoke(*job)
-    assert gone.returncode == 2 and "its model was put into" in gone.stderr
+    (workplace / "trained").mkdir()
+    emptied = invoke(*job)
+    for done in (gone, emptied):
+        assert done.returncode == 2 and "trained, where it is not any more; choose another --name" in done.stderr
+
+
+def test_a_run_killed_before_its_model_is_moved_does_not_lose_it(options, workplace, monkeypatch):
+    job = ("train", *options, "--set", "snapshots.interval=0", "--name", "a", "--output", "trained")
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelFolder, "_move", cut_off)
+        with pytest.raises(CutOffError):
+            invoke(*job)
+    (whole,) = workplace.glob("trained.*.partial")
+    (whole / "mark").touch()
+    anew = invoke(*job)
+    assert anew.returncode == 2 and f"which lies in {whole}; go on with --resume" in anew.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(Prepared, "data", ["of other pairs"])
+        other = invoke(*job, "--resume")
+    assert other.returncode == 2 and "trained: the model in it was made with other data" in other.stderr
+    again = invoke(*job, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert (workplace / "trained" / "mark").is_file() and not [*workplace.glob("trained.*")]
+
+
+def test_a_model_that_cannot_be_written_is_called_as_the_person_calls_it(options, workplace, monkeypatch):
+    def fill(backend, policy, folder, whole):
+        raise OSError(28, "No space left on device", str(folder / "unet"))
+
+    monkeypatch.setattr(Backend, "save", fill)
+    for more, name in (((), "trained"), (("--no-tracking",), "trained/model")):
+        done = invoke("train", *options, "--output", "trained", *more)
+        assert done.returncode == 1
+        assert f"Error: {name}: the trained model cannot be written (No space left on device)\n" in done.stderr
+        shutil.rmtree(workplace / "trained")
 
 
 def left(folder):

@@ -5,7 +5,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -64,22 +63,6 @@ def test_databases_and_locks_follow_the_umask(umask, tmp_path, monkeypatch):
     written = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()}
     assert {"optuna.db", "optuna.db.lock", "optuna.db.token.lock", "runs.lock", "mlflow.db"} <= written.keys()
     assert set(written.values()) == {0o664}, written
-
-
-@pytest.fixture
-def somebody_else(tmp_path):
-    """Go on as a user who owns nothing here."""
-    if os.geteuid():
-        pytest.skip("another user can only be played by root")
-    for folder in [tmp_path, *tmp_path.parents]:
-        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
-            folder.chmod(0o755)
-
-    def become():
-        os.seteuid(65534)
-
-    yield become
-    os.seteuid(0)
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, somebody_else):

@@ -1,6 +1,7 @@
 """The numbers beside a bar of trainings."""
 
 import io
+import multiprocessing
 from types import SimpleNamespace
 
 import optuna
@@ -8,6 +9,9 @@ import pytest
 
 from workbench.common.progress import Progress
 from workbench.studies import training_bar, workers
+from workbench.training import samples
+from workbench.training.samples import Sampling
+from workbench.training.tables import Evaluation
 
 
 def beside(monkeypatch, *runs, best=None):
@@ -24,6 +28,29 @@ def test_the_bar_has_the_best_so_far_and_the_means_of_the_runs_under_way(monkeyp
     assert told == "best=0.812, loss=0.6, accuracy=0.75, divergence=0.0123"
     assert beside(monkeypatch, first) == "loss=0.5, accuracy=1"
     assert not beside(monkeypatch)
+
+
+def test_the_bar_of_one_training_keeps_what_is_not_measured_at_every_step(monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with Progress(total=2, desc="trial 3", unit="step") as bar:
+        on_step, on_evaluated = training_bar.following(bar, 2)
+        on_step(1, {"train/loss": 0.5, "divergence/policy": 0.25})
+        assert (bar.n, bar.desc, bar.postfix) == (1, "trial 3: training: ", "loss=0.5, divergence=0.25")
+        on_step(2, {"train/loss": 0.4})
+        assert (bar.n, bar.desc, bar.postfix) == (2, "trial 3: evaluating: ", "loss=0.4, divergence=0.25")
+        on_evaluated(0.5)
+        assert bar.desc == "trial 3: evaluating 50 %: "
+
+
+@pytest.mark.parametrize("parent", [None, "the command"])
+def test_a_worker_draws_no_bar_over_that_of_its_command(parent, monkeypatch):
+    monkeypatch.setattr("sys.stderr", told := io.StringIO())
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    drawing = Sampling(None, Evaluation(seeds=1), ["a fox", "a cat"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampling, "draw_plan", lambda sampling, denoiser, on_share: on_share(1.0))
+        samples._with_bar(drawing, None)
+    assert ("draw the pretrained model's samples" in told.getvalue()) == (parent is None)
 
 
 @pytest.mark.filterwarnings("ignore")

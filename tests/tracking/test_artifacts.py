@@ -1,5 +1,6 @@
 """Where artifacts go: checked before training, and changed when a project folder was moved or copied."""
 
+import os
 import shutil
 import sqlite3
 from contextlib import ExitStack
@@ -10,9 +11,11 @@ import pytest
 from tests.support.commands import invoke
 from tests.support.helpers import workbench
 from workbench import tracking
+from workbench.common import processes
 from workbench.common.errors import Failure, UserError
 from workbench.studies.relocation import moved_paths, relocate
 from workbench.tracking import artifacts, store, tags
+from workbench.training import preparation
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -92,7 +95,7 @@ def test_a_store_from_before_its_place_was_noted_is_taken_as_it_is_unless_its_fo
         artifacts.check_artifacts(tracking.connect())
 
 
-def test_an_artifact_place_that_cannot_be_written_is_found_before_training(project):
+def test_an_artifact_place_that_cannot_be_written_is_found_before_training(project, monkeypatch):
     shutil.rmtree(project / "mlruns")
     (project / "mlruns").write_text("a file")
     with pytest.raises(Failure, match=r"artifacts of this tracking store go to .*mlruns, which cannot be written"):
@@ -100,6 +103,37 @@ def test_an_artifact_place_that_cannot_be_written_is_found_before_training(proje
     refused = invoke("sweep", "--trials", 1)
     assert refused.returncode == 1 and "cannot be written" in refused.stderr and refused.stderr.count("\n") == 1
     assert not (project / "optuna.db").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "prepare", lambda config: pytest.fail("encodes pairs for hours"))
+        refused = invoke("train")
+    assert refused.returncode == 1 and "cannot be written" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_whether_a_run_can_be_tracked_is_asked_without_making_a_store(workplace, enter, monkeypatch, somebody_else):
+    folder = workplace / "new"
+    folder.mkdir()
+    enter(folder)
+    artifacts.require_trackable()
+    refused = invoke("train", "--set", "data.train=nowhere.parquet", WORKBENCH_STATE=str(workplace / "state"))
+    assert refused.returncode == 2 and "nowhere.parquet" in refused.stderr and not [*folder.iterdir()]
+    somebody_else()
+    with pytest.raises(Failure, match=r"new/mlflow\.db: cannot be made, since \S*/new cannot be written \(Permission"):
+        artifacts.require_trackable()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace / 'nowhere' / 'x.db'}")
+    with pytest.raises(Failure, match=r"x\.db: cannot be made, .*No such file"):
+        artifacts.require_trackable()
+
+
+def test_doctor_mends_nothing_of_a_copy_whose_artifacts_would_go_to_the_original(project, workplace, enter):
+    dead = processes.this_process().replace(f"|{os.getpid()}|", "|999999|")
+    run = tracking.connect().create_run("1", tags={tags.KIND: "run", tags.PROCESS: dead})
+    shutil.copytree(project, workplace / "copy")
+    enter(workplace / "copy")
+    looked, done = invoke("study", "doctor", "--dry-run"), invoke("study", "doctor")
+    assert looked.returncode == 1 and "cannot be mended  this tracking store was moved or copied" in looked.stdout
+    assert f"to mend           run {run.info.run_name}: is RUNNING" in looked.stdout
+    assert done.returncode == 1 and "this tracking store was moved or copied" in done.stderr and not done.stdout
+    assert tracking.connect().get_run(run.info.run_id).info.status == "RUNNING"
 
 
 def test_a_server_that_does_not_pass_artifacts_on_is_named_with_the_option_that_it_lacks(monkeypatch):

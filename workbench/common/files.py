@@ -116,6 +116,16 @@ def noted(path: Path) -> str | None:
         return None
 
 
+def holds_something(folder: Path) -> bool:
+    """Whether there is a folder that is not empty; one whose content this user may not see is taken for such."""
+    try:
+        return any(folder.iterdir())
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+
+
 def replace_folder(new: Path, path: Path) -> None:
     """Move a folder to where another may be, which is removed."""
     with partial_file(path) as old:

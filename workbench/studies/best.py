@@ -1,6 +1,6 @@
 """A trial's model as a folder: trained again with the trial's settings and seed, to the same weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from optuna import Study
@@ -8,7 +8,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench.common import locks
 from workbench.common.errors import UserError
+from workbench.common.progress import Progress
 from workbench.models import ASSETS
+from workbench.studies import training_bar
 from workbench.studies.records import StudyRecord
 from workbench.studies.recovery import best_folder
 from workbench.studies.trials import counts
@@ -65,15 +67,13 @@ def retrain(
     number: int,
     model: ModelFolder,
     *,
-    on_step: Callable[[int, Mapping[str, float]], None],
     stopping: Callable[[], bool],
 ) -> dict[str, float] | None:
-    """Train as a trial did and save the model; stopped or killed, the same call goes on from the last snapshot.
+    """Train as a trial did, with a progress bar, and save the model; stopped or killed, the same call goes on.
 
     Args:
         config: the trial's configuration.
         model: what `folder_for` returns; becomes a diffusers folder.
-        on_step: called after each step, as `execute` does.
         stopping: whether to stop; asked before each batch.
     Returns:
         The last value of every metric; those of the trial, where machine and library versions are the same. None where
@@ -88,17 +88,23 @@ def retrain(
         if not free:
             raise UserError(f"trial {number} of study {study.study_name!r} is being trained again by another command")
         final = None
+        model.clear()
         if not model.has_model:
-            model.clear()
-            final = execute(
-                config,
-                prepare(config),
-                NullListener(),
-                on_step=on_step,
-                save_to=model.beside,
-                snapshots=snapshots,
-                stopping=stopping,
-            )
+            prepared = prepare(config)
+            model.require_data(prepared.data)
+            with Progress(total=config.train.steps, desc=f"trial {number}", unit="step") as bar:
+                on_step, on_evaluated = training_bar.following(bar, config.train.steps)
+                final = execute(
+                    config,
+                    prepared,
+                    NullListener(),
+                    on_step=on_step,
+                    on_evaluated=on_evaluated,
+                    save_to=model.beside,
+                    shown_as=model.path,
+                    snapshots=snapshots,
+                    stopping=stopping,
+                )
             model.place()
         # Once the model is saved: until then, a repetition goes on from the last snapshot.
         snapshots.discard()

@@ -63,6 +63,7 @@ class Doctor:
 
         Raises:
             UserError: there is no study of that name.
+            Failure: as `store`.
         """
         yield from self.store()
         lost = [*self.lost_studies(name)]
@@ -76,7 +77,18 @@ class Doctor:
                 yield finding._replace(what=f"{each}: {finding.what}")
 
     def store(self) -> Iterator[Finding]:
-        """What is wrong with the tracking store, and with runs that belong to no trial."""
+        """What is wrong with the tracking store, and with runs that belong to no trial.
+
+        Raises:
+            Failure: it cannot be written, or its artifacts would go to another project; in a dry run a finding.
+        """
+        try:
+            if self.client:
+                check_artifacts(self.client)  # before anything is delivered or mended
+        except Failure as error:
+            if not self.dry_run:
+                raise
+            yield Finding(str(error), None)
         if self.lost_store and storage.names(self.url):  # where no study is, nothing has been lost
             what = f"there is no tracking store {self.lost_store} (MLFLOW_TRACKING_URI says where runs lie)"
             yield Finding(f"{what}; an empty one takes its place", not self.dry_run)
@@ -88,10 +100,6 @@ class Doctor:
             return
         for what in reconcile.close_dead_runs(self.client, dry_run=self.dry_run):
             yield Finding(what, not self.dry_run)
-        try:
-            check_artifacts(self.client)
-        except Failure as error:
-            yield Finding(str(error), None)
 
     def lost_studies(self, name: str | None = None) -> Iterator[Finding]:
         """Studies whose trials this study database had, and has no longer; their runs are set aside.

@@ -171,9 +171,8 @@ def _make(one: Round, study: str) -> None:
     check(config, prepared)
     snapshots = Snapshots(paths.state_path("runs", label), config.snapshots.interval, config.snapshots.keep)
     with partial_file(one.model) as fresh, stop_on_signals("SIGINT", "SIGTERM", "SIGHUP", patience=PATIENCE) as asked:
-        run = SingleRun(
-            config, prepared, label, snapshots, asked, fresh, False, "the same command", partial(_keep, one, fresh)
-        )
+        again, kept = "the same command", partial(_keep, one, fresh)
+        run = SingleRun(config, prepared, label, snapshots, asked, fresh, False, again, kept, shown_as=one.model)
         tracked(run, study, "rounds of draw, score, pair and train.", round_settings(config))
 
 

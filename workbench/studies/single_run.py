@@ -30,6 +30,7 @@ class SingleRun:
         goes_on: whether the run may go on to a later end, since people know its name.
         again: what makes a stopped run go on, in words.
         kept: called once the run is trained and its model saved, before anything else records its end.
+        shown_as: what messages call `save_to`, where it is a folder beside the person's.
     """
 
     config: Config
@@ -41,6 +42,7 @@ class SingleRun:
     goes_on: bool
     again: str
     kept: Callable[[], None] = lambda: None
+    shown_as: Path | None = None
 
     def execute(
         self,
@@ -56,6 +58,7 @@ class SingleRun:
             on_step=on_step,
             on_evaluated=on_evaluated,
             save_to=self.save_to,
+            shown_as=self.shown_as,
             snapshots=self.snapshots,
             stopping=self.stopping,
         )
@@ -114,17 +117,10 @@ def train(run: SingleRun, listener: Listener, close: Callable[[str, str], bool],
     """
     snapshots, steps = run.snapshots, run.config.train.steps
     bar = Progress(total=steps, desc=run.label, unit="step")
-    measured: dict[str, float] = {}  # divergence comes with the diagnostics alone, and stays until the next
-
-    def on_step(step: int, metrics: Mapping[str, float]) -> None:
-        bar.update(step - bar.n)
-        measured.update(training_bar.shown(metrics))
-        training_bar.show(bar, measured)
-        bar.phase("training" if step < steps else "evaluating")
-
+    on_step, on_evaluated = training_bar.following(bar, steps)
     state, reason, delivered = "failed", "", True
     try:
-        final = run.execute(listener, on_step, lambda share: bar.phase(f"evaluating {100 * share:.0f} %"))
+        final = run.execute(listener, on_step, on_evaluated)
         run.kept()
         state = "complete"
     except KeyboardInterrupt:

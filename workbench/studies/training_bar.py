@@ -1,6 +1,6 @@
 """What stands beside a bar of trainings: the numbers that tell, while it runs, whether it is worth waiting for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from workbench.common.progress import Progress
@@ -28,6 +28,22 @@ def show(bar: Progress, *runs: Mapping[str, float], best: float | None = None) -
     means = {name: _mean(run[name] for run in runs if name in run) for name in names}
     told = means if best is None else {"best": best} | means  # first: a narrow terminal cuts the line's end
     bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()}, refresh=False)
+
+
+def following(bar: Progress, steps: int) -> tuple[Callable[[int, Mapping[str, float]], None], Callable[[float], None]]:
+    """What moves the bar of one training: `on_step` and `on_evaluated` of `workbench.training.run.execute`."""
+    measured: dict[str, float] = {}  # divergence comes with the diagnostics alone, and stays until the next
+
+    def on_step(step: int, metrics: Mapping[str, float]) -> None:
+        bar.update(step - bar.n)
+        measured.update(shown(metrics))
+        show(bar, measured)
+        bar.phase("training" if step < steps else "evaluating")
+
+    def on_evaluated(share: float) -> None:
+        bar.phase(f"evaluating {100 * share:.0f} %")
+
+    return on_step, on_evaluated
 
 
 def best_so_far(study: "Study") -> float | None:

@@ -18,7 +18,7 @@ from workbench.common.errors import Failure, UserError
 from workbench.common.files import require_writable
 from workbench.common.secrets import hide_passwords
 from workbench.tracking import tags
-from workbench.tracking.store import database_path, experiment, tracking_uri
+from workbench.tracking.store import connect, database_path, experiment, missing, tracking_uri
 
 #: Tables of MLflow with artifact locations, and the column in each.
 LOCATIONS = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
@@ -55,14 +55,41 @@ def check_artifacts(client: MlflowClient) -> None:
         _require_in_place(client, found, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Writing is the only sure test: permission bits say nothing about a read-only mount or a full disk.
-        with NamedTemporaryFile(dir=folder, prefix=".probe-"):
-            pass
+        _try_writing(folder)
     except OSError as error:
         raise Failure(
             f"artifacts of this tracking store go to {folder}, which cannot be written ({error.strerror}); make it "
             f"writable, or let them go elsewhere: {_relocate(folder, Path('mlruns').resolve())}"
         ) from None
+
+
+def require_trackable() -> None:
+    """Make sure, before hours of work, that a run can be tracked after them.
+
+    A store that is not there is not made yet: the settings of the command that asks may still be wrong.
+
+    Raises:
+        Failure: the store cannot be reached, made or written; or as `check_artifacts`.
+    """
+    if not missing():
+        check_artifacts(connect())
+        return
+    database, artifacts = database_path(), Path("mlruns").resolve()
+    assert database is not None  # what is missing is a file
+    for folder in (database.parent, artifacts if artifacts.exists() else artifacts.parent):
+        try:
+            _try_writing(folder)
+        except OSError as error:
+            raise Failure(
+                f"tracking store {database}: cannot be made, since {folder} cannot be written ({error.strerror}); work "
+                "in another folder, or name another with MLFLOW_TRACKING_URI"
+            ) from None
+
+
+def _try_writing(folder: Path) -> None:
+    # Writing is the only sure test: permission bits say nothing about a read-only mount or a full disk.
+    with NamedTemporaryFile(dir=folder, prefix=".probe-"):
+        pass
 
 
 def _require_shared(folder: Path) -> None:

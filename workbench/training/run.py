@@ -36,6 +36,7 @@ def execute(
     on_resumed: Callable[[Mapping[str, float]], object] = lambda metrics: None,
     on_evaluated: Callable[[float], object] = lambda share: None,
     save_to: Path | None = None,
+    shown_as: Path | None = None,
     snapshots: Snapshots | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
@@ -53,6 +54,7 @@ def execute(
         on_resumed: called before that when a run resumes, with the last value of every metric so far.
         on_evaluated: called after the last step while the final samples are drawn, with the share that is done, 0 to 1.
         save_to: folder for the trained model, as a diffusers checkpoint.
+        shown_as: what messages call that folder, where it is one beside the person's.
         snapshots: where the run's snapshots are and are taken; without them the run cannot be resumed.
         stopping: whether to take a snapshot and raise KeyboardInterrupt; asked before each batch.
     Returns:
@@ -104,7 +106,7 @@ def execute(
             _save(prepared.backend, training, Path(folder), whole=False)
             listener.artifact(Path(folder), "model")
     if save_to is not None:
-        _save(prepared.backend, training, save_to, whole=True)
+        _save(prepared.backend, training, save_to, whole=True, shown_as=shown_as)
     return session.recorder.last
 
 
@@ -253,11 +255,12 @@ def _newest(snapshots: Snapshots | None, config: Config, prepared: Prepared) -> 
     return snapshot
 
 
-def _save(backend: Backend, training: Training, folder: Path, whole: bool) -> None:
+def _save(backend: Backend, training: Training, folder: Path, whole: bool, shown_as: Path | None = None) -> None:
     """Write the policy, or its average; sharded weights are brought together first, on the main process.
 
     Args:
         whole: write a complete checkpoint, with the pretrained model's other parts; else the denoiser alone.
+        shown_as: as `execute` takes it.
     Raises:
         Failure: it cannot be written.
     """
@@ -273,7 +276,9 @@ def _save(backend: Backend, training: Training, folder: Path, whole: bool) -> No
             with training.averaged(), in_place(folder) as partial:
                 backend.save(policy, partial, whole)
         except (OSError, SafetensorError) as error:
-            raise Failure(f"{folder}: the trained model cannot be written ({error})") from None
+            # Not all of what it says: that names the files where it was being written.
+            reason = getattr(error, "strerror", None) or error
+            raise Failure(f"{shown_as or folder}: the trained model cannot be written ({reason})") from None
 
 
 def check(config: Config, prepared: Prepared) -> None:
