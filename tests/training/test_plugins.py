@@ -103,6 +103,15 @@ def test_a_moved_folder_is_the_same_and_a_changed_file_another(mine):
         plugins.pinned(before["reward_scale.shape"], moved, "reward_scale.shape")
 
 
+def test_a_file_changed_within_a_second_is_run_as_it_is_now(mine, monkeypatch):
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    for power, first in (("2.0", 0.25), ("4.0", 0.0625)):
+        (mine / "mine.py").write_text(MINE.replace("= 2.0", f"= {power}"))
+        os.utime(mine / "mine.py", (1e9, 1e9))
+        config = load(experiment(mine, **{"reward_scale.shape": "mine.py:late"}))
+        assert plugins.load(config.reward_scale.shape, "reward_scale.shape")(torch.ones(3))[1] == first
+
+
 def test_what_a_database_names_is_not_run_unless_the_user_names_it_too(mine, monkeypatch):
     choice = plugins.pinned("mine.py:late", mine, "reward_scale.shape")
     monkeypatch.setenv(plugins.VARIABLE, "")

@@ -20,8 +20,9 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from workbench.common.errors import UserError, one_line, shown
 from workbench.common.reading import near
@@ -106,10 +107,19 @@ def _module(place: str, digest: str) -> ModuleType | None:
     return None
 
 
+class _FromSource(SourceFileLoader):
+    """Runs what a file holds, never byte code of it, which Python takes for current by its size and whole seconds."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 @cache
 def _run(path: Path, digest: str) -> ModuleType:
     """Run a file as a module, once in a process."""
-    spec = importlib.util.spec_from_file_location(f"workbench_plugin_{digest}", path)
+    name = f"workbench_plugin_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
