@@ -66,7 +66,9 @@ def test_every_round_goes_on_from_the_one_before_and_is_measured_from_round_0(se
     assert children[1].data.metrics["divergence/policy"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", [{}, {"lora.rank": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param({}, id="full"), pytest.param({"lora.rank": 2}, id="lora", marks=pytest.mark.slow)]
+)
 def test_unchanged_it_does_nothing_and_a_larger_count_adds_rounds(settings, workplace, monkeypatch, kind):
     make(settings | kind, rounds_count=1)
     before = {path: path.stat().st_mtime_ns for path in workplace.glob("rounds/**/*") if path.is_file()}
