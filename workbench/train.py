@@ -155,6 +155,7 @@ def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Pat
     Raises:
         UserError: it was made with other settings, is longer, or is not in `output`.
     """
+    from workbench.common import distributed
     from workbench.common.errors import UserError
     from workbench.common.files import holds_something
     from workbench.training.config import completed
@@ -173,7 +174,8 @@ def _has_ended(label: str, snapshots: "Snapshots", config: "Config", output: Pat
             f"train.steps = {config.train.steps}: run {label} has ended after {finished.steps}; give more, or begin "
             "anew under another name"
         )
-    is_there = bool(finished.output) and holds_something(Path(finished.output))
+    # Of several machines only that of the main process has the model.
+    is_there = bool(finished.output) and (not distributed.is_main() or holds_something(Path(finished.output)))
     if output is not None and not (is_there and os.path.realpath(output) == finished.output):
         saved = f"its model was put into {finished.output}" if finished.output else "its model was not saved"
         if finished.output and not is_there:

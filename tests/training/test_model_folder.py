@@ -91,6 +91,57 @@ def test_a_model_that_could_not_be_moved_is_named_and_moved_by_the_next_start(st
     assert (tmp_path / "out" / "weights").read_text() == "trained" and names(tmp_path) == ["out"]
 
 
+def test_a_model_of_other_settings_that_could_not_be_moved_is_not_removed(start, tmp_path):
+    stuck = start()
+    train(stuck)
+    (tmp_path / "out" / "notes").touch()
+    with pytest.raises(Failure):
+        stuck.place()
+    (tmp_path / "out" / "notes").unlink()
+    with pytest.raises(UserError, match=rf"trained a model, with other settings, .* {stuck.beside}; move it away$"):
+        train(start(**{"train.lr": 2e-3}))
+    assert (stuck.beside / "weights").read_text() == "trained"
+
+
+def test_another_runs_model_in_the_folder_is_not_taken_for_the_runs_own(start, tmp_path):
+    first = start()
+    train(first)
+    first.place()
+    assert start().has_model
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "weights").write_text("another's")
+    assert not start().has_model
+    with pytest.raises(UserError, match="not an empty folder"):
+        start().require_free("--output")
+
+
+def test_a_folder_that_cannot_be_replaced_is_found_before_the_training(start, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(UserError, match="out: the working folder, which no other can replace"):
+        start().require_free("--output")
+    monkeypatch.chdir(tmp_path)
+
+    def busy(*_):
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", busy)
+        with pytest.raises(UserError, match=r"no folder can be moved to its place \(Device or resource busy\)"):
+            start().require_free("--output")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_keeps_the_mode_that_it_was_made_with(start, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o2770)
+    model = start()
+    train(model)
+    model.place()
+    assert (tmp_path / "out").stat().st_mode & 0o7777 == 0o2770
+
+
 def test_a_model_is_moved_though_that_cannot_be_noted(start, tmp_path, caplog):
     model = start()
     train(model)

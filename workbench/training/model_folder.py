@@ -43,11 +43,19 @@ class ModelFolder:
             self._partial(digest(state and state.resolve(), self._real, which)) for which in ("first", "again")
         )
         before = self._read_note()
-        self._known, self._is_noted = known, known and before.items() >= self._content.items()
+        is_same = before.items() >= self._content.items()
+        self._known, self._is_noted = known, known and is_same
         self._data = before.get("data") if self._is_noted else None
-        # The note is older than the move, and the move is one call of the system. So what is noted is there, whole,
-        # as soon as it is no longer beside.
-        self.has_model = self._is_noted and not self._first.exists() and holds_something(self._real)
+        # Made by a start of this run with other settings: it may be wanted still.
+        self._is_others = bool(before) and before["folder"] == str(self._real) and not is_same
+        # The note is older than the move, and the move is one call of the system, which keeps the folder's number. So
+        # what is noted is there, whole, as soon as it is no longer beside.
+        self.has_model = (
+            self._is_noted
+            and not self._first.exists()
+            and holds_something(self._real)
+            and before.get("number") in (None, _number(self._real))
+        )
 
     @property
     def beside(self) -> Path:
@@ -66,7 +74,7 @@ class ModelFolder:
             before = json.loads((noted(self._note) if self._note else None) or "{}")
         except ValueError:
             return {}
-        if not isinstance(before, dict) or not isinstance(before.get("settings"), dict):
+        if not isinstance(before, dict) or not isinstance(before.get("settings"), dict) or "folder" not in before:
             return {}
         return before | {"settings": _definite(completed(before["settings"]))}
 
@@ -83,25 +91,47 @@ class ModelFolder:
         if holds_something(self._real) and not self.has_model:
             left = f"; the model that this run has trained lies in {self._first}" if self._is_whole_beside() else ""
             raise UserError(f"{option} {self.path}: not an empty folder; choose a new one{left}")
-        if self._is_whole_beside() and not self._known:
+        if self._is_whole_beside() and (self._is_others or not self._known):
+            made = ", with other settings" if self._is_others else ""
+            remedy = "move it away" if self._is_others or not self._note else "go on with --resume, or move it away"
             raise UserError(
-                f"{option} {self.path}: an earlier start of this run has trained a model, which lies in {self._first}; "
-                "go on with --resume, or move it away"
+                f"{option} {self.path}: an earlier start of this run has trained a model{made}, which lies in "
+                f"{self._first}; {remedy}"
             )
+        if self._real == Path.cwd():  # every relative path after the move would lead nowhere
+            raise UserError(f"{option} {self.path}: the working folder, which no other can replace; choose one in it")
         if os.path.ismount(self._real):
             raise UserError(
                 f"{option} {self.path}: a file system is mounted there, which no folder can replace; choose one in it, "
                 f"as {self.path / 'model'}"
             )
-        try:
-            # Under a name of that kind: whether there may be one is a part of the question.
-            with partial_file(self._again) as probe:
+        self._try_move(option)
+
+    def _try_move(self, option: str) -> None:
+        """Make and move an empty folder as the model will be.
+
+        Raises:
+            UserError: that does not work here.
+        """
+        # Under a name of that kind: whether there may be one is a part of the question.
+        with partial_file(self._again) as probe:
+            try:
                 probe.mkdir()
-        except OSError as error:
-            raise UserError(
-                f"{option} {self.path}: the model is written beside it first, and {self._real.parent} cannot be "
-                f"written ({error.strerror}); choose a folder elsewhere"
-            ) from None
+            except OSError as error:
+                raise UserError(
+                    f"{option} {self.path}: the model is written beside it first, and {self._real.parent} cannot be "
+                    f"written ({error.strerror}); choose a folder elsewhere"
+                ) from None
+            if self.has_model:  # nothing more is going to be moved
+                return
+            try:
+                shutil.copymode(self._real, probe)
+                os.replace(probe, self._real)
+            except OSError as error:  # a bind mount, or a folder of somebody else's in one of which only owners remove
+                raise UserError(
+                    f"{option} {self.path}: no folder can be moved to its place ({error.strerror}); choose another, as "
+                    f"{self.path / 'model'}"
+                ) from None
 
     def require_data(self, data: Sequence[str]) -> None:
         """Make sure that a model which is there already was made from the same data; `place` notes them.
@@ -148,7 +178,7 @@ class ModelFolder:
             if self._note:
                 self._note.parent.mkdir(parents=True, exist_ok=True)
                 with in_place(self._note) as partial:
-                    content = self._content | {"data": self._data}
+                    content = self._content | {"data": self._data, "number": _number(self._first)}
                     partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
         except OSError as error:
             # What has been trained for hours matters more than to know it again after a kill in the next second.
@@ -161,11 +191,19 @@ class ModelFolder:
 
     def _move(self) -> None:
         try:
+            if self._real.is_dir():  # whoever made it may have made it for others too
+                shutil.copymode(self._real, self._first)
             os.replace(self._first, self._real)
         except OSError as error:
             raise Failure(
                 f"{self.path}: the trained model cannot be put there ({error.strerror}); it lies whole in {self._first}"
             ) from None
+
+
+def _number(folder: Path) -> list[int]:
+    """By which the system knows a folder, whatever it is called."""
+    about = os.stat(folder)
+    return [about.st_dev, about.st_ino]
 
 
 def _definite(settings: Mapping[str, Any]) -> dict[str, Any]:
