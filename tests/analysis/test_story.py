@@ -70,13 +70,14 @@ def test_the_table_has_pruned_trials_last_with_their_reason():
     runs = study(frozen=[0.0], sampled=[3.0, 2.0]).with_columns(
         pl.Series("state", ["complete", "pruned", "complete"]),
         pl.Series("reason", ["", "does not keep up", ""]),
-        pl.Series("train.lr", ["3e-06", "1e-05", "2e-05"]),
+        pl.Series("train.lr", ["3e-06", "1.23456789e-05", "2.3456789e-05"]),
+        pl.Series("reference.rate", ["1.0", "0.5", "0.5"]),  # of arms and sampled trials, not among the sampled
         pl.Series("eval/reward", [0.0, None, 2.0]),
         pl.Series("samples/reward", [0.1, -0.25, 2.1]),
     )
     lines = story.trial_table(runs, REWARD, {}).splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["11", "0", "10"]
-    assert "lr=2e-05" in lines[4] and "Diffusion-DPO" in lines[5] and "(-0.250)" in lines[6]
+    assert "| lr=2.35e-05 |" in lines[4] and "Diffusion-DPO" in lines[5] and "(-0.250)" in lines[6]
     assert "pruned: does not keep up" in lines[6] and "2.1" not in lines[4]
 
 
