@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from workbench.common.contact_sheet import evenly_spread
 from workbench.common.outputs import output_file
 from workbench.common.progress import Progress
 from workbench.evaluation.drawing import Drawn
@@ -115,7 +116,7 @@ def write_sheet(path: Path, made: Sequence[Preference], drawn: Drawn, total: NDA
         UserError: somebody else's file has this name.
     """
     shown = [one for one in made if one.label != 0.5] or list(made)
-    chosen = [shown[i] for i in np.linspace(0, len(shown) - 1, min(pairs, len(shown))).round().astype(int)]
+    chosen = [shown[place] for place in evenly_spread(len(shown), pairs)]
     across, width, height = min(4, len(chosen)), 2 * THUMB + 12, THUMB + 2 * LINE + 8
     sheet = Image.new("RGB", (across * width, -(-len(chosen) // across) * height), "white")
     brush, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 3)
