@@ -60,8 +60,8 @@ class Measurements:
 
     def start(self) -> NDArray[Any] | None:
         """The pretrained model's sample grid, cut from its samples; None where there are none."""
-        baseline = self.prepared.sampling.baseline
-        return self.preview.cut(baseline.images) if self.preview.rows and baseline is not None else None
+        images = self.prepared.sampling.pretrained
+        return self.preview.cut(images) if self.preview.rows and images is not None else None
 
     def step(self, record: StepRecord) -> Measured:
         """What is measured after a step, the last one included."""

@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -98,14 +99,24 @@ class Sampling:
     Attributes:
         captions: the test prompts; none where nothing is drawn.
         scorer: None where the samples are not scored (`evaluation.seeds` = 0).
-        baseline: the pretrained model's samples of the whole plan; None where they are not scored.
+        pretrained: the pretrained model's images of the whole plan, (N, H, W, 3); None where they are not scored.
     """
 
     backend: Backend
     settings: Evaluation
     captions: list[str]
     scorer: Scorer | None = None
-    baseline: Samples | None = None
+    pretrained: NDArray[np.uint8] | None = None
+
+    @cached_property
+    def baseline(self) -> Samples | None:
+        """The pretrained model's samples of the whole plan, scored when first asked for; None as `pretrained`.
+
+        Not before: scoring takes a second, for which a study's first step would wait.
+        """
+        if self.scorer is None or self.pretrained is None:
+            return None
+        return self.scorer(self.pretrained, range(len(self.pretrained)))
 
     def draw(
         self,
@@ -172,8 +183,7 @@ def prepare_sampling(captions: list[str], settings: Evaluation, backend: Backend
     # Once for all runs on this model and these prompts: drawing the baseline costs as much as evaluating a run.
     key = cache.digest("samples-1", backend.digest(*backend.parts), captions, settings.model_dump_json())
     stored = cache.cached("samples", key, lambda: {"images": torch.from_numpy(_with_bar(sampling, pretrained))})
-    images = stored["images"].numpy()
-    return Sampling(backend, settings, captions, score, score(images, range(len(images))))
+    return Sampling(backend, settings, captions, score, stored["images"].numpy())
 
 
 def _with_bar(sampling: Sampling, pretrained: nn.Module) -> NDArray[np.uint8]:
