@@ -57,7 +57,6 @@ def resume(name: str, workers: int | None, trials: int | None) -> None:
     from workbench.common.paths import storage_url
     from workbench.studies import lifecycle, storage
 
-    silence_transformers()
     experiment = lifecycle.stored_experiment(storage.require_study(study_name(name), storage_url()))
     if trials is not None:
         experiment = experiment.changed({"sweep.trials": trials})

@@ -10,7 +10,6 @@ from workbench.common.command_line import (
     experiment_argument,
     one_process,
     set_option,
-    silence_transformers,
     this_python,
     workers_option,
 )
@@ -61,20 +60,26 @@ def main(
     extra = dict(parse_override(text) for text in overrides)
     if trials is not None:
         extra["sweep.trials"] = trials
-    from workbench import tracking
-    from workbench.analysis.claims import regime
-    from workbench.studies import lifecycle
     from workbench.studies.experiment import Experiment
+    from workbench.studies.pool import WorkerPool
 
-    # Settings are checked before diffusers and transformers are imported, which takes seconds.
     declared = Experiment.resolve(merge(read(path), extra))
-    silence_transformers()
     workers = 0 if init else workers or default_workers(declared.config.model.device)
+    # Workers start as soon as all settings are known to be right, and import beside this process. The search that
+    # tunes a study's arms starts its own.
+    at_once = 0 if declared.declared_sweep.tuning.factors else workers
     try:
-        lifecycle.run_study(declared, name, workers)
+        with WorkerPool(declared, at_once) as pool:
+            from workbench.studies import lifecycle
+
+            lifecycle.run_study(declared, name, workers, pool)
     except KeyboardInterrupt:
         click.echo(f"Stopped; finished trials of study {name!r} are kept. To go on: the same command again.", err=True)
         raise
+    # Imported now: its statistics take a second, and the study's first step would wait for them.
+    from workbench import tracking
+    from workbench.analysis.claims import regime
+
     try:
         outside = "" if init else regime.sentence(regime.of_study(name), regime.RUNS)
     except UserError:  # no trial has ended: other commands may have taken all, and still be at work on them

@@ -69,7 +69,7 @@ def test_the_best_is_asked_for_once_however_many_trials_have_ended(monkeypatch):
     monkeypatch.setattr("sys.stderr", io.StringIO())
     study = optuna.create_study(direction="maximize")
     experiment = SimpleNamespace(trials=8, config=SimpleNamespace(train=SimpleNamespace(steps=1)))
-    pool = SimpleNamespace(assignment=SimpleNamespace(experiment=experiment))
+    pool = SimpleNamespace(experiment=experiment)
     supervisor = workers._Supervisor(pool, study)
     asked = []
     best = training_bar.best_so_far

@@ -5,7 +5,6 @@ study exist, which trial is next, whose worker is gone) happens under one lock o
 commands may start at once, also on an empty database.
 """
 
-import difflib
 import json
 import os
 import time
@@ -21,12 +20,14 @@ from tqdm import tqdm
 
 from workbench import tracking
 from workbench.common.cache import digest
+from workbench.common.command_line import silence_transformers
 from workbench.common.errors import Failure, UserError
 from workbench.common.paths import require_places, storage_url
 from workbench.common.signals import held
 from workbench.studies import extension, tuning
 from workbench.studies.experiment import Experiment
 from workbench.studies.ownership import open_parent, require_no_orphans, statuses, study_id
+from workbench.studies.pool import CHECKED, PREPARED, Assignment, WorkerPool
 from workbench.studies.records import StudyRecord, trial_attributes, write_study
 from workbench.studies.recovery import recover, remove_unused_snapshots, snapshot_folder
 from workbench.studies.storage import (
@@ -41,7 +42,7 @@ from workbench.studies.storage import (
     require_writable,
 )
 from workbench.studies.trials import summary, summary_metrics
-from workbench.studies.workers import Assignment, remaining, supervise
+from workbench.studies.workers import remaining, supervise
 from workbench.tracking import delivery, reconcile, study_runs
 from workbench.tracking.artifacts import check_artifacts
 from workbench.tracking.study_runs import StudyId
@@ -146,13 +147,14 @@ def stored_experiment(study: Study) -> Experiment:
     return Experiment.resolve(settings)
 
 
-def run_study(experiment: Experiment, name: str, workers: int) -> Study:
+def run_study(experiment: Experiment, name: str, workers: int, pool: WorkerPool | None = None) -> Study:
     """Run a study, or what it still lacks; before it the search that tunes its arms, if it declares one.
 
     Several commands may run the same study, and start it at the same moment: each takes trials that nobody runs.
 
     Args:
         workers: processes; 0 = only create the study and its runs, for other commands to work on.
+        pool: of this experiment, with workers that have been started already.
     Returns:
         The study, with its MLflow run ended.
     Raises:
@@ -166,7 +168,7 @@ def run_study(experiment: Experiment, name: str, workers: int) -> Study:
             experiment, name, lambda rest, study, first: _run_study(rest, study, workers, required=first)
         )
         experiment = Experiment.resolve(experiment.declared, findings.best)
-    return _run_study(experiment, name, workers)
+    return _run_study(experiment, name, workers, pool=pool)
 
 
 def search_findings(
@@ -213,19 +215,29 @@ def identity(name: str) -> StudyId:
     return study_id(require_study(name, url), url)
 
 
-def _run_study(experiment: Experiment, name: str, workers: int, required: bool = True) -> Study:
+def _run_study(
+    experiment: Experiment, name: str, workers: int, required: bool = True, pool: WorkerPool | None = None
+) -> Study:
     """Run what a study lacks.
 
     Args:
         required: raise where every trial has failed.
+        pool: as `run_study` takes it.
     """
-    url, started = storage_url(), time.monotonic()
     if not experiment.trials:
         raise UserError("sweep.trials = 0: the study declares no arms; give a number of trials")
+    # First of all: workers import while the databases are opened here.
+    with pool or WorkerPool(experiment, workers) as started:
+        return _run_in(started, experiment, name, workers, required)
+
+
+def _run_in(pool: WorkerPool, experiment: Experiment, name: str, workers: int, required: bool) -> Study:
+    """Run what a study lacks in a pool of workers, which has been started but knows no study."""
+    url, started = storage_url(), time.monotonic()
     first = missing(url) is not None
     if first:
         # Before anything is there: a mistake in a first command leaves no databases behind.
-        _check(experiment, sources=workers > 0)
+        _check(experiment, pool)
     require_places()
     require_writable(url)
     client = tracking.connect()
@@ -236,9 +248,9 @@ def _run_study(experiment: Experiment, name: str, workers: int, required: bool =
         tqdm.write(f"Study {name}: all {experiment.trials} trials are there.")
         return complete
     if not first:
-        _check(experiment, sources=workers > 0)
+        _check(experiment, pool)
     if workers:
-        _prepare(experiment)
+        pool.wait_until(PREPARED)
     with ExitStack() as until_end:
         study, own, parent = start(experiment, name, url, client, until_end)
         with delivery.require_reachable():
@@ -249,7 +261,7 @@ def _run_study(experiment: Experiment, name: str, workers: int, required: bool =
         failed = True
         try:
             if to_run and workers:
-                supervise(Assignment(experiment, own, url, parent), study, min(workers, to_run))
+                supervise(pool, Assignment(experiment, own, url, parent), study, min(workers, to_run))
             failed = False
         except KeyboardInterrupt:
             failed = False
@@ -305,33 +317,22 @@ def _complete_study(experiment: Experiment, name: str, url: str, client: trackin
         return open_study(experiment, name, url)
 
 
-def _check(experiment: Experiment, sources: bool) -> None:
-    """Find mistakes before anything is made.
+def _check(experiment: Experiment, pool: WorkerPool) -> None:
+    """Find mistakes before anything is made: a worker of the pool does, or without one this process.
 
-    Args:
-        sources: look for prompts and pairs too, which a machine that only creates a study may not have.
+    Raises:
+        UserError, Failure: as `preparing.check`.
     """
-    from workbench.training.measurements import metric_names
-    from workbench.training.preparation import require_sources
+    if pool.workers:
+        tracking.import_stores()  # while the worker imports what it checks with
+        pool.wait_until(CHECKED)
+        tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
+        return
+    silence_transformers()
+    from workbench.studies import preparing
 
-    config = experiment.config
-    logged = metric_names(config)
-    for key, metric in experiment.sweep.metrics:
-        if metric not in logged:
-            usual = sorted(logged & {"eval/win_rate", "eval/reward", "validation/margin"})
-            close = difflib.get_close_matches(metric, logged, 3) or usual
-            raise UserError(f"sweep.{key} = {metric!r}: runs log no such metric (try {', '.join(close)})")
-    if sources:
-        require_sources(config)
-
-
-def _prepare(experiment: Experiment) -> None:
-    """Make what runs share before workers want it, and find what is wrong with the data before a study is created."""
-    from workbench.training.preparation import prepare
-    from workbench.training.run import check
-
-    tqdm.write("Preparing: encoding pairs, drawing the pretrained model's samples (kept for later runs) ...")
-    check(experiment.config, prepare(experiment.config))
+    # Without prompts and pairs: the machine that only creates a study may not have them.
+    preparing.check(experiment, sources=False)
 
 
 def finish_study(

@@ -1,80 +1,38 @@
-"""The worker processes of a study, which take trials until none is left, and the pool that supervises them."""
+"""What a worker process does with its study, trial after trial, and the supervision of a pool of workers."""
 
 import contextlib
 import multiprocessing
 import os
 import platform
-import signal
-import sys
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, NamedTuple
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna import Study
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from workbench.common.command_line import print_uncaught, quiet, silence_transformers
-from workbench.common.errors import Failure, UserError
+from workbench.common.errors import Failure
 from workbench.common.progress import Progress
-from workbench.common.signals import stop_on_signals
-from workbench.common.streams import make_sturdy
 from workbench.studies import training_bar
-from workbench.studies.experiment import Experiment
+from workbench.studies.pool import Assignment, Event, WorkerPool, error_of
 from workbench.studies.recovery import recover
 from workbench.studies.storage import PATIENCE, locked, open_storage
 from workbench.studies.trials import counts, line_of
 from workbench.tracking import delivery
-from workbench.tracking.study_runs import StudyId
 
 if TYPE_CHECKING:
-    # Not at run time: it imports torch, which the command that only supervises does without.
+    # Not at run time: they import torch, which the command that only supervises does without.
     from workbench.studies.attempt import Attempt
+    from workbench.training.preparation import Preparations
 
 #: Environment variables in which the tasks of a cluster's job, or commands on one machine's GPUs, differ.
 TASK_VARIABLES = ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES")
-#: Workers that may die one after the other, without a step in between, before the command gives up.
-MOST_DEATHS = 5
 PREPARING = "preparing"  #: what a worker does before its trial's first step
-#: Signals that a terminal sends to the command and its workers alike, and that the command alone reacts to.
-_PARENTS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What a worker process works on.
-
-    Attributes:
-        study: which study, in the storage at `url`.
-        parent: id of the study's MLflow run.
-        index: of the worker in its pool.
-    """
-
-    experiment: Experiment
-    study: StudyId
-    url: str
-    parent: str
-    index: int = 0
-
-
-class Event(NamedTuple):
-    """What a worker reports.
-
-    Attributes:
-        kind: "step" with the step; "measured" with what a bar shows of its metrics; "evaluated" with the share of the
-            final samples that is drawn, 0 to 1; "trial" when one has ended; "UserError" or "Failure" with its text;
-            "exited" with the exit code.
-    """
-
-    worker: Connection
-    kind: str
-    value: Any
 
 
 def remaining(study: Study, trials: int, *, running: bool) -> int:
@@ -88,36 +46,16 @@ def remaining(study: Study, trials: int, *, running: bool) -> int:
     return max(0, trials - sum(done))
 
 
-def work(assignment: Assignment, events: Connection) -> None:
-    """The body of a worker process: run trials until none is left that nobody runs.
-
-    Only the parent reacts to Ctrl-C and to a closed terminal. It stops its workers by SIGTERM, which takes effect
-    between two batches, where a snapshot can be taken and no database is in the middle of a write.
-    """
-    make_sturdy()
-    for number in _PARENTS:
-        signal.signal(number, signal.SIG_IGN)
-    try:
-        with stop_on_signals("SIGTERM") as stop_requested:
-            run_trials(assignment, events, stop_requested)
-    except KeyboardInterrupt:
-        pass  # the exit code is 0, so that a worker that was told to stop is not replaced
-    except (UserError, Failure) as error:
-        with contextlib.suppress(OSError):
-            # Sent instead of raised: another worker would meet the same, so none shall take this one's place.
-            events.send((type(error).__name__, str(error)))
-    except Exception as error:
-        print_uncaught(error)
-        sys.exit(1)
-    finally:
-        # A SIGTERM that comes while the process ends would give it the exit code of a crash, and the command would
-        # start another worker.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def run_trials(assignment: Assignment, events: Connection, stop_requested: Callable[[], bool]) -> None:
+def run_trials(
+    assignment: Assignment,
+    events: Connection,
+    stop_requested: Callable[[], bool],
+    prepare: "Preparations | None" = None,
+) -> None:
     """Run trials until none is left that nobody runs, or until a stop is requested.
 
+    Args:
+        prepare: with what is prepared already; None = nothing is.
     Raises:
         KeyboardInterrupt: a stop was requested while a trial ran; it has a snapshot and is back in the queue.
         UserError, Failure: something that is wrong with more than one trial.
@@ -125,9 +63,6 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
     from workbench.studies.attempt import Attempt
     from workbench.training.preparation import Preparations
 
-    tqdm.set_lock(threading.RLock())  # tqdm's own lock is shared by processes; one that is killed would never free it
-    quiet()
-    silence_transformers()
     parent = multiprocessing.parent_process()
 
     def stopping() -> bool:
@@ -144,7 +79,7 @@ def run_trials(assignment: Assignment, events: Connection, stop_requested: Calla
             send("measured", told)
 
     experiment, url = assignment.experiment, assignment.url
-    prepare = Preparations()  # for all trials of this process, which mostly share what they need
+    prepare = prepare or Preparations()  # for all trials of this process, which mostly share what they need
     prepare(experiment.config)  # before a trial is taken, since it may take long
     study = optuna.load_study(study_name=assignment.study.name, storage=open_storage(url))
     # The number of trials differs from one start of the study to the next; 1000 leaves room for a pool's indices.
@@ -206,69 +141,16 @@ def _task_number() -> int:
     return zlib.crc32(" ".join([platform.node(), *task]).encode()) if task else 0
 
 
-class WorkerPool:
-    """The worker processes of one command, and the events that they report.
+def supervise(pool: WorkerPool, assignment: Assignment, study: Study, workers: int) -> None:
+    """Let workers work on a study and show their progress until they are done; a worker that dies is replaced.
 
-    Each worker has a pipe of its own. One shared queue has a lock, and a worker that is killed while it holds the lock
-    would hold it for ever.
-    """
-
-    def __init__(self, assignment: Assignment):
-        self.assignment = assignment
-        self.started = 0
-        self.workers: dict[Connection, Any] = {}
-        # A forked worker could not use a GPU that this process has used, and inherits locks that its threads hold.
-        self._context = multiprocessing.get_context("spawn")
-
-    def start(self) -> None:
-        """Start one more worker."""
-        reader, writer = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=work, args=(replace(self.assignment, index=self.started), writer))
-        # The worker inherits that they are ignored, so that they reach the parent alone even while it starts.
-        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _PARENTS}
-        process.start()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        # The worker has a copy. As long as one is open here, reading does not end when the worker dies.
-        writer.close()
-        self.started += 1
-        self.workers[reader] = process
-
-    def events(self) -> list[Event]:
-        """What the workers have reported since the last call; waits for half a second at most."""
-        events = []
-        for worker in wait([*self.workers], timeout=0.5):
-            assert isinstance(worker, Connection)
-            try:
-                events.append(Event(worker, *worker.recv()))
-            except (EOFError, OSError):
-                process = self.workers.pop(worker)
-                process.join()
-                events.append(Event(worker, "exited", process.exitcode))
-        return events
-
-    def stop(self) -> None:
-        """Request all workers to stop, and wait for them; a KeyboardInterrupt meanwhile ends the waiting."""
-        # All are told before the first is waited for, so that they take their snapshots at the same time.
-        for process in self.workers.values():
-            process.terminate()
-        for process in self.workers.values():
-            process.join()
-
-    def kill(self) -> None:
-        """Kill the workers that are left."""
-        for process in self.workers.values():
-            process.kill()
-            process.join()
-
-
-def supervise(assignment: Assignment, study: Study, workers: int) -> None:
-    """Run workers and show their progress until they are done; a worker that dies is replaced.
+    Args:
+        workers: how many of the pool's, or more.
 
     Raises:
         UserError, Failure: an error of a worker that is not about one trial, or worker after worker died.
     """
-    _Supervisor(WorkerPool(assignment), study).run(workers)
+    _Supervisor(pool, study).run(assignment, workers)
 
 
 class _Supervisor:
@@ -279,28 +161,26 @@ class _Supervisor:
         steps: the last step of each worker's trial.
         phases: what each worker does now; one that has said nothing yet prepares.
         measured: the latest numbers of each worker's trial, of those that the bar shows.
-        deaths: workers that died since the last step of any.
     """
 
     def __init__(self, pool: WorkerPool, study: Study):
-        experiment = pool.assignment.experiment
+        experiment = pool.experiment
         self.pool, self.study, self.trials = pool, study, experiment.trials
         self.trial_steps = experiment.config.train.steps
         self.seen = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
         self.steps: dict[Connection, int] = {}
         self.errors: list[Exception] = []
-        self.ended = self.deaths = 0
+        self.ended = 0
         total = remaining(study, self.trials, running=False) * self.trial_steps
         self.phases: dict[Connection, str] = {}
         self.measured: dict[Connection, dict[str, float]] = {}
         self.best = training_bar.best_so_far(study)
         self.bar = Progress(total=total, desc=study.study_name, unit="step", smoothing=0.05)
 
-    def run(self, workers: int) -> None:
-        """Start workers, and react to what they report until none is left."""
+    def run(self, assignment: Assignment, workers: int) -> None:
+        """Give workers the study, and react to what they report until none is left."""
         try:
-            for _ in range(workers):
-                self.pool.start()
+            self.pool.assign(assignment, workers)
             while self.pool.workers:
                 for event in self.pool.events():
                     self.handle(event)
@@ -330,7 +210,7 @@ class _Supervisor:
     def handle(self, event: Event) -> None:
         """Note what a worker reports; the trial that it ended is shown, a worker that died is replaced."""
         if event.kind == "step":
-            self.steps[event.worker], self.deaths = event.value, 0
+            self.steps[event.worker], self.pool.deaths = event.value, 0
             # After the last step the final samples are drawn, which takes a good part of a short trial.
             last = event.value >= self.trial_steps
             self.phases[event.worker] = "evaluating" if last else "training"
@@ -339,7 +219,7 @@ class _Supervisor:
         elif event.kind == "evaluated":
             self.phases[event.worker] = f"evaluating {100 * event.value:.0f} %"
         elif event.kind in ("UserError", "Failure"):
-            self.errors.append((UserError if event.kind == "UserError" else Failure)(event.value))
+            self.errors.append(error_of(event))
         else:
             # A trial has ended, or its worker has: the steps of this attempt are no longer under way.
             self.steps.pop(event.worker, None)
@@ -363,9 +243,8 @@ class _Supervisor:
 
     def replace_worker(self, exit_code: int) -> None:
         """Start another worker for one that died, if trials are left and not too many have died in a row."""
-        self.deaths += 1
-        if self.deaths > MOST_DEATHS:
-            self.errors.append(Failure(f"worker after worker died (exit code {exit_code})"))
-        elif remaining(self.study, self.trials, running=False):
-            tqdm.write(f"A worker died (exit code {exit_code}); another takes its place.")
-            self.pool.start()
+        if remaining(self.study, self.trials, running=False):
+            try:
+                self.pool.replace_dead(exit_code)
+            except Failure as error:
+                self.errors.append(error)

@@ -11,7 +11,7 @@ What most callers need is here. Studies also use `study_runs` (parent runs), `de
 from workbench.tracking.frames import load_history, load_lost, load_runs, load_samples, load_sheets
 from workbench.tracking.kept_models import add_scores, kept_model, kept_models
 from workbench.tracking.overview import attach
-from workbench.tracking.store import Client, connect, connect_to_read, tracking_uri
+from workbench.tracking.store import Client, connect, connect_to_read, import_stores, tracking_uri
 from workbench.tracking.study_runs import Run
 from workbench.tracking.tracker import Tracker, history
 from workbench.tracking.ui import ui_command, ui_link
@@ -25,6 +25,7 @@ __all__ = [
     "connect",
     "connect_to_read",
     "history",
+    "import_stores",
     "kept_model",
     "kept_models",
     "load_history",

@@ -74,6 +74,12 @@ def connect_to_read() -> MlflowClient:
     return connect()
 
 
+def import_stores() -> None:
+    """Import what `connect` needs for a database and otherwise imports itself; for those who have to wait meanwhile."""
+    if not tracking_uri().startswith("http"):
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 def connect() -> MlflowClient:
     """A client of the tracking store; the store's tables are created if they are missing.
 
