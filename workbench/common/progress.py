@@ -3,6 +3,7 @@
 A carriage return, by which a bar draws over itself, makes one endless line of a log.
 """
 
+import multiprocessing
 import sys
 import time
 from typing import Any
@@ -13,6 +14,8 @@ from tqdm import tqdm
 class Progress(tqdm):
     """A tqdm bar with a phase in its name.
 
+    A worker process draws none: the command that started it draws its own on the same terminal.
+
     Args:
         desc: what goes on as a whole, such as a study's name; the phase follows it.
         options: as tqdm takes them.
@@ -22,10 +25,13 @@ class Progress(tqdm):
         self.name, self._shown, self._is_log = desc, 0.0, not sys.stderr.isatty()
         if self._is_log:
             options = {"file": _Lines(), "ncols": 120} | options
-        super().__init__(desc=desc, **options)
+        is_worker = multiprocessing.parent_process() is not None
+        super().__init__(desc=desc, **options | {"disable": is_worker or options.get("disable", False)})
 
     def phase(self, text: str) -> None:
         """Say what goes on now; also to be called while nothing can be counted, so that the clock moves."""
+        if self.disable:  # tqdm has set up nothing then
+            return
         wanted = f"{self.name}: {text}"
         changed = self.desc.removesuffix(": ") != wanted  # tqdm keeps a colon at its end
         self.set_description(wanted, refresh=False)

@@ -1,6 +1,5 @@
 """Images that a model draws for the test prompts, and how they compare with the pretrained model's."""
 
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -177,14 +176,11 @@ def prepare_sampling(captions: list[str], settings: Evaluation, backend: Backend
 
 
 def _with_bar(sampling: Sampling, pretrained: nn.Module) -> NDArray[np.uint8]:
-    """The pretrained model's images of the whole plan, drawn with a progress bar of this process's share.
-
-    A study's worker has none: the command that started it draws its own on the same terminal.
-    """
+    """The pretrained model's images of the whole plan, drawn with a progress bar of this process's share."""
     count = len(sampling.captions) * sampling.settings.seeds
     with Progress(
         total=count, desc="draw the pretrained model's samples", unit="image", leave=False,
-        disable=not distributed.is_main() or multiprocessing.parent_process() is not None,
+        disable=not distributed.is_main(),
     ) as bar:  # fmt: skip
         return sampling.draw_plan(pretrained, lambda share: bar.update(round(share * count) - bar.n))
 
