@@ -1,6 +1,7 @@
 """`python -m workbench.study`: how a study stands, going on with it, its best model, putting it right."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -25,24 +26,43 @@ maybe_name_argument = click.argument("name", metavar="[NAME]", required=False)
 @maybe_name_argument
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(name: str | None, as_json: bool) -> None:
-    """Trials by state, the best, who works on it and how long it may take; without a name, all studies."""
+    """Trials by state, the best, who works on it and how long it may take; without a name, all studies.
+
+    Studies whose runs are in MLflow and whose trials are lost are named too, without --json.
+    """
     # Each command imports what it needs by itself, so that --help does not wait for torch, Optuna and MLflow.
+    from workbench.common.errors import Failure, UserError
     from workbench.common.paths import storage_url
     from workbench.common.secrets import hide_passwords
     from workbench.studies import storage
-    from workbench.studies.status import in_words, status_of
+    from workbench.studies.status import in_words, lost_studies, status_of
 
     url = storage_url()
     wanted = [study_name(name)] if name else storage.names(url)
-    statuses = [status_of(storage.require_study(each, url)) for each in wanted]
+    try:
+        statuses = [status_of(storage.require_study(each, url)) for each in wanted]
+    except UserError:
+        with suppress(Failure):  # where the tracking store does not answer, that there is no such study is all
+            if name and (lost := lost_studies(url, name)):
+                raise UserError(lost[0]) from None
+        raise
     if as_json:
         click.echo(json.dumps(statuses, indent=2))
         return
-    if not statuses:
-        none = storage.missing(url) or f"no study yet in {hide_passwords(url)}; run python -m workbench.sweep"
-        click.echo(f"{none[0].upper()}{none[1:]}.")
     for each in statuses:
         click.echo(in_words(each))
+    if name:
+        return
+    try:
+        lost = lost_studies(url)
+    except Failure as error:  # what is known has been said
+        click.echo(f"Whether other studies' runs are there is not known: {error}", err=True)
+        lost = []
+    if not statuses and not lost:
+        none = storage.missing(url) or f"no study yet in {hide_passwords(url)}; run python -m workbench.sweep"
+        lost = [f"{none}."]
+    for line in lost:
+        click.echo(f"{line[0].upper()}{line[1:]}")
 
 
 @name_argument
