@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workbench.common.command_line import command, silence_transformers
+from workbench.common.command_line import command, device_option, silence_transformers
 from workbench.common.validation import writable_folder
 
 if TYPE_CHECKING:
@@ -17,17 +17,22 @@ PYTHON = "Python between operators"
 
 
 @click.option("--model", default="embedded", show_default=True, help="embedded, or a shape: sd34m, sd15, tiny, ...")
-@click.option("--pairs", type=click.IntRange(1), default=4, show_default=True, help="Of a step.")
+@click.option("--pairs", type=click.IntRange(1), default=4, show_default=True, help="Pairs of a step.")
 @click.option("--lora", "rank", type=click.IntRange(0), default=0, show_default=True, help="Rank; 0 = full fine-tune.")
-@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Profiled ones.")
-@click.option("--rows", type=click.IntRange(1), default=25, show_default=True, help="Of the table that is printed.")
+@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Steps to profile.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=25, show_default=True, help="Rows of the table that is printed."
+)
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
     help="Precision of the forward passes.",
 )  # fmt: skip
 @click.option("--trace/--no-trace", "traced", default=True, help="Write a step on a time line, which may be large.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/profile"), show_default=True)
+@device_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports/profile"), show_default=True,
+    help="Folder of what is written.",
+)  # fmt: skip
 def main(
     model: str, pairs: int, rank: int, steps: int, rows: int, dtype: str, traced: bool, device: str, out: Path
 ) -> None:

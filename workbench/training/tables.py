@@ -225,5 +225,7 @@ class Evaluation(Section):
 class SnapshotSection(Section):
     """What a run that is killed or stopped goes on from."""
 
-    interval: NotNegative = Field(32, description="steps between snapshots of the whole training state; 0 = none")
+    interval: NotNegative = Field(
+        32, description="steps between snapshots of the whole training state; 0 = only when a run is stopped"
+    )
     keep: Annotated[int, Field(ge=2)] = Field(2, description="newest snapshots kept: one may turn out damaged")
