@@ -92,6 +92,17 @@ class Backend(FrozenParts):
                 raise UserError(f"{trained}: its {self.DENOISER} has other layers than {self.checkpoint.name}'s")
         return (store_half(module, self.dtype) if half else module).to(device or self.device)
 
+    def compile(self, denoiser: Any) -> None:
+        """Let torch compile a denoiser, in place, at its first call.
+
+        Of a transformer the blocks, where diffusers names them: they are alike, so that one is compiled for all, in
+        seconds and not minutes. A U-Net has few blocks alike, and is compiled as a whole.
+        """
+        if self.DENOISER == "transformer" and getattr(denoiser, "_repeated_blocks", None):
+            denoiser.compile_repeated_blocks()
+        else:
+            denoiser.compile()
+
     def load_trained(self, folder: Path) -> nn.Module:
         """Load a denoiser that `save` wrote, frozen and in eval mode.
 
