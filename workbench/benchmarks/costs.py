@@ -23,7 +23,8 @@ from workbench.training.loop import pair_errors
 #: Dense bf16 matrix rate by the makers' data sheets (SXM boards), FLOP/s.
 PEAKS = {"H100": 989e12, "A100": 312e12}
 #: Bytes of an optimizer's state for each trained weight; Adafactor's rows and columns are next to nothing.
-STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.0, "prodigy": 16.0}
+#: Those of paged AdamW may lie in the machine's memory.
+STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0, "adamw_paged": 8.0, "adafactor": 0.0, "prodigy": 16.0}
 
 
 @dataclass(frozen=True)
