@@ -116,7 +116,7 @@ def test_draw_score_pair_and_train_two_steps(place):
         "model.path": "flux", "model.resolution": 32,
         "data.train": "out", "data.validation": "out", "data.prompts": "mine.txt",
         "data.scores": "clip", "objective.label": "soft", "train.steps": 2, "train.batch_size": 2, "lora.rank": 2,
-        "diagnostics.interval": 2, "diagnostics.probe": 2, "diagnostics.draws": 1, "diagnostics.batch_size": 2,
+        "diagnostics.interval": 2, "diagnostics.probe": 2, "diagnostics.draws": 1,
         "reference.interval": 2, "evaluation.seeds": 0, "evaluation.grid": 0,
     }  # fmt: skip
     done = invoke("train", *overrides(settings), "--no-tracking", "--output", "trained")
