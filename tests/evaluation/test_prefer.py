@@ -11,7 +11,6 @@ from PIL import Image
 
 from tests.support.commands import invoke
 from tests.support.helpers import overrides
-from tests.support.reward_models import save_clip
 from workbench.common.outputs import WRITTEN
 from workbench.evaluation import drawing, filling, reward_models, scorers
 from workbench.evaluation.drawing import Batch, Drawing, batches, encode, plan
@@ -24,11 +23,6 @@ from workbench.prefer import main
 PROMPTS = [str(p) for p in split()["train"][:3]]
 SAMPLED = ("--steps", 2, "--guidance", 1.5)
 OUT = ("--resolution", 32, "--out", "out", "--work", "work")
-
-
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory):
-    return save_clip(tmp_path_factory.mktemp("clip"))[0]
 
 
 @pytest.fixture
