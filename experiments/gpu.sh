@@ -9,7 +9,7 @@
 # keeps what it has when it runs out of time. Results: reports/gpu/, a folder a step, and summary.md over all.
 #
 # Variables, to try the script where there is no GPU (all steps on the tiny shape):
-#   PYTHON=python DEVICE=cpu SMALL=tiny LARGE=tiny PART=tiny STEPS=4 LARGE_STEPS=4 TRAIN_OPTIONS="--set train.steps=2" OUT=reports/gpu
+#   PYTHON=python DEVICE=cpu SMALL=tiny LARGE=tiny PART=tiny STEPS=4 LARGE_STEPS=4 MANY_STEPS=8 TRAIN_OPTIONS="--set train.steps=2" OUT=reports/gpu
 set -uo pipefail                        # no -e: one step's failure does not end the others
 
 BUDGET=${1:-570}
@@ -19,8 +19,9 @@ DEVICE=${DEVICE:-cuda}
 SMALL=${SMALL:-sd15}                    # 512 px
 LARGE=${LARGE:-sdxl}                    # 1024 px
 PART=${PART:-flux1-part}                # 1024 px; FLUX.1 with fewer layers: scale its times by the FLOPs of a pair
-STEPS=${STEPS:-60}
-LARGE_STEPS=${LARGE_STEPS:-30}
+STEPS=${STEPS:-32}
+LARGE_STEPS=${LARGE_STEPS:-16}
+MANY_STEPS=${MANY_STEPS:-200}
 TRAIN_OPTIONS=${TRAIN_OPTIONS:-}
 OUT=${OUT:-reports/gpu}
 mkdir -p "$OUT"
@@ -91,21 +92,25 @@ PYTHON
 : > "$OUT/steps.txt"
 { date -u; nvidia-smi 2>/dev/null || echo "no nvidia-smi here"; "$PYTHON" --version; } > "$OUT/machine.txt"
 
-measure "$SMALL-lora" 100 "$SMALL" lora "$STEPS"
-measure "$SMALL-full" 100 "$SMALL" full "$STEPS"
-measure "$LARGE-lora" 200 "$LARGE" lora "$LARGE_STEPS"
-measure "$PART-lora" 90 "$PART" lora "$LARGE_STEPS"
+measure "$SMALL-full" 60 "$SMALL" full "$STEPS"
+measure "$SMALL-lora" 70 "$SMALL" lora "$STEPS"
+measure "$PART-lora" 60 "$PART" lora "$LARGE_STEPS"
+measure "$LARGE-lora" 90 "$LARGE" lora "$LARGE_STEPS"
 if read -r shape rank pairs < <(slowest 2>/dev/null); then
-    step profile 90 "$PYTHON" -m workbench.profile --model "$shape" --lora "$rank" --pairs "$pairs" --steps 3 \
+    step profile 60 "$PYTHON" -m workbench.profile --model "$shape" --lora "$rank" --pairs "$pairs" --steps 3 \
         --dtype bfloat16 --no-trace --device "$DEVICE" --out "$OUT/profile"
 fi
-measure "$SMALL-lora-compiled" 180 "$SMALL" lora "$STEPS" --compile
+measure "$PART-lora-compiled" 90 "$PART" lora "$LARGE_STEPS" --compile
+measure "$SMALL-full-compiled" 300 "$SMALL" full "$STEPS" --compile # kernels for the whole U-Net, twice: minutes
 train small-default 60 "$(dirname "$0")/default.toml"
+# Few pairs, many steps: whether all numbers stay finite, not how fast it is.
+measure "$SMALL-full-many" 90 "$SMALL" full "$MANY_STEPS" --batch-size 2
+measure "$LARGE-lora-many" 200 "$LARGE" lora "$MANY_STEPS" --batch-size 1
+measure "$LARGE-full" 120 "$LARGE" full "$LARGE_STEPS"
+measure "$SMALL-lora-kept" 60 "$SMALL" lora "$STEPS" --set train.checkpointing=false
+measure "$LARGE-full-many" 200 "$LARGE" full "$MANY_STEPS" --batch-size 1
 train small-arm 60 "$(dirname "$0")/claims.toml" --set timesteps.density=discounted \
     --set reward_scale.shape=inverse_sqrt_snr
-measure "$SMALL-lora-kept" 60 "$SMALL" lora "$STEPS" --set train.checkpointing=false
-measure "$SMALL-full-compiled" 150 "$SMALL" full "$STEPS" --compile
-measure "$LARGE-full" 120 "$LARGE" full "$LARGE_STEPS"
 
 summary
 cat "$OUT/summary.md"

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 
+import tests.support.unsynced  # noqa: F401
 from tests.support.forked import forked_workers  # noqa: F401
 from tests.support.helpers import ROOT, pair_rows, random_text_encoder
 

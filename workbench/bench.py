@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from workbench.benchmarks.groups import GROUPS, GROWTH, PEERS, SLOW, chosen_groups
-from workbench.common.command_line import command, one_process, silence_transformers
+from workbench.common.command_line import command, device_option, one_process, silence_transformers
 from workbench.common.errors import UserError
 from workbench.common.validation import writable_folder
 
@@ -23,8 +23,11 @@ from workbench.common.validation import writable_folder
     metavar="NAME=FOLDER",
     help="Checkout of a public script to compare with: diffusers or salesforce. Repeatable.",
 )
-@click.option("--device", default="auto", show_default=True, help="Of the models.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/bench"), show_default=True)
+@device_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports/bench"), show_default=True,
+    help="Folder of what is written.",
+)  # fmt: skip
 def main(
     chosen: tuple[str, ...], quick: bool, repeats: int, sweeps: int, peers: tuple[str, ...], device: str, out: Path
 ) -> None:

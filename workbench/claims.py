@@ -25,7 +25,9 @@ from workbench.training.settings_option import settings_option
     help="Run nothing: put the verdicts that are written in these folders side by side. Repeatable.",
 )  # fmt: skip
 @workers_option
-@click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True, help="Folder of STUDY/."
+)
 @set_option
 @settings_option
 def main(
@@ -37,12 +39,13 @@ def main(
     out: Path,
     overrides: tuple[str, ...],
 ) -> None:
-    """Check the paper's claims: run the arms that they need, print the table, write it under OUT/STUDY/.
+    """Check the paper's claims: train what they need, print the table, write it under OUT/STUDY/.
 
-    Three studies, each resumable: STUDY-tuning finds every arm's learning rate and beta, STUDY runs the arms with
-    every seed, STUDY-checks those that need no arms. What is there is not run again: Ctrl-C and the same command
-    goes on, and a second run only judges. The rules are in workbench/analysis/claims/rules.py, the arms in
-    experiments/claims.toml. On two CPU cores the default takes some eighty minutes.
+    Three studies, each resumable: STUDY-tuning finds the learning rate and beta of every arm, which is a method with
+    its settings; STUDY runs the arms with every seed; STUDY-checks measures the claims that need no arms. What is there
+    is not run again: after Ctrl-C the same command goes on, and once all is there it only judges. The rules are in
+    workbench/analysis/claims/rules.py, the arms in experiments/claims.toml. On two CPU cores the default takes some
+    eighty minutes.
 
     \b
     Examples:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from workbench.common.command_line import command, silence_transformers
+from workbench.common.command_line import command, device_option, silence_transformers
 from workbench.common.validation import Finite
 
 FROM_0, FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
@@ -42,7 +42,7 @@ FROM_0, FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
 @click.option(
     "--batch-size", type=FROM_1, default=24, show_default=True, help="Images at once; decides speed and memory alone."
 )
-@click.option("--device", default="auto", show_default=True)
+@device_option
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
     help="Precision of sampling. Scorers always use float32.",
@@ -57,28 +57,31 @@ FROM_0, FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
 @click.option(
     "--grid", type=FROM_0, default=6, show_default=True, help="Prompts in the sheet of samples; 0 = no sheet."
 )
-@click.option("--output", type=click.Path(path_type=Path), default=Path("reports/evaluation"), show_default=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("reports/evaluation"), show_default=True,
+    help="Folder of images, scores and tables.",
+)  # fmt: skip
 @click.option("--name", default="", help="The tracked run's name. Default: the output folder's.")
 @click.option("--images/--no-images", default=True, help="Whether the images go to MLflow too, or the scores alone.")
 def main(**options: Any) -> None:
     """Draw the same prompts with the same noise from several models, score the images, count who wins.
 
     A model is a diffusers folder, a hub id (ORG/NAME or ORG/NAME@REVISION), "embedded" (the small model), runs:/RUN_ID
-    (a tracked run that kept its weights), runs:/RUN_ID@STEP (its checkpoint of a step), study:NAME (all of a study's
-    that kept theirs; write --model study:NAME), or, with --base, a folder that holds unet/, transformer/ or
+    (a tracked run that kept its weights), runs:/RUN_ID@STEP (its checkpoint of a step), study:NAME (every run of a
+    study that kept its weights; given without NAME=), or, with --base, a folder that holds unet/, transformer/ or
     pytorch_lora_weights.safetensors alone.
 
     A prompt set is "embedded" or "validation" (the small model's), a text file, Pick-a-Pic's parquet files,
     PartiPrompts' TSV, HPDv2's JSON lists or a folder of them. Prompts and scorers must fit: "reward" judges only what
     the small model draws; pickscore, hpsv2, clip (OpenAI's ViT-L/14), clip-h (OpenCLIP's ViT-H/14, probably the
-    paper's CLIP score), aesthetic and imagereward judge anything. These fetch their weights from the hub unless told a
-    folder: NAME=FOLDER. A function of yours, mine.py:warmth or NAME=mine.py:warmth, takes images and prompts and gives
-    one number an image.
+    paper's CLIP score), aesthetic and imagereward judge anything. Their weights come from the hub, or from a folder:
+    NAME=FOLDER. A function of yours, mine.py:warmth or NAME=mine.py:warmth, takes images and prompts and gives one
+    number an image.
 
     OUTPUT/data holds images and scores as parquet files that Hugging Face's datasets read, OUTPUT the win rates
-    (Tables 1 and 2), mean scores (as in Table 3) and a sheet of samples; all goes to MLflow as a run. Stop it whenever
-    you like: the same command goes on where it was. Another command with the same OUTPUT adds models, scorers or prompt
-    sets (with --seeds and --limit of their own) to what is there, and draws nothing twice.
+    (as in the paper's Tables 1 and 2), mean scores (Table 3) and a sheet of samples; all goes to MLflow as a run. Stop
+    it whenever you like: the same command goes on where it was. Another command with the same OUTPUT adds models,
+    scorers or prompt sets (with --seeds and --limit of their own) to what is there, and draws nothing twice.
 
     \b
     Examples:

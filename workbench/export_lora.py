@@ -9,7 +9,14 @@ from workbench.common.command_line import command
 
 @click.argument("source", metavar="SOURCE")
 @click.argument("target", metavar="FILE.safetensors", type=click.Path(path_type=Path))
-@click.option("--format", "layout", type=click.Choice(["kohya", "diffusers"]), default="kohya", show_default=True)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["kohya", "diffusers"]),
+    default="kohya",
+    show_default=True,
+    help="Names of the tensors.",
+)
 def main(source: str, target: Path, layout: str) -> None:
     """Write trained LoRA weights so that ComfyUI, A1111 and diffusers all draw alike with them.
 

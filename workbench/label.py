@@ -17,15 +17,19 @@ from workbench.common.validation import LARGEST
 )  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the answers, as parquet.")
 @click.option(
-    "--seed", type=click.IntRange(0, LARGEST), default=0, show_default=True, help="Of the order and the sides."
+    "--seed",
+    type=click.IntRange(0, LARGEST),
+    default=0,
+    show_default=True,
+    help="Of the order of the pairs and their sides.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8600, show_default=True, help="0 = any that is free.")
 def main(left: str, right: str, prompts: str, output: Path, seed: int, port: int) -> None:
     """Show pairs of images on a page of this machine's browser, and keep which is preferred.
 
     LEFT and RIGHT are folders of pictures of the same names (LEFT/001.png and RIGHT/001.png are a pair), or what
-    `python -m workbench.evaluate` kept of two models: SAMPLES/data/PROMPTS/MODEL, matched by prompt and seed. The page
-    does not say which is which: the sides are shuffled.
+    `python -m workbench.evaluate` kept of two models: SAMPLES/data/PROMPTS/MODEL, matched by prompt and seed, where
+    SAMPLES was its --output. The page does not say which is which: the sides are shuffled.
 
     Each answer is on disk before the next pair is shown. Stop it with Ctrl-C whenever you like: the same command goes
     on. OUTPUT is read by data.train=OUTPUT; ties and pairs that were passed over are left out of training.

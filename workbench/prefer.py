@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from workbench.common.command_line import command, one_process, silence_transformers
+from workbench.common.command_line import command, device_option, one_process, silence_transformers
 from workbench.common.validation import LARGEST, Finite
 
 FROM_0, FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
@@ -36,8 +36,8 @@ PATH: Any = click.Path(path_type=Path)
 )  # fmt: skip
 @click.option(
     "--settings", type=click.Choice(["random", "all"]), default="random", show_default=True,
-    help="random: each image has noise of its own, and a drawn model, steps and guidance; the first model draws 60 %, "
-    "the others share the rest. all: every noise with each combination of them.",
+    help="random: each image has noise of its own, and a model, steps and guidance drawn at random; the first model "
+    "draws 60 %, the others share the rest. all: every noise with each combination of them.",
 )  # fmt: skip
 @click.option(
     "--steps", multiple=True, type=FROM_1, default=(8, 12, 16), show_default=True,
@@ -66,8 +66,13 @@ PATH: Any = click.Path(path_type=Path)
     "--tie", type=Finite(min=0), default=0.08, show_default=True,
     help="Smaller differences are ties, which training leaves out; a vote does not look at it.",
 )  # fmt: skip
-@click.option("--slope", type=Finite(min=0), default=2.0, show_default=True, help="Of bradley-terry, per unit.")
-@click.option("--seed", type=click.IntRange(0, LARGEST), default=0, show_default=True)
+@click.option(
+    "--slope", type=Finite(min=0), default=2.0, show_default=True,
+    help="Of bradley-terry: an image whose score is higher by d is preferred with probability sigmoid(slope * d).",
+)  # fmt: skip
+@click.option(
+    "--seed", type=click.IntRange(0, LARGEST), default=0, show_default=True, help="Of noise, settings and labels."
+)
 @click.option(
     "--resolution", type=FROM_0, default=0, show_default=True, help="Edge of the images, pixels; 0 = the model's own."
 )
@@ -75,14 +80,14 @@ PATH: Any = click.Path(path_type=Path)
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
     help="Precision of sampling. Scorers always use float32.",
 )  # fmt: skip
-@click.option("--device", default="auto", show_default=True)
+@device_option
 @click.option("--batch-size", type=FROM_1, default=64, show_default=True, help="Images at once.")
 @click.option(
     "--image-format", type=click.Choice(["avif", "png"]), default="avif", show_default=True,
     help="How images are stored. avif: small, quality 80; png: loses nothing, and takes about ten times as much.",
 )  # fmt: skip
 @click.option("--sheet", type=FROM_0, default=24, show_default=True, help="Pairs in the picture; 0 = no picture.")
-@click.option("--out", type=PATH, default=Path("pretrain/assets/pairs"), show_default=True)
+@click.option("--out", type=PATH, default=Path("pretrain/assets/pairs"), show_default=True, help="Folder of the pairs.")
 @click.option(
     "--work", type=PATH, default=Path("pretrain/drawn"), show_default=True,
     help="Folder of the images drawn and scored so far; a killed command goes on from them.",

@@ -4,14 +4,23 @@ from pathlib import Path
 
 import click
 
-from workbench.common.command_line import command, silence_transformers
+from workbench.common.command_line import command, device_option, silence_transformers
 
 STAGES = ["scorer", "judge", "critic", "autoencoder", "denoiser", "verdict"]
 
 
-@click.option("--out", type=click.Path(path_type=Path), default=Path("pretrain/assets"), show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), default=Path("pretrain"), show_default=True)
-@click.option("--device", default="auto", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("pretrain/assets"), show_default=True,
+    help="Folder of the models.",
+)  # fmt: skip
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("pretrain"),
+    show_default=True,
+    help="Folder of checkpoints.",
+)
+@device_option
 @click.option("--scorer-steps", default=2000, show_default=True, help="Steps of 64 images; the critic's too.")
 @click.option("--judge-steps", default=2000, show_default=True, help="Steps of 64 images.")
 @click.option("--autoencoder-steps", default=3000, show_default=True, help="Steps of 16 images.")

@@ -1,40 +1,60 @@
 """`python -m workbench.profile`: where a training step's time goes, beside its floor's, operator by operator."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.common.command_line import command, silence_transformers
+from workbench.common.command_line import command, device_option, silence_transformers
 from workbench.common.validation import writable_folder
 
 if TYPE_CHECKING:
     import torch
 
 PYTHON = "Python between operators"
+NAME = 100  # letters of a kernel's name that are kept; templates make it longer
+#: Kinds of a GPU's kernels, by what their names contain; the first that fits, so that the general ones come last.
+KINDS = {
+    "attention": "flash|fmha|sdpa|attention",
+    "change of layout": "nchwToNhwc|nhwcToNchw|transpose",
+    "matrix product, convolution": "gemm|gemv|conv|xmma|cutlass|nvjet|wgrad|dgrad|splitK",
+    "norm": "norm|RowwiseMoments|GammaBeta|ComputeInternalGrad|ComputeFused",
+    "optimizer, clipping": "multi_tensor|adam",
+    "copy, cast": "copy|memcpy|memset|fill",
+    "fused by torch.compile": "triton",
+    "sum, mean": "reduce",
+    "elementwise": "elementwise|CatArray",
+}
 
 
 @click.option("--model", default="embedded", show_default=True, help="embedded, or a shape: sd34m, sd15, tiny, ...")
-@click.option("--pairs", type=click.IntRange(1), default=4, show_default=True, help="Of a step.")
+@click.option("--pairs", type=click.IntRange(1), default=4, show_default=True, help="Pairs of a step.")
 @click.option("--lora", "rank", type=click.IntRange(0), default=0, show_default=True, help="Rank; 0 = full fine-tune.")
-@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Profiled ones.")
-@click.option("--rows", type=click.IntRange(1), default=25, show_default=True, help="Of the table that is printed.")
+@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Steps to profile.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=25, show_default=True, help="Rows of the table that is printed."
+)
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
     help="Precision of the forward passes.",
 )  # fmt: skip
 @click.option("--trace/--no-trace", "traced", default=True, help="Write a step on a time line, which may be large.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/profile"), show_default=True)
+@device_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports/profile"), show_default=True,
+    help="Folder of what is written.",
+)  # fmt: skip
 def main(
     model: str, pairs: int, rank: int, steps: int, rows: int, dtype: str, traced: bool, device: str, out: Path
 ) -> None:
     """Profile the training step against its floor: two forward passes and a backward pass of the same batch.
 
-    Each operator's own milliseconds in a step and in the floor, the largest difference first. The profiler makes small
-    operators slower; the line above the table has the times without it.
+    Each operator's own milliseconds in a step and in the floor, the largest difference first; on a GPU those of its
+    kernels, and first a table of their kinds. The profiler makes small operators slower; the line above the tables has
+    the times without it.
 
     Writes OUT/profile.md, with all operators, and OUT/trace.json, one step with its Python calls, for
     https://ui.perfetto.dev. Activations are kept, not recomputed: take as many pairs as fit.
@@ -84,15 +104,28 @@ def main(
         f"{model}, {variant}, {pairs} pairs, {dtype}, {place.type}: a step takes {step:.1f} ms, its floor "
         f"{floor:.1f} ms ({step / floor:.3f} x), without the profiler\n"
     )
+    kinds = "" if place.type == "cpu" else f"{_by_kind(ours, least)}\n\n"
     with output_file(out / "profile.md") as path:
-        path.write_text("\n".join([title, markdown_table(head, [total, *table]), ""]), encoding="utf-8")
-    click.echo(f"{title}\n{markdown_table(head, [total, *table[:rows]])}\n")
+        path.write_text(f"{title}\n{kinds}{markdown_table(head, [total, *table])}\n", encoding="utf-8")
+    click.echo(f"{title}\n{kinds}{markdown_table(head, [total, *table[:rows]])}\n")
     line = f"; a step on a time line: {out / 'trace.json'}" if traced else ""
     click.echo(f"{len(table)} operators: {out / 'profile.md'}{line}")
 
 
+def _by_kind(step: dict[str, tuple[float, float]], floor: dict[str, tuple[float, float]]) -> str:
+    """A table of the milliseconds of each kind of kernel, the longest first."""
+    from workbench.common.markdown import markdown_table
+
+    spent: dict[str, list[float]] = {}
+    for column, kernels in enumerate((step, floor)):
+        for name, (milliseconds, _) in kernels.items():
+            spent.setdefault(kind_of(name), [0.0, 0.0])[column] += milliseconds
+    rows = [[kind, *(f"{x:.1f}" for x in both)] for kind, both in sorted(spent.items(), key=lambda item: -item[1][0])]
+    return markdown_table(["kind of kernel", "step, ms", "floor, ms"], rows)
+
+
 def operators(work: Callable[[], object], calls: int, device: "torch.device") -> dict[str, tuple[float, float]]:
-    """Each operator's own milliseconds, of the device, and calls in one call of the work."""
+    """Own milliseconds and calls, in one call of the work, of each operator; on a GPU, of each kernel."""
     from torch.autograd.profiler import record_function
     from torch.profiler import profile
 
@@ -105,10 +138,30 @@ def operators(work: Callable[[], object], calls: int, device: "torch.device") ->
             with record_function(PYTHON):
                 work()
         wait(device)
-    time = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    found = {event.key: (getattr(event, time) / 1e3 / calls, event.count / calls) for event in profiler.key_averages()}
-    # On a GPU most operators only call others: what has no device time of its own is left out.
-    return {name: (spent, count) for name, (spent, count) in found.items() if spent or device.type == "cpu"}
+    return own_times(profiler.key_averages(), calls, device)
+
+
+def own_times(events: Iterable[Any], calls: int, device: "torch.device") -> dict[str, tuple[float, float]]:
+    """What `operators` returns, from the profiler's averages.
+
+    A GPU's kernels are events beside those of the operators that started them, which have the same time once more.
+    """
+    from torch.autograd import DeviceType
+
+    if device.type == "cpu":
+        return {event.key: (event.self_cpu_time_total / 1e3 / calls, event.count / calls) for event in events}
+    found: dict[str, tuple[float, float]] = {}
+    for event in events:
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            name = event.key[:NAME]
+            spent, count = found.get(name, (0.0, 0.0))
+            found[name] = (spent + event.self_device_time_total / 1e3 / calls, count + event.count / calls)
+    return found
+
+
+def kind_of(kernel: str) -> str:
+    """The kind of a GPU's kernel, from its name."""
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, kernel, re.IGNORECASE)), "other")
 
 
 def trace(work: Callable[[], object], device: "torch.device", place: Path) -> None:

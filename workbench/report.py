@@ -9,7 +9,9 @@ from workbench.common.command_line import command
 
 @click.option("--study", metavar="NAME", help="The study to report on. Default: the newest.")
 @click.option("--notebook", "chosen", multiple=True, metavar="NAME", help="Only this notebook. Repeatable.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True, help="Folder of STUDY/."
+)
 @click.option(
     "-p", "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="A notebook's parameter. Repeatable."
 )

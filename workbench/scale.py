@@ -7,10 +7,15 @@ import click
 from workbench.common.command_line import command, default_workers, one_process
 
 
-@click.option("--trials", type=click.IntRange(50), default=500, show_default=True, help="Of the large study.")
+@click.option("--trials", type=click.IntRange(50), default=500, show_default=True, help="Trials of the large study.")
 @click.option("--alone", type=click.IntRange(10), default=50, show_default=True, help="Trials of one worker alone.")
-@click.option("--workers", type=click.IntRange(1), help="Of the large study. Default: the CPU's cores, at most 8.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/scale"), show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(1), help="Workers of the large study. Default: the CPU's cores, at most 8."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports/scale"), show_default=True,
+    help="Folder of what is written.",
+)  # fmt: skip
 def main(trials: int, alone: int, workers: int | None, out: Path) -> None:
     """Run many short trials by many workers, some by one, and say what they cost; writes OUT/scale.md and scale.json.
 

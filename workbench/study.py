@@ -1,6 +1,7 @@
 """`python -m workbench.study`: how a study stands, going on with it, its best model, putting it right."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -23,35 +24,55 @@ maybe_name_argument = click.argument("name", metavar="[NAME]", required=False)
 
 
 @maybe_name_argument
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def status(name: str | None, as_json: bool) -> None:
-    """Trials by state, the best, who works on it and how long it may take; without a name, all studies."""
+    """Show trials by state, the best, the workers and the time left.
+
+    Without a name, of all studies; then also studies are named whose runs are in MLflow and whose trials are lost.
+    """
     # Each command imports what it needs by itself, so that --help does not wait for torch, Optuna and MLflow.
+    from workbench.common.errors import Failure, UserError
     from workbench.common.paths import storage_url
     from workbench.common.secrets import hide_passwords
     from workbench.studies import storage
-    from workbench.studies.status import in_words, status_of
+    from workbench.studies.status import in_words, lost_studies, status_of
 
     url = storage_url()
     wanted = [study_name(name)] if name else storage.names(url)
-    statuses = [status_of(storage.require_study(each, url)) for each in wanted]
+    try:
+        statuses = [status_of(storage.require_study(each, url)) for each in wanted]
+    except UserError:
+        with suppress(Failure):  # where the tracking store does not answer, that there is no such study is all
+            if name and (lost := lost_studies(url, name)):
+                raise UserError(lost[0]) from None
+        raise
     if as_json:
         click.echo(json.dumps(statuses, indent=2))
         return
-    if not statuses:
-        none = storage.missing(url) or f"no study yet in {hide_passwords(url)}; run python -m workbench.sweep"
-        click.echo(f"{none[0].upper()}{none[1:]}.")
     for each in statuses:
         click.echo(in_words(each))
+    if name:
+        return
+    try:
+        lost = lost_studies(url)
+    except Failure as error:  # what is known has been said
+        click.echo(f"Whether other studies' runs are there is not known: {error}", err=True)
+        lost = []
+    if not statuses and not lost:
+        none = storage.missing(url) or f"no study yet in {hide_passwords(url)}; run python -m workbench.sweep"
+        lost = [f"{none}."]
+    for line in lost:
+        click.echo(f"{line[0].upper()}{line[1:]}")
 
 
 @name_argument
 @workers_option
 @click.option("--trials", type=click.IntRange(1), help="Finished trials in all, if it shall be another number now.")
 def resume(name: str, workers: int | None, trials: int | None) -> None:
-    """Go on with a study where it stands; its settings are kept with it, so no file is needed.
+    """Go on with a study where it stands.
 
-    Trials whose workers died go on from their snapshots. On a cluster, every machine may do this at once.
+    Its settings are kept with it, so no file is needed. Trials whose workers died go on from their snapshots. On a
+    cluster, every machine may do this at once.
     """
     one_process()
     from workbench.common.paths import storage_url
@@ -67,7 +88,7 @@ def resume(name: str, workers: int | None, trials: int | None) -> None:
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Empty or new folder for the model.")
 @click.option("--trial", type=click.IntRange(0), metavar="N", help="This trial. Default: the best by the objective.")
 def best(name: str, output: Path, trial: int | None) -> None:
-    """Put the model of a study's best trial into a folder that diffusers loads.
+    """Put the best trial's model into a folder that diffusers loads.
 
     It is trained again with the trial's settings and seed, which gives the same weights, and takes as long as the trial
     took. Stopped, the same command goes on. Runs of a study with `train.keep = true` have their weights in MLflow too.
@@ -102,13 +123,13 @@ def best(name: str, output: Path, trial: int | None) -> None:
 @maybe_name_argument
 @click.option("--dry-run", is_flag=True, help="Say what is wrong and change nothing.")
 def doctor(name: str | None, dry_run: bool) -> None:
-    """Find what killed machines left behind and put it right: in one study, or in all of them.
+    """Find what killed machines left behind and put it right.
 
-    Trials whose worker is gone are queued again; runs left RUNNING, or that say something else than their trials, end
-    as Optuna has it; runs whose trials this study database has lost are set aside under another name; metrics and files
-    that a tracking store which was away has not taken are delivered; a missing history is written anew from the
-    metrics; snapshots that nobody needs are removed. Living workers, and all that other studies made, are left alone.
-    Exit code 1 if something is left that cannot be mended.
+    In the study called NAME, or in all. Trials whose worker is gone are queued again; runs left RUNNING, or that say
+    something else than their trials, end as Optuna has it; runs whose trials this study database has lost are set aside
+    under another name; metrics and files that could not be delivered, since the tracking store was away, are delivered;
+    a missing history is written anew from the metrics; snapshots that nobody needs are removed. Living workers, and all
+    that other studies made, are left alone. Exit code 1 if something is left that cannot be mended.
     """
     from workbench.common.errors import Failure
     from workbench.common.paths import storage_url
@@ -137,11 +158,12 @@ def doctor(name: str | None, dry_run: bool) -> None:
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
 def relocate(old: str, new: str) -> None:
-    """Let artifacts, settings and snapshots follow a project folder that was moved or copied from OLD to NEW.
+    """Let the stores follow a project folder that was moved.
 
-    MLflow stores where artifacts lie as absolute paths. They are changed in the tracking store of this folder, as are
-    paths in the settings of its studies. Files are not moved: do that first. Addresses such as s3://BUCKET/x or
-    mlflow-artifacts:/ will do too. A copy becomes a project of its own; the original is left as it is.
+    Or copied, from OLD to NEW. MLflow stores where artifacts lie as absolute paths. They are
+    changed in the tracking store of this folder, as are paths in the settings of its studies. Files are not moved: do
+    that first. Addresses such as s3://BUCKET/x or mlflow-artifacts:/ will do too. A copy becomes a project of its own;
+    the original is left as it is.
 
     \b
     Example:
@@ -196,9 +218,10 @@ def _confirm(question: str, yes: bool) -> None:
 @name_argument
 @yes_option
 def delete(name: str, yes: bool) -> None:
-    """Delete a study: its trials and snapshots for good, its runs into MLflow's trash.
+    """Delete a study with its trials, snapshots and runs.
 
-    MLflow's runs can be brought back until `mlflow gc` empties the trash. Studies of that name in other study databases
+    Trials and snapshots are gone for good. Its runs go into MLflow's trash, out of which they can be brought back until
+    `mlflow gc` empties it. Studies of that name in other study databases
     are left alone, and so is NAME-tuning, a study of its own.
     """
     from workbench import tracking
@@ -220,7 +243,10 @@ def delete(name: str, yes: bool) -> None:
 @click.argument("new", metavar="NEW")
 @yes_option
 def rename(name: str, new: str, yes: bool) -> None:
-    """Give a study another name, in Optuna, in MLflow and among the snapshots; studies beside it follow."""
+    """Give a study another name.
+
+    It has that in Optuna, in MLflow and among the snapshots. Its studies of tuning, such as NAME-tuning, follow.
+    """
     from workbench import tracking
     from workbench.common.paths import storage_url
     from workbench.common.validation import checked_name
@@ -237,10 +263,11 @@ def rename(name: str, new: str, yes: bool) -> None:
 @click.argument("trial", type=click.IntRange(0))
 @yes_option
 def forget(name: str, trial: int, yes: bool) -> None:
-    """Let a trial no longer count: its result and snapshots are gone, its run goes into MLflow's trash.
+    """Let a trial no longer count, as if it had not been run.
 
-    All attempts at the trial go with it, and trials that copied its result. An arm is queued again, and `study resume`
-    runs it; of what the sampler chose, another trial takes the place.
+    Its result and snapshots are gone, its run goes into MLflow's trash. All attempts at the trial go with it, and
+    trials of the same settings that copied its result. `study resume` runs an arm again; for a trial whose settings the
+    sampler chose, it lets the sampler choose another.
     """
     from workbench import tracking
     from workbench.common.paths import storage_url

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.common.command_line import command, set_option, silence_transformers
+from workbench.common.command_line import command, device_option, set_option, silence_transformers
 from workbench.common.paths import shipped
 
 if TYPE_CHECKING:
@@ -35,9 +35,13 @@ PLANNED = ("sd15", "sdxl", "sd3", "flux1")  # whose text encoders `benchmarks.co
 )  # fmt: skip
 @click.option("--measure", is_flag=True, help="Train on this machine with random weights and data.")
 @click.option("--plan", "planned", is_flag=True, help="What a run on several GPUs takes, and what breaks first.")
-@click.option("--gpu", type=click.Choice(["H100", "A100"]), default="H100", show_default=True, help="Of the plan.")
-@click.option("--gpus", type=click.IntRange(1), default=8, show_default=True, help="Of the plan, in all.")
-@click.option("--gpus-a-machine", type=click.IntRange(1), default=8, show_default=True, help="Of the plan.")
+@click.option(
+    "--gpu", type=click.Choice(["H100", "A100"]), default="H100", show_default=True, help="Kind of GPU, for --plan."
+)
+@click.option("--gpus", type=click.IntRange(1), default=8, show_default=True, help="GPUs in all, for --plan.")
+@click.option(
+    "--gpus-a-machine", type=click.IntRange(1), default=8, show_default=True, help="GPUs in a machine, for --plan."
+)
 @click.option(
     "--network",
     type=click.FloatRange(0, min_open=True),
@@ -63,8 +67,11 @@ PLANNED = ("sd15", "sdxl", "sd3", "flux1")  # whose text encoders `benchmarks.co
 @click.option("--batch-size", type=click.IntRange(1), help="Pairs a forward pass. Default: the experiment file's.")
 @click.option("--compile", "compiled", is_flag=True, help="Measure with torch.compile.")
 @set_option
-@click.option("--device", default="auto", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/throughput"), show_default=True)
+@device_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports/throughput"), show_default=True,
+    help="Folder of what is written.",
+)  # fmt: skip
 def main(
     shapes: tuple[str, ...], variants: tuple[str, ...], utilisation: float, measure: bool, planned: bool,
     gpu: str, gpus: int, gpus_a_machine: int, network: float, disk: float, measured: Path | None, steps: int,
@@ -74,8 +81,8 @@ def main(
 
     Counts the FLOPs of a training step and prints GPU-hours at an assumed utilisation. With --measure it trains the
     shapes with random weights here and says what was reached: seconds a pair, peak memory, share of the machine's own
-    matrix rate, whether the logit is exactly 0 after a hard copy, and that all numbers stayed finite. What does not fit
-    is a line saying so, and is tried again with half the batch.
+    rate of matrix products, whether the loss's logit is exactly 0 once the reference is a copy of the policy, and that
+    all numbers stayed finite. What does not fit is a line saying so, and is tried again with half the batch.
 
     With --plan it says what a run takes on several GPUs: seconds a step, communication (ddp, or --set
     train.parallel=fsdp), memory, encoding, loading, storage, metrics, and which limit is reached first. The pairs of a

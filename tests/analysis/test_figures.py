@@ -47,6 +47,16 @@ def test_margin_is_drawn_times_half_beta_and_divergence_of_whoever_moves():
     assert all(line.get_linestyle() == ":" for line in right.lines[:2])
 
 
+def test_runs_that_measured_once_have_a_mark_and_their_range_in_fig_1b():
+    once = history().filter(pl.col("step") == 4).with_columns(
+        pl.col("validation/margin") * (1 + pl.col("run_id").str.ends_with("1").cast(pl.Float64))
+    )  # fmt: skip
+    left, _ = figures.margin_and_divergence(runs(), once, margin="validation/margin").axes
+    assert [line.get_marker() for line in left.lines] == ["o", "s"]
+    (span, *_), *_ = (bar.get_segments() for bar in left.collections)
+    assert span.tolist() == pytest.approx(np.array([[4, 0.6], [4, 1.2]]))
+
+
 def test_fig_1b_shows_the_smoothed_margin_of_training_batches_and_says_so():
     steps = pl.DataFrame({"step": range(1, 65), "rewards/margins": [0.001 * (1 + (-1) ** i) for i in range(64)]})
     noisy = pl.concat(

@@ -1,6 +1,7 @@
 """What the training step is measured against; no times are looked at."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,6 +102,40 @@ def test_profile_writes_a_table_and_a_trace(tmp_path):
     text = (tmp_path / "profile.md").read_text()
     assert "| **total** |" in text and "aten::_fused_adamw_ |" in text and profile.PYTHON in text
     assert (tmp_path / "trace.json").read_text().count("aten::")
+
+
+def test_kernels_of_a_gpu_count_once_and_have_a_kind():
+    """As torch's profiler returns them: an operator, its kernel of the same time, and a mark around both."""
+    from torch.autograd import DeviceType
+
+    def event(key, device_type, mark=False):
+        return SimpleNamespace(
+            key=key, device_type=device_type, is_user_annotation=mark, count=4, self_device_time_total=6000.0
+        )
+
+    events = [
+        event("aten::mm", DeviceType.CPU),
+        event("nvjet_sm90_tst_320x128", DeviceType.CUDA),
+        event(profile.PYTHON, DeviceType.CUDA, mark=True),
+    ]
+    assert profile.own_times(events, 2, torch.device("cuda")) == {"nvjet_sm90_tst_320x128": (3.0, 2.0)}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
+        ("void cudnn::engines_precompiled::nchwToNhwcKernel<__nv_bfloat16", "change of layout"),
+        ("sm90_xmma_wgrad_indexed_implicit_gemm_bf16bf16", "matrix product, convolution"),
+        ("void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<float>", "norm"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<", "optimizer, clipping"),
+        ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda(", "copy, cast"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::silu_kernel", "elementwise"),
+        ("void something_else", "other"),
+    ],
+)  # fmt: skip
+def test_kernels_have_their_kind(kernel, kind):
+    assert profile.kind_of(kernel) == kind
 
 
 def test_profile_knows_its_models(tmp_path):

@@ -1,7 +1,9 @@
 """What README and docs/ say exists, exists, and they form a site without broken links."""
 
+import inspect
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -83,19 +85,57 @@ def test_its_commands_exist(page):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def parsed(line: str) -> int:
+    """Let click read the workbench's commands of a line, and run none of them; how many there were."""
+    found = re.findall(r"(?:-m workbench\.|^workbench )(.+?)(?= && |$)", line)
+    for text in found:
+        name, *words = shlex.split(text, comments=True)
+        command = main.get_command(click.Context(main), name)
+        if isinstance(command, click.Group) and words[0] != "--help":
+            command = command.commands[words.pop(0)]
+        try:
+            with command.make_context(name, words):
+                pass
+        except click.exceptions.Exit as ended:  # of --help and --settings
+            assert ended.exit_code == 0, line
+        except click.ClickException as error:
+            pytest.fail(f"{line}: {error.format_message()}")
+    return len(found)
+
+
 @every_page
-def test_the_options_of_its_commands_exist(page):
+def test_its_commands_can_be_given_as_they_stand(page):
     for block in blocks(page.read_text(), "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            found = re.search(r"-m workbench\.([a-z_]+)([^#]*)", line)
-            if found:
-                command: click.Command | None = main.get_command(click.Context(main), found[1])
-                words = found[2].split()
-                if isinstance(command, click.Group):
-                    command = command.commands[words.pop(0)]
-                known = {option for parameter in command.params for option in parameter.opts}
-                options = {word for word in words if word.startswith("-")}
-                assert options <= known, f"{line.strip()}: {options - known}"
+            parsed(line.strip())
+
+
+def helped() -> list[tuple[str, click.Command]]:
+    """Every command, and those of `study`, by name."""
+    commands = [(name, main.get_command(click.Context(main), name)) for name in main.list_commands(click.Context(main))]
+    return [*commands, *((f"study {name}", each) for name, each in dict(commands)["study"].commands.items())]
+
+
+def test_the_examples_of_their_help_can_be_given_as_they_stand():
+    count = 0
+    for _, command in helped():
+        _, _, examples = inspect.cleandoc(command.help).partition("Example")
+        # A line that goes on is indented more; what stands in brackets is said of the example.
+        lines = re.sub(r"\n {3,}(?=\S)", " ", re.sub(r"^ {0,2}", "", examples, flags=re.MULTILINE))
+        count += sum(parsed(re.sub(r"\s+\(.*\)$", "", line)) for line in lines.splitlines())
+    assert count > 50
+
+
+def test_every_option_says_what_it_is_for():
+    for name, command in helped():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{name} {option.opts[0]}"
+
+
+def test_the_list_of_studys_commands_is_not_cut_short():
+    shown = CliRunner().invoke(main, ["study", "--help"], terminal_width=80).output
+    assert "..." not in shown.partition("Commands:")[2], shown
 
 
 def test_the_readme_is_short_and_every_page_is_linked_from_it():

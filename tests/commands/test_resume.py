@@ -1,6 +1,8 @@
 """`train --name NAME --resume`: a run that has ended stays as it is, or goes on to a later end."""
 
+import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -99,6 +101,34 @@ def test_a_model_that_cannot_be_written_is_called_as_the_person_calls_it(options
         assert done.returncode == 1
         assert f"Error: {name}: the trained model cannot be written (No space left on device)\n" in done.stderr
         shutil.rmtree(workplace / "trained")
+
+
+def test_a_run_in_a_folder_that_is_killed_while_its_model_is_saved_leaves_nothing_for_ever(
+    options, workplace, monkeypatch
+):
+    def begin_to_save(backend, policy, folder, whole):
+        (folder / "unet").mkdir(parents=True)
+        raise CutOffError
+
+    job = ("train", *options, "--no-tracking", "--name", "a", "--resume", "--output", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Backend, "save", begin_to_save)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process removes nothing
+        with pytest.raises(CutOffError):
+            invoke(*job)
+    assert [*(workplace / "run").glob("model.*.partial")]
+    again = invoke(*job)
+    assert again.returncode == 0, again.stderr
+    assert not [*(workplace / "run").rglob("*.partial")]
+    assert (workplace / "run" / "model" / "model_index.json").is_file()
+
+
+def test_two_runs_without_a_name_that_begin_in_one_second_have_two(options, workplace, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *_: "0814-101500")
+    for output in ("one", "two"):
+        assert invoke("train", *options, "--no-tracking", "--output", output).returncode == 0
+    names = [json.loads((workplace / output / "run.json").read_text())["name"] for output in ("one", "two")]
+    assert len({*names}) == 2 and all(re.fullmatch(r"train-0814-101500-[0-9a-f]{4}", name) for name in names), names
 
 
 def left(folder):

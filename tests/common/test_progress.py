@@ -1,10 +1,11 @@
 """Progress in a log file, and on a terminal."""
 
 import io
+import multiprocessing
 
 import pytest
 
-from workbench.common.progress import Progress
+from workbench.common.progress import Progress, drawn_by_worker
 
 
 class Terminal(io.StringIO):
@@ -54,3 +55,12 @@ def test_a_terminal_keeps_one_line_and_shows_a_new_phase_at_once(clock, monkeypa
     text = stepped(Terminal(), clock, monkeypatch)
     assert text.count("\n") <= 1 and "\r" in text
     assert all(f"evaluating {second} %" in text for second in range(40))
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_worker_process_draws_none_over_that_of_its_command(stream, clock, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: "the command")
+    assert stepped(stream(), clock, monkeypatch, disable=False) == ""
+    assert list(Progress(desc="verify", iterable=[1, 2])) == [1, 2]
+    with drawn_by_worker():  # while the command has none
+        assert "step" in stepped(stream(), clock, monkeypatch, disable=False)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from tests.support.commands import invoke
 from tests.support.helpers import overrides
-from tests.support.reward_models import save_clip
 from workbench.common.outputs import WRITTEN
 from workbench.evaluation import drawing, filling, reward_models, scorers
 from workbench.evaluation.drawing import Batch, Drawing, batches, encode, plan
@@ -24,11 +23,6 @@ from workbench.prefer import main
 PROMPTS = [str(p) for p in split()["train"][:3]]
 SAMPLED = ("--steps", 2, "--guidance", 1.5)
 OUT = ("--resolution", 32, "--out", "out", "--work", "work")
-
-
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory):
-    return save_clip(tmp_path_factory.mktemp("clip"))[0]
 
 
 @pytest.fixture
@@ -116,7 +110,7 @@ def test_draw_score_pair_and_train_two_steps(place):
         "model.path": "flux", "model.resolution": 32,
         "data.train": "out", "data.validation": "out", "data.prompts": "mine.txt",
         "data.scores": "clip", "objective.label": "soft", "train.steps": 2, "train.batch_size": 2, "lora.rank": 2,
-        "diagnostics.interval": 2, "diagnostics.probe": 2, "diagnostics.draws": 1, "diagnostics.batch_size": 2,
+        "diagnostics.interval": 2, "diagnostics.probe": 2, "diagnostics.draws": 1,
         "reference.interval": 2, "evaluation.seeds": 0, "evaluation.grid": 0,
     }  # fmt: skip
     done = invoke("train", *overrides(settings), "--no-tracking", "--output", "trained")

@@ -271,7 +271,15 @@ def test_a_study_database_that_was_removed_is_recognised_and_its_runs_set_aside(
     assert everything(client) == before
     shown = examined(client, dry_run=True)
     assert [finding.mended for finding in shown] == [False] and everything(client) == before
+    says = "tudy s: the tracking store has its runs, the study database does not have its trials; `python -m"
+    (folder / "optuna.db").unlink()  # which the refused start has made
+    all_studies, this_one = invoke("study", "status"), invoke("study", "status", "s")
+    assert all_studies.returncode == 0 and all_studies.stdout.startswith(f"S{says}")
+    assert this_one.returncode == 2 and this_one.stderr.startswith(f"Error: s{says}")
+    assert all_studies.stdout.count("\n") == this_one.stderr.count("\n") == 1
+    assert everything(client) == before and not (folder / "optuna.db").exists()
     (mended,) = examined(client)
+    assert "tudy s:" not in invoke("study", "status").stdout
     aside = mended.what.rpartition(" ")[2]
     assert mended.mended and len(tracking.load_runs(aside)) == 1
     _, study, again, parent = begun()

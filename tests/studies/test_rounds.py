@@ -23,7 +23,7 @@ from workbench.training.tables import Rounds
 QUICK = {
     "rounds.count": 2, "rounds.limit": 3, "rounds.images": 2, "rounds.steps": [2], "rounds.guidance": [1.5],
     "train.steps": 2, "train.lr": 1e-2, "train.batch_size": 2, "evaluation.grid": 0, "reference.policy": "frozen",
-    "diagnostics.probe": 3, "diagnostics.batch_size": 2,
+    "diagnostics.probe": 3,
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import pytest
 IMPORTS = [
     "tests.support.commands",
     "tests.support.forked",
+    "tests.support.unsynced",
     "accelerate",
     "alembic.command",
     "datasets",

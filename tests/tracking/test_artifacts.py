@@ -3,7 +3,9 @@
 import os
 import shutil
 import sqlite3
+import threading
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import mlflow
 import pytest
@@ -122,6 +124,37 @@ def test_whether_a_run_can_be_tracked_is_asked_without_making_a_store(workplace,
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace / 'nowhere' / 'x.db'}")
     with pytest.raises(Failure, match=r"x\.db: cannot be made, .*No such file"):
         artifacts.require_trackable()
+
+
+class Leaving(BaseHTTPRequestHandler):
+    """A tracking server that answers whoever connects to it, and nothing that is asked afterwards."""
+
+    def do_GET(self):
+        self.answer(200 if self.path == "/health" else 503)
+
+    def do_POST(self):
+        self.answer(200 if self.path.endswith("/experiments/search") else 503)
+
+    def answer(self, status):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_goes_away_before_the_training_is_one_line(workplace, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Leaving)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(preparation, "prepare", lambda config: pytest.fail("encodes pairs for hours"))
+    for command in (("train",), ("sweep", "--trials", 1)):
+        refused = invoke(*command)
+        assert refused.returncode == 1 and refused.stderr.count("\n") == 1, refused.stderr
+        assert refused.stderr.startswith("Error: the tracking store is away ("), refused.stderr
+    server.shutdown()
 
 
 def test_doctor_mends_nothing_of_a_copy_whose_artifacts_would_go_to_the_original(project, workplace, enter):

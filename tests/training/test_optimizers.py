@@ -13,7 +13,10 @@ from workbench.training.optimizers import OPTIMIZERS
 HOW = {"betas": (0.9, 0.99), "weight_decay": 0.01, "epsilon": 1e-8}
 
 
-@pytest.mark.parametrize(("name", "package"), [("adamw_8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("adamw_8bit", "bitsandbytes"), ("adamw_paged", "bitsandbytes"), ("prodigy", "prodigyopt")],
+)
 def test_a_missing_package_is_one_line_that_names_it(monkeypatch, name, package):
     for module in [one for one in sys.modules if one.partition(".")[0] == package]:
         monkeypatch.setitem(sys.modules, module, None)

@@ -1,5 +1,7 @@
 """A run kept in a folder of its own."""
 
+import json
+
 import pytest
 
 from workbench.common.errors import Failure
@@ -22,3 +24,17 @@ def test_a_checkpoint_that_is_kept_again_replaces_the_one_before(tmp_path):
     weights.mkdir()
     with pytest.raises(Failure, match="cannot be written"):
         run.artifact(weights, "file/below")
+
+
+def test_what_a_killed_process_has_left_is_removed_when_the_run_goes_on_and_nothing_else(tmp_path):
+    folder, left = tmp_path / "run", f"{'0' * 32}.partial"
+    RunFolder(folder, {"name": "r"}).log(1, {"a": 1.0})
+    saved = folder / f"model.{left}"
+    for unfinished in (saved, folder / f"{saved.name}.{'1' * 32}.partial", folder / "artifacts" / f"model.{left}"):
+        (unfinished / "unet").mkdir(parents=True)
+        (unfinished / f"weights.{left}").touch()
+    (folder / f"history.parquet.{left}").touch()
+    (folder / "film.mkv.partial").touch()
+    RunFolder(folder, {"name": "r"})
+    assert sorted(p.name for p in folder.rglob("*") if not p.is_dir()) == ["film.mkv.partial", "run.json"]
+    assert json.loads((folder / "run.json").read_text())["state"] == "running"

@@ -71,7 +71,9 @@ def _draw(axes: Axes, table: pl.DataFrame, arms: Sequence[str], dashes: str, wha
             marker=MARKERS[i % len(MARKERS)], markevery=sparse, ms=7, mec="white", mew=0.8,
             drawstyle="steps-post" if steps else "default",
         )  # fmt: skip
-        if part["runs"].max() > 1:  # type: ignore[operator]
+        if part["runs"].max() > 1 and count == 1:  # type: ignore[operator]
+            axes.vlines(x, part["low"], part["high"], color=colour, alpha=0.5)  # a band of one step has no width
+        elif part["runs"].max() > 1:  # type: ignore[operator]
             axes.fill_between(x, part["low"].to_numpy(), part["high"].to_numpy(), color=colour, alpha=0.13, lw=0,
                               step="post" if steps else None)  # fmt: skip
 

@@ -43,8 +43,8 @@ class Scores(NamedTuple):
     image_reward: float
 
 
-#: What the paper calls the five.
-SCORERS = ("PickScore", "HPSv2", "CLIP", "Aesthetic", "ImageReward")
+#: What the paper calls the five, in the order of `Scores`.
+SCORE_LABELS = ("PickScore", "HPSv2", "CLIP", "Aesthetic", "ImageReward")
 
 #: Table 1: win rate of ours against each method in per cent, mean over the five reward models, by prompt set.
 TABLE_1: dict[str, dict[str, float]] = {

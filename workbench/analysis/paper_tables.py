@@ -9,7 +9,7 @@ import polars as pl
 from workbench.analysis.intervals import ENOUGH, seed_interval
 from workbench.analysis.labels import labels
 from workbench.analysis.paired import gained, win_rates
-from workbench.analysis.paper import SCORERS, SOURCE, TABLE_1, TUNED, Scores
+from workbench.analysis.paper import SCORE_LABELS, SOURCE, TABLE_1, TUNED, Scores
 from workbench.analysis.tables import PROMPT_SETS, names, of_arms
 
 
@@ -115,7 +115,7 @@ def comparison(runs: pl.DataFrame, published: Mapping[str, Scores]) -> pl.DataFr
             text = _estimate_of(each, digits, signed="gain" in heading) if len(each) else "none"
             row[heading] = _bold(text, largest and means.get(arm) == best)
     for row, scores in zip(rows[1:], published.values(), strict=True):
-        row |= {f"{name} ({SOURCE})": f"{value:.2f}" for name, value in zip(SCORERS, scores, strict=True)}
+        row |= {f"{name} ({SOURCE})": f"{value:.2f}" for name, value in zip(SCORE_LABELS, scores, strict=True)}
     return pl.DataFrame(rows, infer_schema_length=None)
 
 

@@ -13,7 +13,7 @@ import polars as pl
 from workbench.analysis.intervals import ENOUGH, seed_interval
 from workbench.analysis.labels import labels, method
 from workbench.analysis.paper import LABELS
-from workbench.common.markdown import markdown_table
+from workbench.common.markdown import markdown_table, three_digits
 from workbench.tracking.overview import Overview
 from workbench.training.config import changed
 
@@ -127,15 +127,6 @@ def _baseline(arms: pl.DataFrame, best: str) -> str | None:
     return min(plain, key=lambda arm: sum(settings[arm][n] != settings[best][n] for n in names), default=None)
 
 
-def _short(setting: Any) -> str:
-    """A setting's value with three digits of a number that is no whole one; settings of several kinds come as text."""
-    try:
-        number = float(setting)
-    except (TypeError, ValueError):
-        return str(setting)
-    return f"{number:.3g}" if number % 1 else str(setting)
-
-
 def _by_seed(arms: pl.DataFrame, arm: str, metric: str) -> pl.DataFrame:
     """An arm's metric by training seed; runs of one seed count once, by their mean."""
     own = arms.filter(pl.col("arm") == arm)
@@ -159,7 +150,7 @@ def trial_table(runs: pl.DataFrame, objectives: Objectives, counts: Mapping[str,
     several = runs["seed"].n_unique() > 1 if "seed" in runs.columns else False
     lines = []
     for row in rows.head(MOST_ROWS).to_dicts():
-        chosen = [f"{name.split('.')[-1]}={_short(row[name])}" for name in varied if row[name] is not None]
+        chosen = [f"{name.split('.')[-1]}={three_digits(row[name])}" for name in varied if row[name] is not None]
         what = " ".join(chosen) if row["arm"] == "sampled" else called[row["arm"]]
         seed = f", seed {row['seed']}" if several and row["arm"] != "sampled" else ""
         why = f": {row['reason']}" if row["state"] == "pruned" and row.get("reason") else ""

@@ -6,8 +6,10 @@ forward 2 F and backward 4 F, reference forward 2 F), LoRA about 6 F, recomputed
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 
 from workbench.data.pairs import Batch
 from workbench.method.objectives import dpo
-from workbench.models import Backend, Shape, random_backend
+from workbench.models import Shape, random_backend
 from workbench.models.lora import lora_config
 from workbench.training.config import Config
 from workbench.training.loop import pair_errors
@@ -23,7 +25,8 @@ from workbench.training.loop import pair_errors
 #: Dense bf16 matrix rate by the makers' data sheets (SXM boards), FLOP/s.
 PEAKS = {"H100": 989e12, "A100": 312e12}
 #: Bytes of an optimizer's state for each trained weight; Adafactor's rows and columns are next to nothing.
-STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.0, "prodigy": 16.0}
+#: Those of paged AdamW may lie in the machine's memory.
+STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0, "adamw_paged": 8.0, "adafactor": 0.0, "prodigy": 16.0}
 
 
 @dataclass(frozen=True)
@@ -53,38 +56,62 @@ def count(shape: Shape, lora: int = 0) -> Cost:
     Args:
         lora: rank of the adapters; 0 = full fine-tune.
     """
-    backend = random_backend(shape, torch.device("meta"))
-    weights = sum(p.numel() for p in backend.denoiser().parameters())
-    (step, forward, trained), (recomputed, _, _) = (_step(backend, shape, lora, again) for again in (False, True))
-    return Cost(forward, step, recomputed, weights, trained)
-
-
-def _step(backend: Backend, shape: Shape, lora: int, checkpointing: bool) -> tuple[float, float, int]:
-    """FLOPs of a step on one pair, those of F, and the number of trained weights."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    backend = random_backend(shape, torch.device("meta"))
     policy: Any = backend.denoiser().requires_grad_(not lora)
     reference: Any = policy
+    weights = sum(p.numel() for p in policy.parameters())
     if lora:  # the same denoiser is the reference, with adapters of the same size
         # peft makes adapters on the default device, and this denoiser is on the meta device.
         with backend.device:
             policy.add_adapter(lora_config(policy, lora, lora, backend.LORA_TARGETS))
-    if checkpointing:
-        policy.enable_gradient_checkpointing()
+    again = _checkpoint(policy)
     place = backend.device
     x = torch.zeros(1, *backend.latent_shape, device=place)
     told = {name: torch.zeros(1, *size, device=place) for name, size in shape.condition.items()}
     t = torch.zeros(1, dtype=torch.int64, device=place)
     process = backend.process.to(place)
-    # Only the step has a backward pass, so only its counter needs the corrected formula.
-    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with FlopCounterMode(display=False) as one, torch.no_grad():
         backend.denoise(policy, x, t, told)
+    # Only the step has a backward pass, so only its counter needs the corrected formula.
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=formulas) as step, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # checkpointing finds no device of the name "meta"
         errors = pair_errors(backend.denoise, policy, reference, Batch(x, x, told), t, x, process)
         dpo(errors, torch.ones(1, device=place)).mean().backward()
-    return float(step.get_total_flops()), float(one.get_total_flops()), _trained(policy)
+    recomputed = step.get_total_flops()
+    return Cost(
+        float(one.get_total_flops()), float(recomputed - sum(again)), float(recomputed), weights, _trained(policy)
+    )
+
+
+def _checkpoint(policy: Any) -> list[int]:
+    """Turn on a denoiser's gradient checkpointing.
+
+    One step then says what both kinds of steps take: without checkpointing nothing is computed twice, and all else is
+    the same.
+
+    Returns:
+        The FLOPs of each part that a backward pass computes again, added to while it runs.
+    """
+    from torch.utils.checkpoint import checkpoint
+    from torch.utils.flop_counter import FlopCounterMode
+
+    again: list[int] = []
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        with FlopCounterMode(display=False) as counter:
+            try:
+                yield
+            finally:  # torch leaves a part by an exception, as soon as it has all activations that it wants
+                again.append(counter.get_total_flops())
+
+    policy.enable_gradient_checkpointing(
+        partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), counted()))
+    )
+    return again
 
 
 def _convolution_backward(grad_out: Any, x: Any, weight: Any, *args: Any, out_shape: Any = None, **options: Any) -> int:

@@ -4,6 +4,7 @@ The models, the optimizer and the loop are those of `training.build`; only weigh
 """
 
 import gc
+import itertools
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from workbench.models import Backend, Shape, random_backend
 from workbench.training.build import Training, build
 from workbench.training.config import Config, resolve
 from workbench.training.diagnostics import Probe
-from workbench.training.loop import as_floats, pair_errors
+from workbench.training.loop import StepRecord, as_floats, pair_errors
 
 WARM = 5  # steps that are not timed: kernels are chosen, memory is taken
 PAIRS = 64  # random pairs, used again and again
@@ -31,7 +32,8 @@ class Measured:
     """What one run showed; where it did not come to its end, `problem` says why and the rest is 0.
 
     Attributes:
-        seconds: median step, per pair.
+        seconds: of a step, per pair: the median of groups of steps between which the device is waited for, as a run
+            waits for it.
         memory: peak on the device, bytes; 0 on a CPU.
         steps: done, all of them finite.
         updates: of the reference among them.
@@ -74,7 +76,8 @@ def random_pairs(shape: Shape, backend: Backend, count: int = PAIRS) -> EncodedP
 def measure(settings: Mapping[str, Any], shape: Shape, *, steps: int, device: torch.device) -> Measured:
     """Train for some steps as an experiment's resolved settings say, and copy the policy into the reference.
 
-    The reference follows the policy every quarter of the way, whatever its divergence. Running out of memory or of
+    The reference follows the policy after one step more, whatever its divergence: so rarely does it move in a run of
+    a real model that its time, of a forward pass over the probe, is no part of a step's. Running out of memory or of
     finite numbers is a result too.
 
     Args:
@@ -83,8 +86,10 @@ def measure(settings: Mapping[str, Any], shape: Shape, *, steps: int, device: to
     """
     config = resolve(
         {name: value for name, value in settings.items() if not name.startswith(("reference.", "sweep."))}
-        | {"train.steps": WARM + steps, "train.accumulation": 1, "train.warmup": 0, "model.resolution": 0}
-        | {"reference.policy": "update", "reference.interval": max(1, steps // 4)}
+        | {"train.steps": WARM + steps + 1, "train.accumulation": 1, "train.warmup": 0, "model.resolution": 0}
+        # Its empty caption would have to be encoded, and there are no text encoders.
+        | {"data.caption_dropout": 0}
+        | {"reference.policy": "update", "reference.interval": WARM + steps + 1}
         | dict.fromkeys(("diagnostics.probe", "diagnostics.batch_size"), 2 * settings["train.batch_size"])
     )
     if device.type == "cuda":
@@ -127,16 +132,22 @@ def _measure(config: Config, shape: Shape, device: torch.device) -> Measured:
     size, process = config.train.batch_size, backend.process.to(device)
     pairs = random_pairs(shape, backend, max(PAIRS, size))
     training = build_on(config, backend, pairs)
-    times, last = [], []
-    for _ in range(config.train.steps):
-        times.append(seconds(lambda: last.append(next(training.records)), device))
-    as_floats(last[-1:])
+    done: list[StepRecord] = []
+
+    def take(count: int) -> None:
+        done.extend(itertools.islice(training.records, count))
+
+    take(WARM)
+    timed = config.train.steps - WARM - 1
+    # A device is given work ahead of time until a run looks at its numbers; waiting for every step would be slower.
+    groups = [min(training.check_every, timed - start) for start in range(0, timed, training.check_every)]
+    times = [seconds(lambda count=count: take(count), device) / count for count in groups]  # type: ignore[misc]
+    take(1)
+    as_floats(done[-1:])
     # Before the test of the logits, which takes memory of its own.
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     exact = _exact_zero(training, backend, pairs, process, device, size)
-    return Measured(
-        statistics.median(times[WARM:]) / size, memory, config.train.steps, training.reference.updates, exact
-    )
+    return Measured(statistics.median(times) / size, memory, config.train.steps, training.reference.updates, exact)
 
 
 def _exact_zero(
@@ -150,7 +161,8 @@ def _exact_zero(
     g = torch.Generator(device).manual_seed(1)
     with torch.no_grad():
         for parameter in training.policy.parameters():
-            scale = float(parameter.float().std(correction=0)) or 1.0
+            # So much that it shows in half precision: norms are about 1, and an adapter's second factor about 0.
+            scale = 1.0 if parameter.ndim < 2 else max(0.1, float(parameter.float().std(correction=0)))
             parameter.add_(torch.randn(parameter.shape, generator=g, device=device), alpha=0.01 * scale)
     batch = pairs.gather(torch.arange(size), device)
     t = torch.linspace(1, backend.timesteps - 1, size, device=device).long()

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from workbench.benchmarks.sandbox import EXPERIMENTS, databases, run_command
-from workbench.common.markdown import markdown_table
+from workbench.common.markdown import markdown_table, three_digits
 from workbench.common.outputs import output_file, require_own
 from workbench.common.processes import cores
 from workbench.studies.synthetic import TrialTimes, trial_times
@@ -47,7 +47,7 @@ def measure_scale(trials: int, alone: int, workers: int, out: Path) -> str:
         run_command("workbench.report", *report, folder=folder, environment=environment)
         measured["report_seconds"] = time.monotonic() - begin
     _write(out, measured)
-    table = markdown_table(("measured", "value"), [(k.replace("_", " "), _plain(v)) for k, v in measured.items()])
+    table = markdown_table(("measured", "value"), [(k.replace("_", " "), three_digits(v)) for k, v in measured.items()])
     with output_file(out / "scale.md") as path:
         path.write_text(table + "\n", encoding="utf-8")
     return table
@@ -110,7 +110,3 @@ def _sizes(folder: Path, trials: int) -> dict[str, float]:
         if size:
             sizes[f"{name}_kilobytes_a_trial"] = size / 1e3 / trials
     return sizes
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

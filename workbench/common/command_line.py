@@ -169,6 +169,9 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Override a setting by its dotted name, e.g. reference.interval=16. Repeatable.",
 )
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto = a GPU where there is one."
+)
 workers_option = click.option(
     "--workers", type=click.IntRange(1), help="Worker processes. Default: the CPU's cores, at most 8; 1 on a GPU."
 )

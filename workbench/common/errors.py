@@ -53,7 +53,8 @@ OUT_OF_MEMORY = (
     "out of memory. What to change, in this order: lower train.batch_size and raise train.accumulation by the same "
     "factor; lower diagnostics.batch_size and evaluation.batch_size (or --batch-size); train.checkpointing=true keeps "
     "fewer activations, model.dtype=bfloat16 halves them; train.optimizer=adamw_8bit or adafactor shrinks the "
-    "optimizer; lora.rank=8 trains adapters alone; train.parallel=fsdp shares the weights among GPUs"
+    "optimizer, adamw_paged moves it out; lora.rank=8 trains adapters alone; train.parallel=fsdp shares the weights "
+    "among GPUs"
 )
 
 

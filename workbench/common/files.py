@@ -23,11 +23,16 @@ def partial_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder as far as that works; nothing where nothing is."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_partial(path: Path) -> bool:

@@ -17,3 +17,15 @@ def _cell(value: Any) -> str:
 def two_digits(value: float) -> str:
     """A number with two significant digits; from 10 on, all digits before the point."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def three_digits(value: Any) -> str:
+    """A value with three significant digits if it is a number that is not whole; else all of it, without a ".0".
+
+    Text that reads as a number counts as one: the tracking store has settings of several kinds as text.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return f"{number:.3g}" if number % 1 else str(value).removesuffix(".0")

@@ -3,15 +3,34 @@
 A carriage return, by which a bar draws over itself, makes one endless line of a log.
 """
 
+import multiprocessing
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm import tqdm
 
+_WORKER_DRAWS = ContextVar("_WORKER_DRAWS", default=False)
+
+
+@contextmanager
+def drawn_by_worker() -> Iterator[None]:
+    """Inside, bars are drawn in a worker process too: the command that started it has none of its own yet."""
+    before = _WORKER_DRAWS.set(True)
+    try:
+        yield
+    finally:
+        _WORKER_DRAWS.reset(before)
+
 
 class Progress(tqdm):
     """A tqdm bar with a phase in its name.
+
+    A worker process draws none: the command that started it draws its own on the same terminal. Until it does,
+    `drawn_by_worker`.
 
     Args:
         desc: what goes on as a whole, such as a study's name; the phase follows it.
@@ -22,10 +41,13 @@ class Progress(tqdm):
         self.name, self._shown, self._is_log = desc, 0.0, not sys.stderr.isatty()
         if self._is_log:
             options = {"file": _Lines(), "ncols": 120} | options
-        super().__init__(desc=desc, **options)
+        is_worker = multiprocessing.parent_process() is not None and not _WORKER_DRAWS.get()
+        super().__init__(desc=desc, **options | {"disable": is_worker or options.get("disable", False)})
 
     def phase(self, text: str) -> None:
         """Say what goes on now; also to be called while nothing can be counted, so that the clock moves."""
+        if self.disable:  # tqdm has set up nothing then
+            return
         wanted = f"{self.name}: {text}"
         changed = self.desc.removesuffix(": ") != wanted  # tqdm keeps a colon at its end
         self.set_description(wanted, refresh=False)

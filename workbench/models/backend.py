@@ -25,6 +25,9 @@ from workbench.models.safe_loading import explained, load_network, require_finit
 
 #: What a denoiser is given beside x_t and t: text embeddings and the like, by name, each of shape (B, ...).
 Condition = Mapping[str, Tensor]
+#: Denoisers, by family and config, with shapes of latents and embeddings that `Backend.require_fit` found to be taken.
+#: An evaluation's models, and a study's, differ in their weights alone, and trying one takes a quarter of a second.
+SHAPES_TAKEN: set[tuple] = set()
 
 
 class Backend(FrozenParts):
@@ -92,6 +95,17 @@ class Backend(FrozenParts):
                 raise UserError(f"{trained}: its {self.DENOISER} has other layers than {self.checkpoint.name}'s")
         return (store_half(module, self.dtype) if half else module).to(device or self.device)
 
+    def compile(self, denoiser: Any) -> None:
+        """Let torch compile a denoiser, in place, at its first call.
+
+        Of a transformer the blocks, where diffusers names them: they are alike, so that one is compiled for all, in
+        seconds and not minutes. A U-Net has few blocks alike, and is compiled as a whole.
+        """
+        if self.DENOISER == "transformer" and getattr(denoiser, "_repeated_blocks", None):
+            denoiser.compile_repeated_blocks()
+        else:
+            denoiser.compile()
+
     def load_trained(self, folder: Path) -> nn.Module:
         """Load a denoiser that `save` wrote, frozen and in eval mode.
 
@@ -142,28 +156,26 @@ class Backend(FrozenParts):
     def require_fit(self, latents: Tensor, condition: Condition) -> None:
         """Check that the denoiser takes latents and embeddings of these shapes.
 
-        The denoiser runs on the meta device, which computes shapes and nothing else; each combination is tried once.
+        The denoiser runs on the meta device, which computes shapes and nothing else; each combination is tried once in
+        a process, since whether it is taken depends on the family and the denoiser's config alone.
 
         Raises:
             UserError: it does not take them.
         """
         shapes = (latents.shape, *sorted((name, x.shape) for name, x in condition.items()))
-        if shapes in self._shapes_tried:
-            return
         on_meta = {name: x.to("meta", torch.float32) for name, x in condition.items()}
         time = torch.zeros(len(latents), device="meta")
         try:
+            # Within the try: a config may say what no denoiser can be made from.
+            tried = (type(self), self._placeholder.to_json_string(), *shapes)  # type: ignore[operator]
+            if tried in SHAPES_TAKEN:
+                return
             # Without autocast, which the meta device does not have.
             self._predict(self._placeholder, latents.to("meta", torch.float32), time, on_meta)
         except (RuntimeError, ValueError, TypeError) as error:
             parts = f"its {self.DENOISER} does not take what its autoencoder and text encoders make"
             raise UserError(f"{self.checkpoint.name}: {parts} ({one_line(error)})") from None
-        self._shapes_tried.add(shapes)
-
-    @cached_property
-    def _shapes_tried(self) -> set[tuple]:
-        """Shapes of latents and embeddings that `require_fit` found to be taken."""
-        return set()
+        SHAPES_TAKEN.add(tried)
 
     @cached_property
     def _parts_fit(self) -> bool:

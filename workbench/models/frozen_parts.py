@@ -61,6 +61,10 @@ class FrozenParts(ABC):
 
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.folder = checkpoint.folder
+        if device.type == "cuda":
+            # On Hopper GPUs torch 2.11 to 2.13 prefer cuDNN's attention, whose backward pass returns NaN for some masks
+            # (pytorch issue 196678; trl issue 7181 is a DPO training that it broke). The others are FlashAttention's.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         # The parts come first: everything below reads their configs.
         self._require_parts()
         self._corrected = self._corrections()

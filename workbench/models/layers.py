@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 
 def prepare(denoiser: nn.Module) -> nn.Module:
-    """Make linear layers take contiguous inputs, and RMS norms fused kernels; in place, once or again after `adapt`.
+    """Make linear layers take contiguous inputs, and norms compute in their input's precision; in place.
+
+    May be called again, after `adapt` has added layers.
 
     Returns:
         The denoiser itself.
@@ -18,8 +20,8 @@ def prepare(denoiser: nn.Module) -> nn.Module:
         if isinstance(layer, nn.Linear) and _contiguous not in layer._forward_pre_hooks.values():
             layer.register_forward_pre_hook(_contiguous)
         # Not for subclasses, which have a forward of their own. A changed class keeps the parameters' names.
-        elif type(layer) is nn.RMSNorm:
-            layer.__class__ = _FusedRMSNorm
+        elif type(layer) in _NORMS:
+            layer.__class__ = _NORMS[type(layer)]
     return denoiser
 
 
@@ -32,8 +34,34 @@ def _contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, .
     return (inputs[0].contiguous(), *inputs[1:])
 
 
-class _FusedRMSNorm(nn.RMSNorm):
-    """An RMS norm that casts its weight to the precision of its input, as autocast does for linear layers.
+class _GroupNorm(nn.GroupNorm):
+    """A group norm that computes in its input's precision.
+
+    On a GPU autocast would run it in float32, and with it the cast before it and whatever follows up to the next
+    convolution, on tensors twice as large. The kernels sum in float32 either way; only weight and result are rounded.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The norm of x, (B, C, ...), in x's precision."""
+        if x.dtype == torch.float32:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return nn.functional.group_norm(x, self.num_groups, *_weights(self, x), self.eps)
+
+
+class _LayerNorm(nn.LayerNorm):
+    """A layer norm that computes in its input's precision, for the reasons of `_GroupNorm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The norm over the last axes, in x's precision."""
+        if x.dtype == torch.float32:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return nn.functional.layer_norm(x, self.normalized_shape, *_weights(self, x), self.eps)
+
+
+class _RMSNorm(nn.RMSNorm):
+    """An RMS norm that computes in its input's precision.
 
     Autocast leaves RMS norms alone, and where input and weight differ in precision torch falls back from one kernel to
     half a dozen in float32, each as large as the activations. FLUX normalizes queries and keys in every block.
@@ -45,11 +73,23 @@ class _FusedRMSNorm(nn.RMSNorm):
         return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
+_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.GroupNorm: _GroupNorm, nn.LayerNorm: _LayerNorm, nn.RMSNorm: _RMSNorm,
+}  # fmt: skip
+
+
+def _weights(norm: nn.GroupNorm | nn.LayerNorm, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias in the input's precision, as autocast casts those of linear layers; None where there is none."""
+    weight, bias = (None if p is None else p.to(x.dtype) for p in (norm.weight, norm.bias))
+    return weight, bias
+
+
 def store_half(denoiser: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast the weights of linear and convolution layers to a precision, in place; for models that are not trained.
 
-    These are the layers that autocast casts on every call. All others, norms above all, stay float32: a model stored in
-    half precision throughout differs from its float32 twin, and the logit after a hard copy would not be exactly 0.
+    These are the layers that autocast casts on every call. All others, such as norms and learned embeddings, stay
+    float32: a model stored in half precision throughout differs from its float32 twin where a layer computes in
+    float32, and the logit after a hard copy would not be exactly 0.
 
     Returns:
         The denoiser itself.

@@ -241,8 +241,7 @@ def _run_in(pool: WorkerPool, experiment: Experiment, name: str, workers: int, r
     require_places()
     require_writable(url)
     client = tracking.connect()
-    with delivery.require_reachable():
-        check_artifacts(client)  # before anything is trained that could not be kept
+    check_artifacts(client)  # before anything is trained that could not be kept
     complete = _complete_study(experiment, name, url, client)
     if complete is not None:
         tqdm.write(f"Study {name}: all {experiment.trials} trials are there.")

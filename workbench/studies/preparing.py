@@ -3,6 +3,7 @@
 import difflib
 
 from workbench.common.errors import UserError
+from workbench.common.progress import drawn_by_worker
 from workbench.studies.experiment import Experiment
 from workbench.training.measurements import metric_names
 from workbench.training.preparation import Preparations, require_sources
@@ -35,4 +36,5 @@ def prepare(experiment: Experiment, preparations: Preparations) -> None:
     Raises:
         UserError, Failure: as `training.preparation.prepare`, and where a run could not begin with these data.
     """
-    check_run(experiment.config, preparations(experiment.config, bar=True))
+    with drawn_by_worker():
+        check_run(experiment.config, preparations(experiment.config))

@@ -69,6 +69,28 @@ def _best(trial: FrozenTrial, objectives: Mapping[str, str]) -> dict[str, Any]:
     return {"trial": trial.number, "values": trial.values, "settings": label_of(trial), "win_rate_interval": interval}
 
 
+def lost_studies(url: str, name: str | None = None) -> list[str]:
+    """A line about each study whose runs are in the tracking store and whose trials are no longer in a study database.
+
+    Args:
+        url: of the study database, to which the studies belong.
+        name: ask for this study only.
+    Raises:
+        Failure: the tracking store does not answer.
+    """
+    # Imported here: MLflow takes seconds, which a study that is there need not wait for.
+    from workbench import tracking
+    from workbench.studies.doctor import Doctor
+    from workbench.tracking import delivery, store
+
+    if store.missing():
+        return []
+    with delivery.require_reachable():
+        found = [*Doctor(tracking.connect(), url, dry_run=True).lost_studies(name)]
+    aside = "sets the runs aside under another name, where reports find them"
+    return [f"study {each.what}; `python -m workbench.study doctor` {aside}" for each in found]
+
+
 def in_words(status: dict[str, Any]) -> str:
     """A study's status as text for a terminal.
 

@@ -1,12 +1,12 @@
 """Trials of a study: which count, in which state they are, and what they measured."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from workbench.common.markdown import markdown_table
+from workbench.common.markdown import markdown_table, three_digits
 from workbench.studies.records import TrialRecord
 from workbench.training.sections import Sweep
 
@@ -56,12 +56,8 @@ def state_of(trial: FrozenTrial) -> str:
 
 def label_of(trial: FrozenTrial) -> str:
     """What a trial is called in tables: its arm, or the values that the sampler chose."""
-    chosen = " ".join(f"{name.split('.')[-1]}={_short(value)}" for name, value in trial.params.items())
+    chosen = " ".join(f"{name.split('.')[-1]}={three_digits(value)}" for name, value in trial.params.items())
     return TrialRecord.of(trial).name or chosen
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def feasible(trial: FrozenTrial) -> bool:

@@ -18,6 +18,7 @@ from workbench.common.errors import Failure, UserError
 from workbench.common.files import require_writable
 from workbench.common.secrets import hide_passwords
 from workbench.tracking import tags
+from workbench.tracking.delivery import require_reachable
 from workbench.tracking.store import connect, database_path, experiment, missing, tracking_uri
 
 #: Tables of MLflow with artifact locations, and the column in each.
@@ -35,12 +36,13 @@ def local_path(uri: str) -> Path | None:
     return Path(unquote(address.path))
 
 
+@require_reachable()
 def check_artifacts(client: MlflowClient) -> None:
     """Make sure that new runs and their artifacts can be written, and that these belong to this tracking store.
 
     Raises:
-        Failure: the store cannot be written; or the place of artifacts cannot, or is another project folder's. The
-            message names the remedy.
+        Failure: the store has gone away since it was connected to, or cannot be written; or the place of artifacts
+            cannot, or is another project folder's. The message names the remedy.
     """
     if database := database_path():
         require_writable(database, "tracking store", "let this user write it, or name another with MLFLOW_TRACKING_URI")

@@ -258,7 +258,7 @@ def _models(config: Config, backend: Backend, probe: Probe) -> tuple[nn.Module, 
         denoisers[0].enable_gradient_checkpointing()
     if config.model.compile:
         for denoiser in denoisers:
-            denoiser.compile()
+            backend.compile(denoiser)
     return policy, reference
 
 

@@ -17,7 +17,7 @@ LOCATED = (
     "model.path", "model.vae", "model.policy", "model.reference", "data.train", "data.validation", "data.prompts",
     "rounds.prompts",
 )  # fmt: skip
-SCORERS = "rounds.scorers"  #: takes functions of the user's own too, as NAME=FUNCTION
+SCORERS_SETTING = "rounds.scorers"  #: takes functions of the user's own too, as NAME=FUNCTION
 
 
 def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _pinning_plugins(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             return {inner: with_digests(inner if inner in selectors else key, entry) for inner, entry in value.items()}
         if isinstance(value, list):
             return [with_digests(key, entry) for entry in value]
-        if key == SCORERS and isinstance(value, str):
+        if key == SCORERS_SETTING and isinstance(value, str):
             name, _, source = value.rpartition("=")
             own = plugins.OWN.fullmatch(source)
             return f"{name or own['function']}={plugins.pinned(source, folder, key)}" if own else value

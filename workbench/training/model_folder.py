@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.common.cache import digest
 from workbench.common.errors import Failure, UserError
-from workbench.common.files import holds_something, in_place, is_partial, noted, partial_file
+from workbench.common.files import holds_something, in_place, is_partial, noted, partial_file, remove
 from workbench.common.validation import writable_folder
 from workbench.training.config import Config, completed
 from workbench.training.snapshots import PLACED, is_definite
@@ -160,10 +160,7 @@ class ModelFolder:
         for left in filter(is_partial, self._real.parent.glob("*.partial")):
             # What was saved whole, and what was being saved, beside which a file shows what the umask says.
             if left.name in own or left.name.startswith(tuple(f"{name}." for name in own)):
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
+                remove(left)
 
     def place(self) -> None:
         """Move the model from beside into its folder; one that an earlier start has put there stays.

@@ -35,11 +35,31 @@ def adamw_8bit(
     Raises:
         UserError: bitsandbytes is not installed.
     """
+    kind = _of_bitsandbytes("AdamW8bit", "adamw_8bit")
+    return kind(parameters, lr=lr, betas=betas, eps=epsilon, weight_decay=weight_decay)
+
+
+def adamw_paged(
+    parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float, epsilon: float
+) -> Optimizer:
+    """AdamW whose float32 moments move to the machine's memory where the GPU's does not suffice (Dettmers et al. 2023).
+
+    By CUDA's unified memory, page by page: nothing is slower while all fits.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    kind = _of_bitsandbytes("PagedAdamW", "adamw_paged")
+    return kind(parameters, lr=lr, betas=betas, eps=epsilon, weight_decay=weight_decay)
+
+
+def _of_bitsandbytes(kind: str, name: str) -> Callable[..., Optimizer]:
+    """An optimizer of bitsandbytes; UserError, which names the setting's value, where it is not installed."""
     try:
-        from bitsandbytes.optim import AdamW8bit
+        import bitsandbytes.optim
     except ImportError:
-        raise UserError("train.optimizer = 'adamw_8bit': needs bitsandbytes (pip install bitsandbytes)") from None
-    return AdamW8bit(parameters, lr=lr, betas=betas, eps=epsilon, weight_decay=weight_decay)
+        raise UserError(f"train.optimizer = {name!r}: needs bitsandbytes (pip install bitsandbytes)") from None
+    return getattr(bitsandbytes.optim, kind)  # type: ignore[no-any-return]
 
 
 def adafactor(
@@ -83,6 +103,7 @@ def prodigy(
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": adamw,
     "adamw_8bit": adamw_8bit,
+    "adamw_paged": adamw_paged,
     "adafactor": adafactor,
     "prodigy": prodigy,
 }

@@ -52,11 +52,9 @@ class Prepared:
         return [self.train.digest, self.validation.digest, start]
 
 
-def prepare(config: Config, bar: bool | None = None) -> Prepared:
+def prepare(config: Config) -> Prepared:
     """Load, encode and measure what runs of these settings share. Their other sections play no part.
 
-    Args:
-        bar: whether to show how the drawing of samples goes on; None = except in a study's worker.
     Raises:
         UserError: a file, a checkpoint or a prompt is not what it should be.
         Failure: the hub does not answer, or the disk is full.
@@ -93,7 +91,7 @@ def prepare(config: Config, bar: bool | None = None) -> Prepared:
         device=backend.device,
         batch_size=settings.batch_size,
     )
-    sampling = prepare_sampling(captions, config.evaluation, backend, pretrained, bar)
+    sampling = prepare_sampling(captions, config.evaluation, backend, pretrained)
     return Prepared(backend, train, validation, probe, unseen, diagnostics, sampling)
 
 
@@ -122,15 +120,11 @@ class Preparations:
         self._keep = keep
         self._kept: dict[tuple, Prepared] = {}
 
-    def __call__(self, config: Config, bar: bool | None = None) -> Prepared:
-        """What runs of these settings share.
-
-        Args:
-            bar: as `prepare` takes it.
-        """
+    def __call__(self, config: Config) -> Prepared:
+        """What runs of these settings share."""
         # The sections that `prepare` reads; runs that differ in others alone share the result.
         key = config.model, config.data, config.diagnostics, config.evaluation
-        prepared = self._kept.pop(key, None) or prepare(config, bar)
+        prepared = self._kept.pop(key, None) or prepare(config)
         self._kept[key] = prepared  # the last one is the latest
         for oldest in list(self._kept)[: -self._keep]:
             del self._kept[oldest]

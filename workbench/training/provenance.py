@@ -14,7 +14,7 @@ from workbench.common.paths import checkout
 from workbench.common.version import __version__
 from workbench.models import HUB_ID
 from workbench.training.config import Config, default_config
-from workbench.training.experiment_file import LOCATED, SCORERS
+from workbench.training.experiment_file import LOCATED, SCORERS_SETTING
 from workbench.training.preparation import Prepared
 
 
@@ -61,7 +61,7 @@ def without_places(settings: Mapping[str, Any]) -> dict[str, Any]:
     A path says nothing elsewhere, but may tell a person's name. It is left out by its setting's name, since whether it
     is there says nothing of a path of another machine. `a/b` that is no folder here is taken for a hub id.
     """
-    places = {name: str(value) for name, value in settings.items() if name in (*LOCATED, SCORERS)}
+    places = {name: str(value) for name, value in settings.items() if name in (*LOCATED, SCORERS_SETTING)}
     kept = {name for name, value in places.items() if value in SHIPPED or (name in ON_HUB and _is_hub_id(value))}
     return {name: value for name, value in settings.items() if name not in places or name in kept}
 

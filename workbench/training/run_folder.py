@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from workbench.common.errors import Failure
-from workbench.common.files import in_place, noted, partial_file, replace_folder
+from workbench.common.files import in_place, is_partial, noted, partial_file, remove, replace_folder
 
 HISTORY, ABOUT = "history.parquet", "run.json"
 
@@ -29,6 +29,7 @@ class RunFolder:
 
     `history.parquet` is one wide table, a row a step and a column a metric, as tracked runs have it. It is written
     anew, whole, every `seconds` and when the run is closed, so that a run that is killed leaves its metrics up to then.
+    What such a run was about to write or to save is removed when its folder is opened again.
 
     Args:
         folder: made where it is missing.
@@ -39,6 +40,7 @@ class RunFolder:
         self.folder, self.about, self.seconds = folder, dict(about), seconds
         self._rows: dict[int, dict[str, float]] = {}
         self._written = time.monotonic()
+        self._clear()
         self._describe("running")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -85,6 +87,14 @@ class RunFolder:
         self._write_history()
         self._describe(state, reason)
         return True
+
+    def _clear(self) -> None:
+        """Remove the partial files and folders of a killed process: whoever opens a run's folder is the only one at it.
+
+        Also a trained model that was whole but not yet in its place: to come to the run's end again gives the same.
+        """
+        for left in filter(is_partial, [*self.folder.rglob("*.partial")]):
+            remove(left)
 
     def _describe(self, state: str, reason: str = "") -> None:
         """Write `run.json`: the run's state, why it ended so, and what it was made with."""

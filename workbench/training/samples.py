@@ -1,6 +1,5 @@
 """Images that a model draws for the test prompts, and how they compare with the pretrained model's."""
 
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -162,15 +161,11 @@ def plan(captions: list[str], seeds: int) -> tuple[list[str], list[int]]:
     return captions * seeds, [seed for seed in range(seeds) for _ in captions]
 
 
-def prepare_sampling(
-    captions: list[str], settings: Evaluation, backend: Backend, pretrained: nn.Module, bar: bool | None = None
-) -> Sampling:
+def prepare_sampling(captions: list[str], settings: Evaluation, backend: Backend, pretrained: nn.Module) -> Sampling:
     """Load what scores images, and draw the pretrained model's samples where the cache lacks them.
 
     Args:
         captions: as `read_captions` returns them.
-        bar: whether to show how the drawing goes on; None = except in a study's worker, since the command that started
-            it draws a bar of its own on the same terminal.
     """
     sampling = Sampling(backend, settings, captions)
     if not settings.seeds:
@@ -186,18 +181,16 @@ def prepare_sampling(
 
     # Once for all runs on this model and these prompts: drawing the baseline costs as much as evaluating a run.
     key = cache.digest("samples-1", backend.digest(*backend.parts), captions, settings.model_dump_json())
-    stored = cache.cached("samples", key, lambda: {"images": torch.from_numpy(_with_bar(sampling, pretrained, bar))})
+    stored = cache.cached("samples", key, lambda: {"images": torch.from_numpy(_with_bar(sampling, pretrained))})
     return Sampling(backend, settings, captions, score, stored["images"].numpy())
 
 
-def _with_bar(sampling: Sampling, pretrained: nn.Module, shown: bool | None = None) -> NDArray[np.uint8]:
+def _with_bar(sampling: Sampling, pretrained: nn.Module) -> NDArray[np.uint8]:
     """The pretrained model's images of the whole plan, drawn with a progress bar of this process's share."""
-    if shown is None:
-        shown = multiprocessing.parent_process() is None
     count = len(sampling.captions) * sampling.settings.seeds
     with Progress(
         total=count, desc="draw the pretrained model's samples", unit="image", leave=False,
-        disable=not (shown and distributed.is_main()),
+        disable=not distributed.is_main(),
     ) as bar:  # fmt: skip
         return sampling.draw_plan(pretrained, lambda share: bar.update(round(share * count) - bar.n))
 

@@ -162,8 +162,8 @@ class Train(Section):
     accumulation: Positive = Field(1, description="forward passes an optimizer step")
     lr: float = Field(3e-6, gt=0, description="learning rate after warm-up, as the optimizer sees it unless scale_lr")
     scale_lr: bool = Field(False, description="multiply lr by the pairs of an optimizer step, as public code does")
-    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "prodigy"] = Field(
-        "adamw", description="8 bit needs bitsandbytes; prodigy needs prodigyopt, and an lr near 1"
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_paged", "adafactor", "prodigy"] = Field(
+        "adamw", description="8 bit and paged need bitsandbytes; prodigy needs prodigyopt, and an lr near 1"
     )
     schedule: Schedule = Field(
         "warmup",
@@ -225,5 +225,7 @@ class Evaluation(Section):
 class SnapshotSection(Section):
     """What a run that is killed or stopped goes on from."""
 
-    interval: NotNegative = Field(32, description="steps between snapshots of the whole training state; 0 = none")
+    interval: NotNegative = Field(
+        32, description="steps between snapshots of the whole training state; 0 = only when a run is stopped"
+    )
     keep: Annotated[int, Field(ge=2)] = Field(2, description="newest snapshots kept: one may turn out damaged")
