@@ -101,7 +101,6 @@ if read -r shape rank pairs < <(slowest 2>/dev/null); then
         --dtype bfloat16 --no-trace --device "$DEVICE" --out "$OUT/profile"
 fi
 measure "$PART-lora-compiled" 90 "$PART" lora "$LARGE_STEPS" --compile
-measure "$SMALL-full-compiled" 300 "$SMALL" full "$STEPS" --compile # kernels for the whole U-Net, twice: minutes
 train small-default 60 "$(dirname "$0")/default.toml"
 # Few pairs, many steps: whether all numbers stay finite, not how fast it is.
 measure "$SMALL-full-many" 90 "$SMALL" full "$MANY_STEPS" --batch-size 2
@@ -111,6 +110,8 @@ measure "$SMALL-lora-kept" 60 "$SMALL" lora "$STEPS" --set train.checkpointing=f
 measure "$LARGE-full-many" 200 "$LARGE" full "$MANY_STEPS" --batch-size 1
 train small-arm 60 "$(dirname "$0")/claims.toml" --set timesteps.density=discounted \
     --set reward_scale.shape=inverse_sqrt_snr
+# Last, since it takes minutes: kernels are made for the whole U-Net, of the policy and of the reference.
+measure "$SMALL-full-compiled" 600 "$SMALL" full "$STEPS" --compile
 
 summary
 cat "$OUT/summary.md"

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     import torch
 
 PYTHON = "Python between operators"
-NAME = 100  # letters of a kernel's name that are kept; templates make it longer
+NAME = 100  # letters of a kernel's name that are printed; templates make it longer
 #: Kinds of a GPU's kernels, by what their names contain; the first that fits, so that the general ones come last.
 KINDS = {
+    "optimizer, clipping": "multi_tensor|adam|lpnorm|NormTwoOps",
     "attention": "flash|fmha|sdpa|attention",
     "change of layout": "nchwToNhwc|nhwcToNchw|transpose",
     "matrix product, convolution": "gemm|gemv|conv|xmma|cutlass|nvjet|wgrad|dgrad|splitK",
     "norm": "norm|RowwiseMoments|GammaBeta|ComputeInternalGrad|ComputeFused",
-    "optimizer, clipping": "multi_tensor|adam",
+    "concatenation": "CatArray",
     "copy, cast": "copy|memcpy|memset|fill",
-    "fused by torch.compile": "triton",
     "sum, mean": "reduce",
-    "elementwise": "elementwise|CatArray",
+    "elementwise": "elementwise",
 }
 
 
@@ -96,7 +96,7 @@ def main(
     none = (0.0, 0.0)
     both = {name: (*ours.get(name, none), *least.get(name, none)) for name in ours | least}
     ordered = sorted(both.items(), key=lambda item: item[1][2] - item[1][0])
-    table = [row(name, a, b, f"{m:g}", f"{n:g}") for name, (a, m, b, n) in ordered]
+    table = [row(name[:NAME], a, b, f"{m:g}", f"{n:g}") for name, (a, m, b, n) in ordered]
     total = row("**total**", sum(a for a, _ in ours.values()), sum(b for b, _ in least.values()), None, None)
     head = ["operator", "step, ms", "floor, ms", "difference, ms", "calls a step", "calls a floor"]
     variant = f"LoRA {rank}" if rank else "full"
@@ -104,7 +104,7 @@ def main(
         f"{model}, {variant}, {pairs} pairs, {dtype}, {place.type}: a step takes {step:.1f} ms, its floor "
         f"{floor:.1f} ms ({step / floor:.3f} x), without the profiler\n"
     )
-    kinds = "" if place.type == "cpu" else f"{_by_kind(ours, least)}\n\n"
+    kinds = "" if place.type != "cuda" else f"{_by_kind(ours, least)}\n\n"
     with output_file(out / "profile.md") as path:
         path.write_text(f"{title}\n{kinds}{markdown_table(head, [total, *table])}\n", encoding="utf-8")
     click.echo(f"{title}\n{kinds}{markdown_table(head, [total, *table[:rows]])}\n")
@@ -148,15 +148,13 @@ def own_times(events: Iterable[Any], calls: int, device: "torch.device") -> dict
     """
     from torch.autograd import DeviceType
 
-    if device.type == "cpu":
+    if device.type != "cuda":
         return {event.key: (event.self_cpu_time_total / 1e3 / calls, event.count / calls) for event in events}
-    found: dict[str, tuple[float, float]] = {}
-    for event in events:
-        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
-            name = event.key[:NAME]
-            spent, count = found.get(name, (0.0, 0.0))
-            found[name] = (spent + event.self_device_time_total / 1e3 / calls, count + event.count / calls)
-    return found
+    return {
+        event.key: (event.self_device_time_total / 1e3 / calls, event.count / calls)
+        for event in events
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    }
 
 
 def kind_of(kernel: str) -> str:

@@ -131,6 +131,13 @@ def test_kernels_of_a_gpu_count_once_and_have_a_kind():
         ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<", "optimizer, clipping"),
         ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda(", "copy, cast"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::silu_kernel", "elementwise"),
+        (
+            "void at::native::elementwise_kernel<128, 4, at::native::gpu_kernel_impl_nocast<"
+            "at::native::direct_copy_kernel_cuda(at::TensorIteratorBase&)::{lambda()#3}",
+            "copy, cast",
+        ),
+        ("void at::native::lpnorm_cleanup<float, (at::native::NormType)1, float>", "optimizer, clipping"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy_vectorized<", "concatenation"),
         ("void something_else", "other"),
     ],
 )  # fmt: skip

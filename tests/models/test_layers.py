@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.models import normalization
 from torch import nn
 
 from workbench.models.layers import prepare
@@ -11,6 +12,8 @@ NORMS = {
     "layer": lambda: nn.LayerNorm(8),
     "layer without weights": lambda: nn.LayerNorm(8, elementwise_affine=False),
     "RMS": lambda: nn.RMSNorm(8, eps=1e-6),
+    "diffusers' RMS": lambda: normalization.RMSNorm(8, eps=1e-6),
+    "diffusers' RMS with a bias": lambda: normalization.RMSNorm(8, eps=1e-6, bias=True),
 }
 
 
@@ -34,6 +37,25 @@ def x():
 def test_a_norm_in_float32_is_the_plain_one_to_the_bit(kind, x):
     ours, plain = _norm(kind)
     assert torch.equal(ours(x), plain(x))
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_norm_of_half_precision_is_one_kernel_that_autocast_does_not_see(kind, x, monkeypatch):
+    """A GPU's autocast would cast its input to float32; the CPU's leaves norms alone, and cannot show it."""
+    seen = []
+    for name in ("group_norm", "layer_norm", "rms_norm"):
+        real = getattr(nn.functional, name)
+
+        def norm(x, shape, weight=None, *rest, _real=real):
+            seen.append((torch.is_autocast_enabled("cpu"), x.dtype, None if weight is None else weight.dtype))
+            return _real(x, shape, weight, *rest)
+
+        monkeypatch.setattr(nn.functional, name, norm)
+    ours, _ = _norm(kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours(x.bfloat16())
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [(False, torch.bfloat16, None if kind == "layer without weights" else torch.bfloat16)]
 
 
 @pytest.mark.parametrize("kind", NORMS)

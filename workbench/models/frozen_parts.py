@@ -33,7 +33,7 @@ class FrozenParts(ABC):
 
     Args:
         checkpoint: the folder, opened by `checkpoints.fetch`.
-        device: where everything runs.
+        device: where everything runs. On a CUDA device cuDNN's attention is switched off, for the whole process.
         dtype: precision of forward passes, by autocast; trained weights, errors and the autoencoder stay float32.
         resolution: edge of the square images in pixels; 0 = the model's own.
     Raises:
@@ -63,7 +63,7 @@ class FrozenParts(ABC):
         self.folder = checkpoint.folder
         if device.type == "cuda":
             # On Hopper GPUs torch 2.11 to 2.13 prefer cuDNN's attention, whose backward pass returns NaN for some masks
-            # (pytorch issue 196678; trl issue 7181 is a DPO training that it broke). The others are FlashAttention's.
+            # (pytorch issue 196678; trl issue 7181 is a DPO training that it broke).
             torch.backends.cuda.enable_cudnn_sdp(False)
         # The parts come first: everything below reads their configs.
         self._require_parts()
@@ -284,4 +284,6 @@ class FrozenParts(ABC):
         files = [f for _, f in sorted(found, key=lambda each: (each[0], each[1].relative_to(places[each[0]]).parts))]
         # Part of the digest, so that samples which were drawn without the correction are not taken from the cache.
         corrected = "".join(f"-{k}={v}" for k, v in self._corrected.items()) if "scheduler" in parts else ""
-        return f"{self.dtype}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}{corrected}"
+        # How a denoiser computes in half precision has changed: its norms were float32 on a GPU.
+        computed = "-norms" if self.DENOISER in parts and self.dtype != torch.float32 else ""
+        return f"{self.dtype}{computed}-{self.checkpoint.variant}-{self.resolution}-{digest_of(files)}{corrected}"
