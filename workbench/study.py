@@ -28,7 +28,8 @@ maybe_name_argument = click.argument("name", metavar="[NAME]", required=False)
 def status(name: str | None, as_json: bool) -> None:
     """Show trials by state, the best, the workers and the time left.
 
-    Without a name, of all studies; then also studies are named whose runs are in MLflow and whose trials are lost.
+    Without a NAME it shows all studies. A study whose runs are in MLflow and whose trials are lost is then named in a
+    line of its own; with --json that line goes to standard error.
     """
     # Each command imports what it needs by itself, so that --help does not wait for torch, Optuna and MLflow.
     from workbench.common.errors import Failure, UserError
@@ -48,9 +49,9 @@ def status(name: str | None, as_json: bool) -> None:
         raise
     if as_json:
         click.echo(json.dumps(statuses, indent=2))
-        return
-    for each in statuses:
-        click.echo(in_words(each))
+    else:
+        for each in statuses:
+            click.echo(in_words(each))
     if name:
         return
     try:
@@ -58,11 +59,11 @@ def status(name: str | None, as_json: bool) -> None:
     except Failure as error:  # what is known has been said
         click.echo(f"Whether other studies' runs are there is not known: {error}", err=True)
         lost = []
-    if not statuses and not lost:
+    if not statuses and not lost and not as_json:  # for programs an empty list says it
         none = storage.missing(url) or f"no study yet in {hide_passwords(url)}; run python -m workbench.sweep"
         lost = [f"{none}."]
     for line in lost:
-        click.echo(f"{line[0].upper()}{line[1:]}")
+        click.echo(f"{line[0].upper()}{line[1:]}", err=as_json)
 
 
 @name_argument
