@@ -91,8 +91,9 @@ def resume(name: str, workers: int | None, trials: int | None) -> None:
 def best(name: str, output: Path, trial: int | None) -> None:
     """Put the best trial's model into a folder that diffusers loads.
 
-    It is trained again with the trial's settings and seed, which gives the same weights, and takes as long as the trial
-    took. Stopped, the same command goes on. Runs of a study with `train.keep = true` have their weights in MLflow too.
+    The model is trained again with the trial's settings and seed, which gives the same weights, and takes as long as
+    the trial took. Stopped, the same command goes on. Runs of a study with `train.keep = true` have their weights in
+    MLflow too.
 
     \b
     Example:
@@ -161,10 +162,10 @@ def doctor(name: str | None, dry_run: bool) -> None:
 def relocate(old: str, new: str) -> None:
     """Let the stores follow a project folder that was moved.
 
-    Or copied, from OLD to NEW. MLflow stores where artifacts lie as absolute paths. They are
-    changed in the tracking store of this folder, as are paths in the settings of its studies. Files are not moved: do
-    that first. Addresses such as s3://BUCKET/x or mlflow-artifacts:/ will do too. A copy becomes a project of its own;
-    the original is left as it is.
+    The folder may also have been copied. OLD and NEW are its places before and after; addresses such as s3://BUCKET/x
+    or mlflow-artifacts:/ will do too. MLflow stores where artifacts lie as absolute paths. They are changed in the
+    tracking store of this folder, as are paths in the settings of its studies. Files are not moved: do that first. A
+    copy becomes a project of its own; the original is left as it is.
 
     \b
     Example:
@@ -222,8 +223,8 @@ def delete(name: str, yes: bool) -> None:
     """Delete a study with its trials, snapshots and runs.
 
     Trials and snapshots are gone for good. Its runs go into MLflow's trash, out of which they can be brought back until
-    `mlflow gc` empties it. Studies of that name in other study databases
-    are left alone, and so is NAME-tuning, a study of its own.
+    `mlflow gc` empties it. Studies of that name in other study databases are left alone, and so is NAME-tuning, a study
+    of its own.
     """
     from workbench import tracking
     from workbench.common.paths import storage_place, storage_url
@@ -246,7 +247,8 @@ def delete(name: str, yes: bool) -> None:
 def rename(name: str, new: str, yes: bool) -> None:
     """Give a study another name.
 
-    It has that in Optuna, in MLflow and among the snapshots. Its studies of tuning, such as NAME-tuning, follow.
+    The study is renamed in Optuna, in MLflow and among the snapshots. Studies in which its arms were tuned, such as
+    NAME-tuning, are renamed with it.
     """
     from workbench import tracking
     from workbench.common.paths import storage_url
