@@ -28,7 +28,8 @@ maybe_name_argument = click.argument("name", metavar="[NAME]", required=False)
 def status(name: str | None, as_json: bool) -> None:
     """Show trials by state, the best, the workers and the time left.
 
-    Without a name, of all studies; then also studies are named whose runs are in MLflow and whose trials are lost.
+    Without a NAME it shows all studies. A study whose runs are in MLflow and whose trials are lost is then named in a
+    line of its own; with --json that line goes to standard error.
     """
     # Each command imports what it needs by itself, so that --help does not wait for torch, Optuna and MLflow.
     from workbench.common.errors import Failure, UserError
@@ -48,9 +49,9 @@ def status(name: str | None, as_json: bool) -> None:
         raise
     if as_json:
         click.echo(json.dumps(statuses, indent=2))
-        return
-    for each in statuses:
-        click.echo(in_words(each))
+    else:
+        for each in statuses:
+            click.echo(in_words(each))
     if name:
         return
     try:
@@ -58,11 +59,11 @@ def status(name: str | None, as_json: bool) -> None:
     except Failure as error:  # what is known has been said
         click.echo(f"Whether other studies' runs are there is not known: {error}", err=True)
         lost = []
-    if not statuses and not lost:
+    if not statuses and not lost and not as_json:  # for programs an empty list says it
         none = storage.missing(url) or f"no study yet in {hide_passwords(url)}; run python -m workbench.sweep"
         lost = [f"{none}."]
     for line in lost:
-        click.echo(f"{line[0].upper()}{line[1:]}")
+        click.echo(f"{line[0].upper()}{line[1:]}", err=as_json)
 
 
 @name_argument
@@ -90,8 +91,9 @@ def resume(name: str, workers: int | None, trials: int | None) -> None:
 def best(name: str, output: Path, trial: int | None) -> None:
     """Put the best trial's model into a folder that diffusers loads.
 
-    It is trained again with the trial's settings and seed, which gives the same weights, and takes as long as the trial
-    took. Stopped, the same command goes on. Runs of a study with `train.keep = true` have their weights in MLflow too.
+    The model is trained again with the trial's settings and seed, which gives the same weights, and takes as long as
+    the trial took. Stopped, the same command goes on. Runs of a study with `train.keep = true` have their weights in
+    MLflow too.
 
     \b
     Example:
@@ -160,10 +162,10 @@ def doctor(name: str | None, dry_run: bool) -> None:
 def relocate(old: str, new: str) -> None:
     """Let the stores follow a project folder that was moved.
 
-    Or copied, from OLD to NEW. MLflow stores where artifacts lie as absolute paths. They are
-    changed in the tracking store of this folder, as are paths in the settings of its studies. Files are not moved: do
-    that first. Addresses such as s3://BUCKET/x or mlflow-artifacts:/ will do too. A copy becomes a project of its own;
-    the original is left as it is.
+    The folder may also have been copied. OLD and NEW are its places before and after; addresses such as s3://BUCKET/x
+    or mlflow-artifacts:/ will do too. MLflow stores where artifacts lie as absolute paths. They are changed in the
+    tracking store of this folder, as are paths in the settings of its studies. Files are not moved: do that first. A
+    copy becomes a project of its own; the original is left as it is.
 
     \b
     Example:
@@ -221,8 +223,8 @@ def delete(name: str, yes: bool) -> None:
     """Delete a study with its trials, snapshots and runs.
 
     Trials and snapshots are gone for good. Its runs go into MLflow's trash, out of which they can be brought back until
-    `mlflow gc` empties it. Studies of that name in other study databases
-    are left alone, and so is NAME-tuning, a study of its own.
+    `mlflow gc` empties it. Studies of that name in other study databases are left alone, and so is NAME-tuning, a study
+    of its own.
     """
     from workbench import tracking
     from workbench.common.paths import storage_place, storage_url
@@ -245,7 +247,8 @@ def delete(name: str, yes: bool) -> None:
 def rename(name: str, new: str, yes: bool) -> None:
     """Give a study another name.
 
-    It has that in Optuna, in MLflow and among the snapshots. Its studies of tuning, such as NAME-tuning, follow.
+    The study is renamed in Optuna, in MLflow and among the snapshots. Studies in which its arms were tuned, such as
+    NAME-tuning, are renamed with it.
     """
     from workbench import tracking
     from workbench.common.paths import storage_url

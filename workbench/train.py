@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @experiment_argument
 @click.option("--study", metavar="NAME", help="Put the run into this study; default: it stands alone.")
-@click.option("--name", metavar="NAME", help="The run's name. Default: the file's, the time and four random digits.")
+@click.option(
+    "--name", metavar="NAME", help="The run's name. Default: the file's, the time, and eight random letters and digits."
+)
 @click.option("--resume", is_flag=True, help="Go on from the last snapshot of the run called --name, if there is one.")
 @click.option("--output", type=click.Path(path_type=Path), help="Save the trained model here, as a diffusers folder.")
 @click.option(
@@ -85,8 +87,9 @@ def main(
     paths.require_places()
     # On several processes only runs with a name have snapshots: each would call itself by its own time.
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", experiment.stem)[:60] if experiment else "train"
-    # The random end tells runs apart that begin in the same second, also on different machines.
-    label = name or f"{stem}-{time.strftime('%m%d-%H%M%S')}-{uuid4().hex[:4]}"
+    # The random end tells runs apart that begin in the same second, as those of a job array do on its machines. Four
+    # digits of it would be the same for two of a hundred runs in 7 % of such arrays.
+    label = name or f"{stem}-{time.strftime('%m%d-%H%M%S')}-{uuid4().hex[:8]}"
     snapshots = None
     if name or distributed.world() == 1:
         snapshots = Snapshots(paths.state_path("runs", label), config.snapshots.interval, config.snapshots.keep)

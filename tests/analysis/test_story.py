@@ -81,6 +81,14 @@ def test_the_table_has_pruned_trials_last_with_their_reason():
     assert "pruned: does not keep up" in lines[6] and "2.1" not in lines[4]
 
 
+def test_text_in_which_python_would_write_a_number_is_shortened_and_names_are_not():
+    values = ["3.456789e-06", "16.0", "1234567", "2024.10", "1_000.5", "1e400", "dpo"]
+    runs = study(sampled=[0.0] * len(values)).with_columns(pl.Series("train.lr", values))
+    lines = story.trial_table(runs, REWARD, {}).splitlines()[4:]
+    shown = [line.split("|")[2].strip().removeprefix("lr=") for line in lines]
+    assert shown == ["3.46e-06", "16", "1234567", "2024.10", "1_000.5", "1e400", "dpo"]
+
+
 def test_settings_are_those_that_all_trials_share_and_no_default_has():
     runs = study(frozen=[0.0], other=[1.0]).with_columns(
         pl.lit("4").alias("train.batch_size"),

@@ -86,7 +86,7 @@ OUTSIDE_AND_LATER = (
 )
 
 #: What `train` says of its work before it meets the mistake.
-PROGRESS = re.compile(r"train-\d{4}-\d{6}-[0-9a-f]{4}: preparing: |encode pairs: ")
+PROGRESS = re.compile(r"train-\d{4}-\d{6}-[0-9a-f]{8}: preparing: |encode pairs: ")
 #: Runs commands as `python -m` does, in one interpreter, since each would import for seconds; prints their exit codes.
 ONE_AFTER_THE_OTHER = """
 import json, runpy, sys

@@ -1,6 +1,7 @@
 """What README and docs/ say exists, exists, and they form a site without broken links."""
 
 import inspect
+import itertools
 import os
 import re
 import shlex
@@ -131,6 +132,15 @@ def test_every_option_says_what_it_is_for():
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help, f"{name} {option.opts[0]}"
+
+
+def test_each_paragraph_of_their_help_begins_a_thought_and_fills_its_lines():
+    for name, command in helped():
+        for lines in (part.splitlines() for part in inspect.cleandoc(command.help).split("\n\n")):
+            assert lines[0].split()[:1] not in (["Or"], ["And"], ["It"]), f"{name}: {lines[0]}"
+            for line, following in itertools.pairwise([] if lines[0] == "\b" else lines):
+                # Of 116 columns; a word may be kept with the one after it.
+                assert len(line) + len(following.split()[0]) > 100, f"{name}: {line}"
 
 
 def test_the_list_of_studys_commands_is_not_cut_short():

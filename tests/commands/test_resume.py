@@ -128,7 +128,7 @@ def test_two_runs_without_a_name_that_begin_in_one_second_have_two(options, work
     for output in ("one", "two"):
         assert invoke("train", *options, "--no-tracking", "--output", output).returncode == 0
     names = [json.loads((workplace / output / "run.json").read_text())["name"] for output in ("one", "two")]
-    assert len({*names}) == 2 and all(re.fullmatch(r"train-0814-101500-[0-9a-f]{4}", name) for name in names), names
+    assert len({*names}) == 2 and all(re.fullmatch(r"train-0814-101500-[0-9a-f]{8}", name) for name in names), names
 
 
 def left(folder):

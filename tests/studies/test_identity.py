@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from contextlib import ExitStack
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -287,6 +288,20 @@ def test_a_study_database_that_was_removed_is_recognised_and_its_runs_set_aside(
     assert len(tracking.load_runs("s")) == 1 and len(tracking.load_runs(aside)) == 1
     (folder / "kept.db").replace(folder / "optuna.db")  # and it is found after all
     assert begun()[2] == own and len(tracking.load_runs("s")) == 1
+
+
+def test_lost_checks_are_not_taken_for_their_study_and_json_leaves_lost_studies_to_standard_error(person):
+    folder = person("ada")
+    client, _, own, parent = begun()
+    study_runs.open_study(client, replace(own, name="s-checks"), "")
+    client.delete_run(parent)
+    (folder / "optuna.db").unlink()
+    asked = invoke("study", "status", "s")
+    assert asked.returncode == 2 and asked.stderr.startswith("Error: study 's': "), asked.stderr
+    assert invoke("study", "status", "s-checks").stderr.startswith("Error: study s-checks: the tracking store has its")
+    listed = invoke("study", "status", "--json")
+    assert listed.returncode == 0 and listed.stdout == "[]\n"
+    assert listed.stderr.startswith("Study s-checks: the tracking store has its") and listed.stderr.count("\n") == 1
 
 
 def test_an_older_copy_of_the_study_database_does_not_count_runs_twice(person):

@@ -13,7 +13,7 @@ from workbench.studies import results, search
 from workbench.studies.experiment import Experiment
 from workbench.studies.search import best_table
 from workbench.studies.space import constrain, outcome
-from workbench.studies.trials import feasible, line_of, summary, summary_metrics
+from workbench.studies.trials import feasible, label_of, line_of, summary, summary_metrics
 from workbench.training.config import resolve
 
 BOUND = {"sweep.constraints": {"divergence/policy": 0.02}}
@@ -204,6 +204,13 @@ def test_one_objective_has_its_interval_and_the_best_first():
 def test_a_trials_line_has_all_its_values_and_says_what_is_beyond():
     line = line_of(study(BOTH | BOUND, [trial(5.0, 0.05, beyond=0.03, arm="ours")]).trials[0])
     assert "5.0000 0.0500" in line and line.endswith("ours  beyond a constraint")
+
+
+def test_a_label_shortens_numbers_and_leaves_names_whole():
+    chosen = {"train.lr": 3.456789e-06, "train.batch": 16, "data.version": "2024.10", "a.b": "1_000.5", "a.c": "1e400"}
+    choices = {name: optuna.distributions.CategoricalDistribution([value]) for name, value in chosen.items()}
+    made = optuna.trial.create_trial(value=0.0, params=chosen, distributions=choices)
+    assert label_of(made) == "lr=3.46e-06 batch=16 version=2024.10 b=1_000.5 c=1e400"
 
 
 # --- as data -------------------------------------------------------------------------------------------------

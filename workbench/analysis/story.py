@@ -5,6 +5,7 @@ is the t interval over training seeds of `intervals`. One seed has no interval, 
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -150,7 +151,7 @@ def trial_table(runs: pl.DataFrame, objectives: Objectives, counts: Mapping[str,
     several = runs["seed"].n_unique() > 1 if "seed" in runs.columns else False
     lines = []
     for row in rows.head(MOST_ROWS).to_dicts():
-        chosen = [f"{name.split('.')[-1]}={three_digits(row[name])}" for name in varied if row[name] is not None]
+        chosen = [f"{name.split('.')[-1]}={_shortened(row[name])}" for name in varied if row[name] is not None]
         what = " ".join(chosen) if row["arm"] == "sampled" else called[row["arm"]]
         seed = f", seed {row['seed']}" if several and row["arm"] != "sampled" else ""
         why = f": {row['reason']}" if row["state"] == "pruned" and row.get("reason") else ""
@@ -164,6 +165,18 @@ def trial_table(runs: pl.DataFrame, objectives: Objectives, counts: Mapping[str,
     cut = f" Shown are the first {MOST_ROWS}." if len(runs) > MOST_ROWS else ""
     head = f"{parts}; the best first, by {_words(next(iter(objectives)))}.{cut}" if objectives else f"{parts}.{cut}"
     return f"{head}\n\n{markdown_table(('trial', 'arm, or what was chosen', *metrics, 'state'), lines)}"
+
+
+def _shortened(value: Any) -> str:
+    """A setting of a run with three digits if it is a number that is not whole.
+
+    The tracking store has all settings as text. Text in which Python would write a number counts as one, and no other:
+    "2024.10" and "1_000.5" are names.
+    """
+    with suppress(ValueError):
+        if isinstance(value, str) and str(float(value)) == value:
+            return three_digits(float(value))
+    return three_digits(value)
 
 
 def made_with(runs: pl.DataFrame, about: Overview, study: str, now: datetime) -> str:

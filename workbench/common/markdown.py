@@ -20,12 +20,10 @@ def two_digits(value: float) -> str:
 
 
 def three_digits(value: Any) -> str:
-    """A value with three significant digits if it is a number that is not whole; else all of it, without a ".0".
+    """A number with three significant digits if it is not whole, else all of it without a ".0"; other values whole.
 
-    Text that reads as a number counts as one: the tracking store has settings of several kinds as text.
+    Text is no number, whatever it reads like: "2024.10" may be what somebody calls a version.
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
+    if not isinstance(value, float):
         return str(value)
-    return f"{number:.3g}" if number % 1 else str(value).removesuffix(".0")
+    return f"{value:.3g}" if value % 1 else str(value).removesuffix(".0")

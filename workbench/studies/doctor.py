@@ -101,11 +101,12 @@ class Doctor:
         for what in reconcile.close_dead_runs(self.client, dry_run=self.dry_run):
             yield Finding(what, not self.dry_run)
 
-    def lost_studies(self, name: str | None = None) -> Iterator[Finding]:
+    def lost_studies(self, name: str | None = None, *, with_checks: bool = True) -> Iterator[Finding]:
         """Studies whose trials this study database had, and has no longer; their runs are set aside.
 
         Args:
             name: look at this one only.
+            with_checks: and at that of its checks, NAME-checks.
         """
         if self.client is None:
             return
@@ -115,7 +116,7 @@ class Doctor:
                 tokens = {record.token for record in own_studies(open_storage(self.url)).values()}
         for parent in study_runs.parents_in(self.client, storage_place(self.url)):
             study, token = parent.data.tags[tags.STUDY], parent.data.tags.get(tags.TOKEN)
-            wanted = name is None or study in (name, f"{name}-checks")
+            wanted = name is None or study == name or (with_checks and study == f"{name}-checks")
             if token is None or token in tokens or not wanted:  # without a token it never had trials
                 continue
             what = f"{study}: the tracking store has its runs, the study database does not have its trials"

@@ -74,7 +74,7 @@ def lost_studies(url: str, name: str | None = None) -> list[str]:
 
     Args:
         url: of the study database, to which the studies belong.
-        name: ask for this study only.
+        name: ask for the study of this very name only.
     Raises:
         Failure: the tracking store does not answer.
     """
@@ -86,7 +86,8 @@ def lost_studies(url: str, name: str | None = None) -> list[str]:
     if store.missing():
         return []
     with delivery.require_reachable():
-        found = [*Doctor(tracking.connect(), url, dry_run=True).lost_studies(name)]
+        # Whoever asks for a study is not helped by a line about another, be it that of its checks.
+        found = [*Doctor(tracking.connect(), url, dry_run=True).lost_studies(name, with_checks=False)]
     aside = "sets the runs aside under another name, where reports find them"
     return [f"study {each.what}; `python -m workbench.study doctor` {aside}" for each in found]
 

@@ -1,6 +1,7 @@
 """A run kept in a folder of its own, where there is no tracking store: metrics as parquet, pictures, tables."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -11,9 +12,14 @@ from typing import Any
 import numpy as np
 
 from workbench.common.errors import Failure
-from workbench.common.files import in_place, is_partial, noted, partial_file, remove, replace_folder
+from workbench.common.files import in_place, noted, partial_file, remove, replace_folder
 
 HISTORY, ABOUT = "history.parquet", "run.json"
+#: Partial files and folders of what `RunFolder` writes, by their path in its folder: the history, the model, run.json
+#: and tables, pictures, artifacts. A second random end has what is written by way of a file beside a partial one.
+OWN_PARTIAL = re.compile(
+    r"(history\.parquet|model|[^/]+\.(json|png)|[^/]+/\d{6,}\.png|artifacts/.+)(\.[0-9a-f]{32}\.partial)+"
+)
 
 
 def run_in(folder: Path) -> str | None:
@@ -34,6 +40,8 @@ class RunFolder:
     Args:
         folder: made where it is missing.
         about: settings and versions, written as `run.json` at once.
+    Raises:
+        Failure: the folder cannot be written, or something that a killed run has left there cannot be removed.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], seconds: float = 60.0):
@@ -89,12 +97,20 @@ class RunFolder:
         return True
 
     def _clear(self) -> None:
-        """Remove the partial files and folders of a killed process: whoever opens a run's folder is the only one at it.
+        """Remove what a killed process has left of this run: whoever opens a run's folder is the only one at it.
 
         Also a trained model that was whole but not yet in its place: to come to the run's end again gives the same.
+
+        Raises:
+            Failure: a file cannot be removed.
         """
-        for left in filter(is_partial, [*self.folder.rglob("*.partial")]):
-            remove(left)
+        # Not every partial below: another run may save its model into this folder, and keeps it beside its place whole.
+        for left in [*self.folder.rglob("*.partial")]:
+            if OWN_PARTIAL.fullmatch(left.relative_to(self.folder).as_posix()):
+                try:
+                    remove(left)
+                except OSError as error:
+                    raise Failure(f"{left}: cannot be removed ({error.strerror})") from None
 
     def _describe(self, state: str, reason: str = "") -> None:
         """Write `run.json`: the run's state, why it ended so, and what it was made with."""
