@@ -1,5 +1,6 @@
 """`python -m workbench.sweep`: run or resume a study."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -65,11 +66,11 @@ def main(
 
     declared = Experiment.resolve(merge(read(path), extra))
     workers = 0 if init else workers or default_workers(declared.config.model.device)
-    # Workers start as soon as all settings are known to be right, and import beside this process. The search that
-    # tunes a study's arms starts its own.
-    at_once = 0 if declared.declared_sweep.tuning.factors else workers
+    # Workers start as soon as all settings are known to be right, and import beside this process. Not where a search
+    # tunes the arms first: each of its rounds has workers of its own, and the study's settings follow from it.
+    tuned = bool(declared.declared_sweep.tuning.factors)
     try:
-        with WorkerPool(declared, at_once) as pool:
+        with nullcontext() if tuned else WorkerPool(declared, workers) as pool:
             from workbench.studies import lifecycle
 
             lifecycle.run_study(declared, name, workers, pool)

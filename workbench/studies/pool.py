@@ -22,7 +22,7 @@ from tqdm import tqdm
 from workbench.common.command_line import print_uncaught, quiet, silence_transformers
 from workbench.common.errors import Failure, UserError, memory_explained
 from workbench.common.paths import places_explained
-from workbench.common.signals import stop_on_signals
+from workbench.common.signals import held, stop_on_signals
 from workbench.common.streams import make_sturdy
 from workbench.studies.experiment import Experiment
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 #: What the worker that prepares reports on its way: no mistake was found in the settings, and all is prepared.
 CHECKED, PREPARED = "checked", "prepared"
 MOST_DEATHS = 5  #: workers that may die one after the other, without a step in between, before the command gives up
+AGAIN = 5.0  #: seconds after which a worker that prepares, and does not end, is told to stop once more
 #: Signals that a terminal sends to the command and its workers alike, and that the command alone reacts to.
 _PARENTS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 
@@ -163,17 +164,20 @@ def _ended_cleanly(seconds: float = 1.0) -> Iterator[None]:
     parent, done = multiprocessing.parent_process(), threading.Event()
 
     def watch() -> None:
-        while not done.wait(seconds):
+        pause = seconds
+        while not done.wait(pause):
             if parent is not None and not parent.is_alive():
                 os.kill(os.getpid(), signal.SIGTERM)
-                return
+                pause = AGAIN  # Python loses an exception that is raised while it removes an object
 
-    threading.Thread(target=watch, name="parent", daemon=True).start()
+    watching = threading.Thread(target=watch, name="parent", daemon=True)
     before = signal.signal(signal.SIGTERM, _interrupt)
+    watching.start()
     try:
         yield
     finally:
         done.set()
+        watching.join()  # before the signal has its old meaning again, which is to end at once
         signal.signal(signal.SIGTERM, before)
 
 
@@ -194,6 +198,7 @@ class WorkerPool:
         self.assignment: Assignment | None = None
         self.started = self.deaths = 0
         self.workers: dict[Connection, Any] = {}
+        self._dismissed: list[Any] = []
         self._preparing: Connection | None = None
         self._reached: set[str] = set()
         # A forked worker could not use a GPU that this process has used, and inherits locks that its threads hold.
@@ -219,33 +224,42 @@ class WorkerPool:
         prepares = self._preparing is None
         here, there = self._context.Pipe()
         process = self._context.Process(target=work, args=(self.experiment, self.started, prepares, there))
-        # The worker inherits that they are ignored, so that they reach the parent alone even while it starts.
-        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _PARENTS}
-        process.start()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        # The worker inherits that they are ignored, so that they reach the parent alone even while it starts. No signal
+        # may come between its start and the line by which it is known here: nobody would end it.
+        with held("SIGTERM"):
+            handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _PARENTS}
+            try:
+                process.start()
+                self.workers[here] = process
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
         # The worker has a copy. As long as one is open here, reading does not end when the worker dies.
         there.close()
         self.started += 1
-        self.workers[here] = process
         if prepares:
             self._preparing = here
         if self.assignment is not None:
             self._assign(here)
 
     def wait_until(self, reached: str) -> None:
-        """Wait until the worker that prepares has reported CHECKED or PREPARED; one that dies is replaced.
+        """Wait until the worker that prepares has reported CHECKED or PREPARED; one that is killed is replaced.
 
         Raises:
-            UserError, Failure: it has found something wrong, or worker after worker died.
+            UserError, Failure: it has found something wrong or has failed, or worker after worker was killed.
         """
         while reached not in self._reached:
+            assert self.workers, "no worker prepares"
             for event in self.events():
                 if event.kind in (CHECKED, PREPARED):
                     self._reached.add(event.kind)
                 elif event.kind in ("UserError", "Failure"):
                     raise error_of(event)
                 elif event.kind == "exited" and event.worker is self._preparing:
+                    if event.value > 0:  # another one would meet the same
+                        raise Failure("preparing failed, for the reason above")
+                    if event.value == 0:
+                        raise Failure("the worker that prepared was told to stop; the same command goes on")
                     self._preparing = None
                     self.replace_dead(event.value)
 
@@ -264,13 +278,15 @@ class WorkerPool:
     def assign(self, assignment: Assignment, workers: int) -> None:
         """Let as many workers work on a study as are wanted now; more of them are started, or those that wait end."""
         self.assignment = assignment
-        waiting = [*self.workers]
+        # The one that has prepared first, since it has everything at hand.
+        waiting = sorted(self.workers, key=lambda worker: worker is not self._preparing)
         for worker in waiting[:workers]:
             self._assign(worker)
         for worker in waiting[workers:]:
-            # Without a word of it: the worker reads that there is nothing, and ends.
+            process = self.workers.pop(worker)
             worker.close()
-            self.workers.pop(worker)
+            process.terminate()  # it may still import, beside those that work
+            self._dismissed.append(process)
         for _ in range(workers - len(waiting)):
             self.start()
 
@@ -301,10 +317,22 @@ class WorkerPool:
         for process in self.workers.values():
             process.terminate()
         for process in self.workers.values():
+            if self.assignment is None:
+                self._join_preparing(process)
             process.join()
+
+    def _join_preparing(self, process: Any) -> None:
+        """Wait for a worker that has no study, and repeat the signal where it does not end; say so at first."""
+        process.join(AGAIN / 2)
+        if process.exitcode is None:
+            tqdm.write("Stopping: a worker ends what it prepares (again: at once) ...")
+        while process.exitcode is None:
+            # What the first raised may be lost, in a callback of Python's. To one that has a study a second means more.
+            process.terminate()
+            process.join(AGAIN)
 
     def kill(self) -> None:
         """Kill the workers that are left."""
-        for process in self.workers.values():
+        for process in (*self.workers.values(), *self._dismissed):
             process.kill()
             process.join()

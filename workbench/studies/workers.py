@@ -26,7 +26,7 @@ from workbench.studies.trials import counts, line_of
 from workbench.tracking import delivery
 
 if TYPE_CHECKING:
-    # Not at run time: they import torch, which the command that only supervises does without.
+    # Not at run time: they import diffusers, which the command that only supervises does without.
     from workbench.studies.attempt import Attempt
     from workbench.training.preparation import Preparations
 
