@@ -9,7 +9,7 @@
 # keeps what it has when it runs out of time. Results: reports/gpu/, a folder a step, and summary.md over all.
 #
 # Variables, to try the script where there is no GPU (all steps on the tiny shape):
-#   PYTHON=python DEVICE=cpu SMALL=tiny LARGE=tiny PART=tiny STEPS=4 LARGE_STEPS=4 MANY_STEPS=8 TRAIN_OPTIONS="--set train.steps=2" OUT=reports/gpu
+#   PYTHON=python DEVICE=cpu SMALL=tiny LARGE=tiny PART=tiny STEPS=4 LARGE_STEPS=4 MANY_STEPS=8 PATIENCE=10 TRAIN_OPTIONS="--set train.steps=2" OUT=reports/gpu
 set -uo pipefail                        # no -e: one step's failure does not end the others
 
 BUDGET=${1:-570}
@@ -22,6 +22,7 @@ PART=${PART:-flux1-part}                # 1024 px; FLUX.1 with fewer layers: sca
 STEPS=${STEPS:-32}
 LARGE_STEPS=${LARGE_STEPS:-16}
 MANY_STEPS=${MANY_STEPS:-200}
+PATIENCE=${PATIENCE:-1}                 # times each step's limit
 TRAIN_OPTIONS=${TRAIN_OPTIONS:-}
 OUT=${OUT:-reports/gpu}
 mkdir -p "$OUT"
@@ -29,7 +30,7 @@ OUT=$(cd "$OUT" && pwd)
 
 FAILED=0
 step() {                                # step NAME LIMIT COMMAND...: its output kept in NAME.log
-    local name=$1 limit=$2 left=$((BUDGET - SECONDS)) code=0 begin=$SECONDS
+    local name=$1 limit=$(($2 * PATIENCE)) left=$((BUDGET - SECONDS)) code=0 begin=$SECONDS
     shift 2
     if [ "$left" -lt 10 ]; then
         echo "$name: not run, no time left" | tee -a "$OUT/steps.txt"

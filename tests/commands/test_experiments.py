@@ -141,12 +141,13 @@ def test_the_gpu_script_runs_all_its_steps_on_a_cpu(tmp_path):
         "STEPS": "4",
         "LARGE_STEPS": "4",
         "MANY_STEPS": "8",
+        "PATIENCE": "10",
     }
     settings |= {"TRAIN_OPTIONS": "--set train.steps=2 --set evaluation.seeds=0 --set evaluation.grid=0"}
     done = subprocess.run(
-        ["bash", ROOT / "experiments" / "gpu.sh", "1000"],
+        ["bash", ROOT / "experiments" / "gpu.sh", "2000"],
         cwd=tmp_path, env=os.environ | settings | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=1000,
+        capture_output=True, text=True, timeout=2000,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     summary = (tmp_path / "reports" / "gpu" / "summary.md").read_text()
