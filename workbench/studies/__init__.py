@@ -3,8 +3,3 @@
 The only package that imports Optuna. It tracks every attempt through `tracking` and trains by `training`; an attempt
 ends in a fixed order, so that a kill at any moment leaves nothing lost and nothing doubled.
 """
-
-import optuna
-
-# Here, before anything uses it: each study, also one in memory that only checks a sampler, would be a line of its log.
-optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from optuna import Trial, create_study, distributions, pruners, samplers
+from optuna import Trial, create_study, distributions, logging, pruners, samplers
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial
 
 from workbench.common.errors import UserError
 from workbench.training.config import CHOICES, Config, known_names, resolve
 from workbench.training.sections import Sweep
+
+# As `storage` does: a worker uses this module first, and each study that only checks a sampler would be a line.
+logging.set_verbosity(logging.ERROR)
 
 DISTRIBUTIONS = ("CategoricalDistribution", "IntDistribution", "FloatDistribution")
 

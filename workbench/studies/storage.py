@@ -28,6 +28,7 @@ from workbench.common.validation import whole_number
 from workbench.studies.records import StudyRecord
 from workbench.training.sections import Direction
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 PATIENCE = 600.0  #: seconds to wait for a database that was reachable before
 
 
