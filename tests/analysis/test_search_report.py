@@ -23,7 +23,7 @@ frozen = { "reference.policy" = "frozen" }
 
 
 @pytest.fixture
-def experiment(tiny, workplace, forked_workers):
+def experiment(tiny, workplace):
     path = workplace / "tiny.toml"
     path.write_text(as_toml(tiny) + SWEEP)
     return path

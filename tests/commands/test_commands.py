@@ -90,7 +90,7 @@ def check_report(workplace, *figures):
     assert {f"figures/{name}.png" for name in figures} <= attached
 
 
-def test_sweep_and_report(experiment, workplace, forked_workers):
+def test_sweep_and_report(experiment, workplace):
     done = invoke("sweep", experiment, "--study", "s", "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert "| 0 |" in done.stdout and "python -m workbench.report --study s" in done.stdout
@@ -223,7 +223,7 @@ def check_that_nothing_is_lost(workplace):
 @pytest.mark.parametrize(
     "stop", [pytest.param("ctrl-c", marks=pytest.mark.slow), pytest.param("sigterm", marks=pytest.mark.slow)]
 )
-def test_a_stopped_sweep_ends_cleanly_and_the_same_command_goes_on(experiment, workplace, stop, forked_workers):
+def test_a_stopped_sweep_ends_cleanly_and_the_same_command_goes_on(experiment, workplace, stop):
     process = start_sweep(experiment, workplace, workers=2 if stop == "sigterm" else 1, background=stop == "sigterm")
     if stop == "ctrl-c":  # a terminal signals the whole group
         os.killpg(process.pid, signal.SIGINT)
@@ -242,7 +242,7 @@ def test_a_stopped_sweep_ends_cleanly_and_the_same_command_goes_on(experiment, w
 
 
 @pytest.mark.slow  # in every run: workers killed at every moment of a trial, in test_survival.py
-def test_a_sweep_killed_outright_goes_on_too(experiment, workplace, forked_workers):
+def test_a_sweep_killed_outright_goes_on_too(experiment, workplace):
     process = start_sweep(experiment, workplace, workers=2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -251,7 +251,7 @@ def test_a_sweep_killed_outright_goes_on_too(experiment, workplace, forked_worke
     check_that_nothing_is_lost(workplace)
 
 
-def test_a_first_mistake_does_not_use_up_the_studys_name(experiment, workplace, forked_workers):
+def test_a_first_mistake_does_not_use_up_the_studys_name(experiment, workplace):
     for setting, message in (
         ("model.path=nowhere", "model.path = 'nowhere'"),
         ("sweep.objective=eval/typo", "sweep.objective = 'eval/typo': runs log no such metric"),
@@ -282,7 +282,7 @@ def test_a_command_ends_well_where_others_are_at_work_on_every_trial(experiment,
     assert ended.returncode == 0 and "Make the figures" in ended.stdout, ended.stderr
 
 
-def test_a_run_that_explodes_fails_with_its_step_and_the_sweep_goes_on(experiment, workplace, forked_workers):
+def test_a_run_that_explodes_fails_with_its_step_and_the_sweep_goes_on(experiment, workplace):
     text = experiment.read_text().replace("update = {", 'explodes = { "train.lr" = 1e30 }\nupdate = {')
     experiment.write_text(text)
     done = invoke("sweep", experiment, "--study", "s", "--workers", 1, "--trials", 3)
@@ -294,7 +294,7 @@ def test_a_run_that_explodes_fails_with_its_step_and_the_sweep_goes_on(experimen
     assert len(failed) == 1 and "step 2" in failed[0].data.tags["workbench.reason"]
 
 
-def test_a_collapsed_trial_is_pruned_and_its_run_says_so(experiment, workplace, forked_workers):
+def test_a_collapsed_trial_is_pruned_and_its_run_says_so(experiment, workplace):
     settings = ("--set", "sweep.prune.above=-1.0", "--set", "sweep.trials=1")
     done = invoke("sweep", experiment, "--study", "s", *settings)
     assert done.returncode == 0, done.stderr

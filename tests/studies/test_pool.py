@@ -30,7 +30,7 @@ def declared(tiny, workplace):
 
 
 @pytest.fixture
-def started(declared, workplace, forked_workers):
+def started(declared, workplace):
     with WorkerPool(Experiment.resolve(declared), 2) as pool:
         yield pool
 
@@ -46,7 +46,7 @@ def test_one_of_two_prepares_and_another_takes_its_place_when_it_dies(started, c
     assert time.monotonic() - began < 10 and not any(process.is_alive() for process in started.workers.values())
 
 
-def test_what_the_worker_finds_wrong_is_raised_here(declared, workplace, forked_workers):
+def test_what_the_worker_finds_wrong_is_raised_here(declared, workplace):
     wrong = Experiment.resolve(declared | {"sweep.objective": "validation/nothing"})
     with WorkerPool(wrong, 1) as pool:
         with pytest.raises(UserError, match="runs log no such metric"):
@@ -77,7 +77,7 @@ def test_workers_that_are_not_needed_end_and_the_one_that_has_prepared_stays(sta
     assert waiting.exitcode is not None
 
 
-def test_arms_that_are_tuned_first_and_no_word_of_optunas_log(declared, workplace, forked_workers, capfd):
+def test_arms_that_are_tuned_first_and_no_word_of_optunas_log(declared, workplace, capfd):
     settings = declared | {"sweep.tuning.factors": {"train.lr": [1.0]}, "sweep.tuning.arms": ["update"]}
     done = invoke("sweep", _file(workplace, settings), "--study", "t", "--workers", 1)
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def _toml(value):
     return json.dumps(value)
 
 
-def test_workers_beyond_the_trials_are_not_started(declared, workplace, forked_workers):
+def test_workers_beyond_the_trials_are_not_started(declared, workplace):
     experiment = Experiment.resolve(declared)
     with WorkerPool(experiment, 50) as pool:
         assert pool.started == experiment.trials < 50

@@ -214,7 +214,7 @@ def wait_for(what, seconds=600):
 
 
 @pytest.mark.slow
-def test_a_command_replaces_a_worker_that_dies_and_study_goes_on_after_sigterm(file, workplace, forked_workers):
+def test_a_command_replaces_a_worker_that_dies_and_study_goes_on_after_sigterm(file, workplace):
     long = ["--set", "train.steps=400", "--set", "train.lr=1e-5"]
     command = [sys.executable, "-m", "workbench.sweep", *file, "--workers", "1", *long]
     process = subprocess.Popen(

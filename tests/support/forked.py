@@ -67,7 +67,7 @@ def start(target: Callable, *arguments: Any, **environment: str) -> multiprocess
     return process
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers of studies that this process runs are forked, where they would be spawned."""
     usual = multiprocessing.get_context

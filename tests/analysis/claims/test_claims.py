@@ -34,7 +34,7 @@ update = { like = "frozen", "reference.policy" = "update", "reference.interval" 
     return path
 
 
-def test_claims_are_measured_once_and_a_second_run_changes_nothing(experiment, workplace, forked_workers):
+def test_claims_are_measured_once_and_a_second_run_changes_nothing(experiment, workplace):
     first = invoke("claims", "small.toml", "--study", "c", "--workers", 2)
     assert first.returncode == 0, first.stderr
     rows = {row["number"]: row for row in json.loads((workplace / "reports/c/claims.json").read_text())}
