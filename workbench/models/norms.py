@@ -13,58 +13,55 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class GroupNorm(nn.GroupNorm):
-    """A group norm in its input's precision."""
+class _OwnPrecision(nn.Module):
+    """What the norms have in common; it stands before the class whose place is taken."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The norm of x, (B, C, ...), in x's precision."""
+        """The norm of x, in x's precision and shape."""
         if x.dtype == torch.float32:
             return super().forward(x)
+        # Cast as autocast casts the weights of linear layers; RMS norms of torch have no bias.
+        parameters = (getattr(self, name, None) for name in ("weight", "bias"))
+        weight, bias = (None if p is None else p.to(x.dtype) for p in parameters)
         with torch.autocast(x.device.type, enabled=False):
-            return functional.group_norm(x, self.num_groups, _like(x, self.weight), _like(x, self.bias), self.eps)
+            return self._norm(x, weight, bias)
+
+    def _norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The norm of x as one kernel, with a weight and a bias of its precision."""
+        raise NotImplementedError
 
 
-class LayerNorm(nn.LayerNorm):
-    """A layer norm in its input's precision."""
+class GroupNorm(_OwnPrecision, nn.GroupNorm):
+    """A group norm in its input's precision, (B, C, ...)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The norm over the last axes, in x's precision."""
-        if x.dtype == torch.float32:
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return functional.layer_norm(x, self.normalized_shape, _like(x, self.weight), _like(x, self.bias), self.eps)
+    def _norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return functional.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
-class RMSNorm(nn.RMSNorm):
-    """An RMS norm in its input's precision.
+class LayerNorm(_OwnPrecision, nn.LayerNorm):
+    """A layer norm in its input's precision, over the last axes."""
+
+    def _norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return functional.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class RMSNorm(_OwnPrecision, nn.RMSNorm):
+    """An RMS norm in its input's precision, over the last axes.
 
     Torch before 2.12 has no autocast for it, and falls back from one kernel to half a dozen in float32 where input and
     weight differ in precision. FLUX normalizes queries and keys in every block.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The norm over the last axes, in x's precision."""
-        if x.dtype == torch.float32:
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return functional.rms_norm(x, self.normalized_shape, _like(x, self.weight), self.eps)
+    def _norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return functional.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
-class DiffusersRMSNorm(normalization.RMSNorm):
-    """Diffusers' RMS norm, of SD3.5, Qwen-Image, Z-Image and Sana, in its input's precision and as one kernel."""
+class DiffusersRMSNorm(_OwnPrecision, normalization.RMSNorm):
+    """Diffusers' RMS norm, of SD3.5, Qwen-Image, Z-Image and Sana, in its input's precision."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The norm over the last axes, in x's precision."""
-        if x.dtype == torch.float32:
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            normed = functional.rms_norm(x, tuple(self.dim), _like(x, self.weight), self.eps)
-            return normed if self.bias is None else normed + self.bias.to(x.dtype)
-
-
-def _like(x: Tensor, parameter: Tensor | None) -> Tensor | None:
-    """A parameter in the input's precision, as autocast casts weights of linear layers; None where there is none."""
-    return None if parameter is None else parameter.to(x.dtype)
+    def _norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        normed = functional.rms_norm(x, tuple(self.dim), weight, self.eps)
+        return normed if bias is None else normed + bias
 
 
 #: What takes a norm's place; of exactly these classes, since their other subclasses have a forward of their own.
